@@ -1,0 +1,335 @@
+"""The configuration: every number of the model, the data and the training has its one home here.
+
+The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is silent, the choice that
+``docs/paper.md`` explains.  A recipe is a YAML file with the few fields that differ.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from masklab.errors import InputError
+
+Positive = Field(gt=0)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, frozen=True)
+
+
+class BackboneConfig(Section):
+    name: str = "resnet101"
+    """Any network of timm's ResNet family: resnet18 ... resnet152, resnext, wide_resnet, with or without a weights tag."""
+    pretrained: bool = True
+    """Start from timm's ImageNet weights for ``name``; false starts from random weights."""
+    weights: Path | None = None
+    """A local file with the ImageNet weights of ``name``, for machines that are offline."""
+    output_stride: Literal[8, 16, 32] = 8
+    """Pixels per cell of the last feature map; 8 is the paper's."""
+    norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
+    """Frozen batch norm (paper), trainable batch norm, or group norm (for training from scratch)."""
+    width: float = Field(1.0, gt=0, le=2)
+    """Factor on the channels of conv2 to conv5; other than 1 only from random weights."""
+    in_channels: int = Field(3, ge=1)
+    """Channels of a picture."""
+
+
+class RPNConfig(Section):
+    anchor_sizes: list[float] = Field([64.0, 128.0, 256.0, 512.0], min_length=1)
+    """Side of the square anchor at each scale, in pixels of the network's input."""
+    anchor_ratios: list[float] = Field([0.5, 1.0, 2.0], min_length=1)
+    """Width over height of the anchors at each scale."""
+    channels: int = Field(512, ge=1)
+    """Channels of the 3 x 3 convolution."""
+    rate: int = Field(2, ge=1)
+    """Atrous rate of the 3 x 3 convolution."""
+    positive_iou: float = Field(0.7, ge=0, le=1)
+    """An anchor with at least this overlap with an object is positive; so is the best anchor of each object."""
+    negative_iou: float = Field(0.3, ge=0, le=1)
+    """An anchor below this overlap with every object is negative."""
+    samples: int = Field(256, ge=1)
+    """Anchors a picture that enter the loss."""
+    positive_fraction: float = Field(0.5, ge=0, le=1)
+    """At most this share of the samples is positive."""
+    drop_crossing_anchors: bool = True
+    """In training, leave out anchors that cross the picture's border."""
+    nms_iou: float = Field(0.7, ge=0, le=1)
+    """Overlap above which the weaker of two proposals is dropped."""
+    pre_nms_train: int = Field(12000, ge=1)
+    """Best anchors a picture that enter non-maximum suppression in training."""
+    pre_nms_test: int = Field(6000, ge=1)
+    """The same at test."""
+    proposals_train: int = Field(300, ge=1)
+    """Proposals a picture kept in training."""
+    proposals_test: int = Field(300, ge=1)
+    """Proposals a picture kept at test."""
+    objectness_weight: float = Field(1.0, ge=0)
+    """Weight of the objectness loss."""
+    box_weight: float = Field(2.0, ge=0)
+    """Weight of the anchor box loss."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RPNConfig:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou must not be above positive_iou")
+        return self
+
+
+class BoxConfig(Section):
+    crop: int = Field(14, ge=2, multiple_of=2)
+    """Samples a side of the crop; a 2 x 2 maximum follows."""
+    rates: list[int] | None = None
+    """Atrous rates of the box classifier's conv5, one a unit; null means 1 everywhere."""
+    from_imagenet: bool = True
+    """Start the box classifier's conv5 from the backbone's weights ("BC" in the paper)."""
+    samples: int = Field(64, ge=1)
+    """Proposals a picture that enter the loss."""
+    positive_fraction: float = Field(0.25, ge=0, le=1)
+    """At most this share of the samples is positive."""
+    positive_iou: float = Field(0.5, ge=0, le=1)
+    """A proposal with at least this overlap with an object is positive, any other is background."""
+    append_ground_truth: bool = False
+    """Add the annotated boxes to the proposals in training."""
+    class_weight: float = Field(1.0, ge=0)
+    """Weight of the classification loss."""
+    box_weight: float = Field(2.0, ge=0)
+    """Weight of the box loss."""
+    score_threshold: float = Field(0.001, ge=0, le=1)
+    """Detections at or below this class probability are dropped."""
+    nms_iou: float = Field(0.6, ge=0, le=1)
+    """Overlap above which the weaker of two detections of one class is dropped."""
+    max_detections: int = Field(100, ge=1)
+    """Detections a picture."""
+
+
+class MaskConfig(Section):
+    crop: int = Field(41, ge=3)
+    """Samples a side of the mask."""
+    semantic: bool = True
+    """Use the semantic logits."""
+    direction: bool = True
+    """Use the direction logits."""
+    directions: int = Field(8, ge=2)
+    """Number of directions."""
+    distance_bins: int = Field(4, ge=1)
+    """Number of distance bins in each direction."""
+    distance_metric: Literal["linf", "l2_side", "l2_corner"] = "linf"
+    """Distance from the box's centre: squares, circles by half the side, circles by half the diagonal."""
+    start_degrees: float = 0.0
+    """Where the first direction begins."""
+    rates: list[int] | None = None
+    """Atrous rates of the conv5 that semantic and direction logits share; null keeps the pretrained function."""
+    refine_levels: list[Literal["conv1", "conv2", "conv3"]] = ["conv1", "conv2"]
+    """Feature maps that refine the coarse mask; an empty list switches refinement off."""
+    refine_channels: int = Field(64, ge=1)
+    """Filters of each of the three 5 x 5 refinement convolutions."""
+    coarse_weight: float = Field(1.0, ge=0)
+    """Weight of the coarse mask loss."""
+    refined_weight: float = Field(1.0, ge=0)
+    """Weight of the refined mask loss."""
+    train_masks: int = Field(100, ge=1)
+    """Annotated objects a picture whose masks are trained on, drawn at random when there are more."""
+    train_refined: int = Field(100, ge=1)
+    """The same for the refined masks, which cost more."""
+
+    @model_validator(mode="after")
+    def _something_to_see(self) -> MaskConfig:
+        if not (self.semantic or self.direction):
+            raise ValueError("semantic and direction are both false, so there is no mask to predict: set one of them")
+        return self
+
+
+class ModelConfig(Section):
+    num_classes: int | None = Field(None, ge=1)
+    """Foreground classes; null takes them from the training data."""
+    coord_mode: Literal["exact", "tf"] = "exact"
+    """Where a feature cell lies in the picture: its true place, or TensorFlow's corner-aligned one."""
+    backbone: BackboneConfig = BackboneConfig()
+    rpn: RPNConfig = RPNConfig()
+    box: BoxConfig = BoxConfig()
+    mask: MaskConfig = MaskConfig()
+
+
+class AugmentConfig(Section):
+    horizontal_flip: bool = True
+    """Mirror left and right with probability one half."""
+    vertical_flip: bool = False
+    """Mirror top and bottom with probability one half."""
+    quarter_turns: bool = False
+    """Turn by 0, 90, 180 or 270 degrees."""
+    scale_jitter: tuple[float, float] | None = None
+    """Further factor on the scale, drawn log-uniformly between these two."""
+    crop: int | None = Field(None, ge=16)
+    """Side of a random square crop in pixels of the network's input; null uses whole pictures."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """Factor on the brightness, drawn from 1 - b to 1 + b."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """Factor on the contrast, drawn from 1 - c to 1 + c."""
+    saturation: float = Field(0.0, ge=0, le=1)
+    """Factor on the saturation, drawn from 1 - s to 1 + s."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Turn of the hue, drawn from -h to h."""
+    invert: float = Field(0.0, ge=0, le=1)
+    """Probability of turning the picture into its negative."""
+
+
+class PictureConfig(Section):
+    scale: float | None = Field(None, gt=0)
+    """Fixed factor from the picture to the network's input; null uses min_side and max_side."""
+    min_side: int = Field(600, ge=1)
+    """Shortest side of the network's input."""
+    max_side: int = Field(1024, ge=1)
+    """Longest side of the network's input, which wins over min_side."""
+    mean: list[float] = [0.485, 0.456, 0.406]
+    """Mean of each channel, of pictures scaled to 0..1."""
+    std: list[float] = [0.229, 0.224, 0.225]
+    """Standard deviation of each channel, of pictures scaled to 0..1."""
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PictureConfig:
+        if self.min_side > self.max_side:
+            raise ValueError("min_side must not be above max_side")
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean and std must have the same length")
+        return self
+
+
+class TrainConfig(Section):
+    steps: int = Field(1_500_000, ge=1)
+    """Optimiser steps in all."""
+    batch_size: int = Field(1, ge=1)
+    """Pictures a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum (paper) or AdamW."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Learning rate after warm-up."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, on weights of two or more dimensions."""
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """How the learning rate falls: by 10 at each milestone, linearly to zero, or as a half cosine to zero."""
+    milestones: list[float] = [0.6, 0.8]
+    """Shares of the steps at which the step schedule divides the learning rate by 10."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from near zero."""
+    clip_norm: float | None = Field(10.0, gt=0)
+    """Largest norm of the gradient; null does not clip."""
+    clip_by: Literal["parameter", "global"] = "parameter"
+    """Clip each parameter's gradient (paper's library) or all of them together."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Number format of the convolutions; auto takes bf16 where the hardware has it."""
+    validate_every: int = Field(5000, ge=1)
+    """Steps between two validations."""
+    validate_pictures: int | None = Field(None, ge=1)
+    """Validate on at most this many pictures during training; null uses all."""
+    log_every: int = Field(20, ge=1)
+    """Steps between two lines of the log."""
+    workers: int = Field(2, ge=0)
+    """Processes that load pictures."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that is drawn at random."""
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    pictures: PictureConfig = PictureConfig()
+    """How pictures become the network's input."""
+    train: TrainConfig = TrainConfig()
+    """How the network is trained."""
+    data: Path | None = None
+    """Folder of the data set, with the splits train and val."""
+    output: Path | None = None
+    """Folder of the run, for weights and logs."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        channels = self.model.backbone.in_channels
+        if len(self.pictures.mean) != channels:
+            raise ValueError(
+                f"pictures.mean has {len(self.pictures.mean)} values but model.backbone.in_channels is {channels}: give one mean and std a channel"
+            )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("masklab") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a recipe and check it.
+
+    ``recipe`` is the name of one that comes with the package or the path of a YAML file; a line
+    ``base: NAME`` in it names the recipe that it changes.  ``overrides`` is a nested dictionary of
+    fields that win over the recipe.  Raises `InputError` for an unknown recipe, field or value.
+    """
+    return validate(_merge(_read_recipe(str(recipe), ()), overrides or {}), f"recipe {recipe}")
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """Build a `Config` from nested values; `InputError` names ``source`` and the field at fault."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            parent = ".".join(str(part) for part in first["loc"][:-1])
+            hint = f"no such field; `masklab train --help` lists the fields{' of ' + parent if parent else ''}"
+        else:
+            hint = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{source}: {field + ': ' if field else ''}{hint}.") from None
+
+
+def describe_recipes() -> dict[str, str]:
+    """Name and one-sentence description of each packaged recipe."""
+    folder = resources.files("masklab") / "recipes"
+    return {name: yaml.safe_load((folder / f"{name}.yaml").read_text())["description"] for name in recipe_names()}
+
+
+def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if recipe in seen:
+        raise InputError(
+            f"recipe {recipe} is its own base ({' -> '.join((*seen, recipe))}): remove one of the base lines."
+        )
+    packaged = resources.files("masklab") / "recipes" / f"{recipe}.yaml"
+    if recipe in recipe_names():
+        text = packaged.read_text()
+    elif Path(recipe).suffix in (".yaml", ".yml") and Path(recipe).is_file():
+        text = Path(recipe).read_text()
+    else:
+        raise InputError(
+            f"there is no recipe {recipe}: use one of {', '.join(recipe_names())}, or the path of a YAML file."
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"recipe {recipe} is not valid YAML ({' '.join(str(error).split())}): correct the file."
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"recipe {recipe} must be a mapping of fields, such as `train: {{steps: 100}}`: correct the file."
+        )
+    values.pop("description", None)
+    base = values.pop("base", None)
+    return _merge(_read_recipe(str(base), (*seen, recipe)), values) if base else values
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

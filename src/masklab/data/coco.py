@@ -1,0 +1,261 @@
+"""COCO data sets: finding, checking and reading one split, with its masks kept as run lengths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.data.objects import Objects
+from masklab.errors import InputError
+from masklab.ops import rle
+from masklab.pictures import read_picture
+from masklab.structures import ClassTable
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One entry of a split: COCO's image id, the file, and ``(height, width)`` as the JSON gives it."""
+
+    image_id: int | str
+    path: Path
+    size: tuple[int, int]
+
+
+def find_split(folder: str | Path, split: str) -> tuple[Path, Path]:
+    """Find a split's JSON file and picture folder.
+
+    Either ``FOLDER/SPLIT.json`` with ``FOLDER/SPLIT/``, or COCO's own
+    ``FOLDER/annotations/instances_SPLIT2017.json`` with ``FOLDER/SPLIT2017/``, of any year or none.
+    Raises `InputError` that says what was looked for.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such data set folder; correct the path.")
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
+        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
+    simple = folder / f"{split}.json"
+    pairs = [(simple, folder / split)] if simple.is_file() else []
+    pattern = re.compile(rf"instances_({re.escape(split)}(?:\d{{4}})?)\.json")
+    official = folder / "annotations"
+    for entry in sorted(official.iterdir()) if official.is_dir() else []:
+        if match := pattern.fullmatch(entry.name):
+            pairs.append((entry, folder / match[1]))
+    complete = [pair for pair in pairs if pair[1].is_dir()]
+    if len(complete) > 1:
+        names = ", ".join(str(pair[0].relative_to(folder)) for pair in complete)
+        raise InputError(
+            f"{folder} holds several splits called {split} ({names}); name one with its year, or move one."
+        )
+    if complete:
+        return complete[0]
+    if pairs:
+        raise InputError(f"{pairs[0][0]} has no picture folder: put its pictures into {pairs[0][1]}.")
+    raise InputError(
+        f"{folder} holds no split {split}: neither {split}.json with a folder {split} nor "
+        f"annotations/instances_{split}2017.json with a folder {split}2017 was found; correct the path or the name."
+    )
+
+
+class CocoSplit:
+    """One split of a COCO data set, read and checked once.
+
+    ``pictures`` are in the order of the JSON, those without objects included; ``categories`` is the
+    class table; ``ground_truth`` is the JSON as it was read.  Masks become run lengths when a picture's
+    objects are first asked for, and stay so.  Annotations that cannot be trained on are left out and
+    counted by reason in ``skipped``, as pictures are met; `summary` meets them all.
+
+    Raises `InputError` for a file that is not COCO, or that contradicts itself or the folder.
+    """
+
+    def __init__(self, json_path: str | Path, picture_folder: str | Path, categories: ClassTable | None = None) -> None:
+        self.json_path, self.folder = Path(json_path), Path(picture_folder)
+        self.ground_truth = _read_json(self.json_path)
+        own = ClassTable.from_categories(self.ground_truth["categories"], self.json_path)
+        self.categories = categories or own
+        self.categories.check_covers(own, self.json_path)
+        self.pictures = _read_pictures(self.ground_truth["images"], self.json_path, self.folder)
+        self.skipped: Counter[str] = Counter()
+        self._annotations = self._by_picture()
+        self._objects: dict[int, Objects] = {}
+
+    @classmethod
+    def find(cls, folder: str | Path, split: str, categories: ClassTable | None = None) -> CocoSplit:
+        """Find the split in a data set folder and read it; see `find_split`."""
+        return cls(*find_split(folder, split), categories)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def most_objects(self) -> int:
+        """The largest number of annotations of one picture, crowds left out."""
+        return max((sum(not _is_crowd(a) for a in group) for group in self._annotations), default=0)
+
+    def objects(self, index: int) -> Objects:
+        """The objects of picture ``index``."""
+        if index not in self._objects:
+            self._objects[index] = self._convert(index)
+        return self._objects[index]
+
+    def read(self, index: int, channels: int) -> NDArray[np.uint8]:
+        """Picture ``index`` as ``(channels, H, W)`` uint8; `InputError` if its size is not the JSON's."""
+        picture = self.pictures[index]
+        values = read_picture(picture.path, channels)
+        found = values.shape[1:]
+        if found != picture.size:
+            raise InputError(
+                f"{picture.path} is {found[1]} wide and {found[0]} high (EXIF orientation applied) but {self.json_path} "
+                f"says {picture.size[1]} wide and {picture.size[0]} high; correct the JSON or replace the picture."
+            )
+        return values
+
+    def summary(self) -> str:
+        """One line on what the split holds and what was skipped; converts every mask on the way."""
+        groups = [self.objects(index) for index in range(len(self))]
+        objects, ignored = sum(map(len, groups)), sum(len(group.ignored) for group in groups)
+        empty = sum(len(group) == 0 for group in groups)
+        line = (
+            f"{self.json_path}: {len(self)} pictures ({empty} without objects), {objects} objects, "
+            f"{ignored} crowd regions, {len(self.categories)} classes"
+        )
+        if self.skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            line += f"; skipped {self.skipped.total()} annotations ({reasons})"
+        return line
+
+    def _by_picture(self) -> list[list[dict[str, Any]]]:
+        place = {picture.image_id: index for index, picture in enumerate(self.pictures)}
+        groups: list[list[dict[str, Any]]] = [[] for _ in self.pictures]
+        for annotation in self.ground_truth["annotations"]:
+            image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+            if not isinstance(image_id, (int, str)) or image_id not in place:
+                number = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
+                raise InputError(
+                    f"{self.json_path}: annotation {number} belongs to image id {image_id}, which is not "
+                    "among the images; add the image or remove the annotation."
+                )
+            groups[place[image_id]].append(annotation)
+        return groups
+
+    def _convert(self, index: int) -> Objects:
+        size = self.pictures[index].size
+        masks: list[NDArray[np.int64]] = []
+        labels: list[int] = []
+        ignored: list[tuple[float, ...]] = []
+        for annotation in self._annotations[index]:
+            category = annotation.get("category_id")
+            label = self.categories.labels.get(category) if isinstance(category, int) else None
+            runs = _runs_or_reason(annotation, size)
+            if _is_crowd(annotation):
+                box = _annotated_box(annotation, size) if isinstance(runs, str) else rle.bounds(runs, size)
+                if box is not None:
+                    ignored.append(box)
+                    continue
+            if isinstance(runs, str):
+                self.skipped[runs] += 1
+            elif label is None:
+                self.skipped["unknown category"] += 1
+            else:
+                masks.append(runs)
+                labels.append(label)
+        return Objects.build(size, masks, labels, ignored)
+
+
+def _is_crowd(annotation: dict[str, Any]) -> bool:
+    return bool(annotation.get("iscrowd", 0))
+
+
+def _runs_or_reason(annotation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.int64] | str:
+    """The run lengths of an annotation, or why it has none."""
+    try:
+        runs = rle.runs_from_segmentation(annotation.get("segmentation"), size)
+    except ValueError:
+        return "malformed segmentation"
+    if rle.area(runs):
+        return runs
+    box: Any = annotation.get("bbox")
+    if _is_box(box) and min(box[2:]) > 0 and _annotated_box(annotation, size) is None:
+        return "outside the picture"
+    return "empty mask"
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and v == v for v in box)
+
+
+def _annotated_box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[float, ...] | None:
+    """COCO's own ``bbox`` (x, y, width, height) as ``xyxy`` inside the picture; ``None`` if nothing is left."""
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or not _is_box(box):
+        return None
+    x1, y1 = max(box[0], 0), max(box[1], 0)
+    x2, y2 = min(box[0] + box[2], size[1]), min(box[1] + box[3], size[0])
+    return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); replace or repair the file.") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(values, dict) or not isinstance(values.get(key), list):
+            raise InputError(f"{path} is not a COCO instances file: it has no list {key!r}; name another file.")
+    return values
+
+
+def _read_pictures(images: Iterable[Any], json_path: Path, folder: Path) -> list[Picture]:
+    pictures = [_read_entry(entry, json_path, folder) for entry in images]
+    repeated = [image_id for image_id, n in Counter(p.image_id for p in pictures).items() if n > 1]
+    if repeated:
+        raise InputError(f"{json_path}: image id {repeated[0]} occurs twice; give each image its own id.")
+    try:
+        present = set(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); correct the picture folder.") from None
+    flat = [(p.path, p.path.name in present if p.path.parent == folder else p.path.is_file()) for p in pictures]
+    missing = [path for path, there in flat if not there]
+    if missing:
+        raise InputError(
+            f"{missing[0]} is missing ({len(missing)} of the {len(pictures)} pictures of {json_path} are); "
+            "restore the pictures or remove them from the JSON."
+        )
+    return pictures
+
+
+def _read_entry(entry: Any, json_path: Path, folder: Path) -> Picture:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
+        raise InputError(f"{json_path}: an entry of images has no id; correct the file.")
+    image_id, name = entry["id"], entry.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{json_path}: image {image_id} has no file_name; correct the file.")
+    parts = re.split(r"[/\\]", name)
+    if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
+        raise InputError(
+            f"{json_path}: image {image_id} has file_name {name!r}, which leaves {folder}; correct the file."
+        )
+    size = (_side(entry, "height", json_path), _side(entry, "width", json_path))
+    return Picture(image_id, folder / name, size)
+
+
+def _side(entry: dict[str, Any], key: str, json_path: Path) -> int:
+    value: Any = entry.get(key)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 1 <= value < 2**31 or value != int(value):
+        raise InputError(
+            f"{json_path}: image {entry['id']} has {key} {value!r}, which must be a whole number of pixels; "
+            "correct the file."
+        )
+    return int(value)

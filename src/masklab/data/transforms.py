@@ -1,0 +1,233 @@
+"""Resizing and augmenting pictures, and remembering where each pixel came from.
+
+A picture goes through functions of ``torchvision.transforms.v2`` together with a `Geometry`, for which
+kernels are registered here.  Objects are not transformed: their targets are made afterwards, from run
+lengths and the geometry (`masklab.data.objects.make_targets`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from masklab.config import AugmentConfig, PictureConfig
+from masklab.errors import InputError
+from masklab.pictures import Size, network_size, resize
+
+Floats = NDArray[np.float64]
+
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+class Geometry(tv_tensors.TVTensor):
+    """Where the pixels of a transformed picture lie in its source.
+
+    A 3 x 3 float64 matrix that maps a place ``(x, y, 1)`` in the output to one in the source, both in
+    pixels with pixel (0, 0) covering ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the
+    output's and the source's ``(height, width)``.  Flips, quarter turns, resizing, cropping and padding
+    are followed; a transform that would tilt the axes raises `TypeError`.
+    """
+
+    canvas_size: Size
+    source_size: Size
+
+    def __new__(cls, matrix: Any, canvas_size: Size, source_size: Size) -> Geometry:
+        geometry = torch.as_tensor(matrix, dtype=torch.float64).as_subclass(cls)
+        geometry.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
+        geometry.source_size = (int(source_size[0]), int(source_size[1]))
+        return geometry
+
+    @classmethod
+    def identity(cls, size: Size) -> Geometry:
+        """The geometry of an untouched picture of ``(height, width)``."""
+        return cls(np.eye(3), size, size)
+
+    def after(self, step: Any, canvas_size: Any) -> Geometry:
+        """The geometry after one more step, whose matrix maps its output to its input."""
+        return Geometry(self.matrix() @ np.asarray(step, np.float64), tuple(canvas_size), self.source_size)
+
+    def matrix(self) -> Floats:
+        return self.as_subclass(Tensor).numpy()
+
+    def axes_to_source(self, xs: Floats, ys: Floats) -> tuple[Floats, Floats, bool]:
+        """Output columns and rows to source x and source y, and whether a quarter turn swapped them.
+
+        When it did, source x follows from ``ys`` and source y from ``xs``.
+        """
+        (xx, xy, x0), (yx, yy, y0), _ = self.matrix()
+        if xx:
+            return xx * xs + x0, yy * ys + y0, False
+        return xy * ys + x0, yx * xs + y0, True
+
+    def boxes_to_output(self, boxes: NDArray[Any]) -> Floats:
+        """Boxes ``(N, 4)`` xyxy in the source to the output, clipped to it."""
+        inverse = np.linalg.inv(self.matrix())
+        corners = boxes.astype(np.float64).reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
+        height, width = self.canvas_size
+        return _whole(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
+            0, (width, height, width, height)
+        )
+
+    def view(self) -> Floats:
+        """The part of the source that the output shows, as a box ``(4,)`` xyxy inside the source."""
+        height, width = self.canvas_size
+        corners = np.array([[0, 0, 1], [width, height, 1]]) @ self.matrix().T[:, :2]
+        high, wide = self.source_size
+        return _whole(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
+
+    def magnification(self) -> float:
+        """Output pixels a source pixel."""
+        return 1 / float(abs(np.linalg.det(self.matrix()[:2, :2])))
+
+
+def _whole(values: Floats) -> Floats:
+    """Undo the rounding of matrix products: what is within a millionth of a whole number is one."""
+    nearest = np.rint(values)
+    return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
+
+
+@v2.functional.register_kernel(F.horizontal_flip, Geometry)
+def _horizontal_flip(geometry: Geometry) -> Geometry:
+    return geometry.after([[-1, 0, geometry.canvas_size[1]], [0, 1, 0], [0, 0, 1]], geometry.canvas_size)
+
+
+@v2.functional.register_kernel(F.vertical_flip, Geometry)
+def _vertical_flip(geometry: Geometry) -> Geometry:
+    return geometry.after([[1, 0, 0], [0, -1, geometry.canvas_size[0]], [0, 0, 1]], geometry.canvas_size)
+
+
+@v2.functional.register_kernel(F.crop, Geometry)
+def _crop(geometry: Geometry, top: int, left: int, height: int, width: int) -> Geometry:
+    return geometry.after([[1, 0, left], [0, 1, top], [0, 0, 1]], (height, width))
+
+
+@v2.functional.register_kernel(F.resize, Geometry)
+def _resize(geometry: Geometry, size: Any, *_: Any, max_size: int | None = None, **__: Any) -> Geometry:
+    old = geometry.canvas_size
+    _, new = F.resize_bounding_boxes(torch.zeros(1, 4), old, size, max_size=max_size)
+    return geometry.after(np.diag([old[1] / new[1], old[0] / new[0], 1]), new)
+
+
+@v2.functional.register_kernel(F.pad, Geometry)
+def _pad(geometry: Geometry, padding: Any, *_: Any, **__: Any) -> Geometry:
+    xyxy = tv_tensors.BoundingBoxFormat.XYXY
+    moved, new = F.pad_bounding_boxes(torch.zeros(1, 4), xyxy, geometry.canvas_size, padding)
+    left, top = moved[0, :2].tolist()
+    return geometry.after([[1, 0, -left], [0, 1, -top], [0, 0, 1]], new)
+
+
+@v2.functional.register_kernel(F.resized_crop, Geometry)
+def _resized_crop(
+    geometry: Geometry, top: int, left: int, height: int, width: int, size: Any, *_: Any, **__: Any
+) -> Geometry:
+    return _resize(_crop(geometry, top, left, height, width), size)
+
+
+def _refuse(geometry: Geometry, *_: Any, **__: Any) -> Geometry:
+    raise TypeError("a Geometry follows flips, quarter turns, resize, crop and pad only; leave this transform out")
+
+
+for _functional in (F.affine, F.rotate, F.perspective, F.elastic, F.center_crop, F.five_crop, F.ten_crop):
+    v2.functional.register_kernel(_functional, Geometry)(_refuse)
+
+
+class QuarterTurn(v2.Transform):
+    """Turn pictures and geometries anticlockwise by ``turns`` times 90 degrees; null draws 0, 1, 2 or 3."""
+
+    def __init__(self, turns: int | None = None) -> None:
+        super().__init__()
+        self.turns = turns
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"turns": int(torch.randint(4, ())) if self.turns is None else self.turns % 4}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return quarter_turn(inpt, params["turns"])
+
+
+def quarter_turn(inpt: Any, turns: int) -> Any:
+    """Turn a picture ``(..., H, W)`` or a `Geometry` anticlockwise by ``turns`` times 90 degrees."""
+    if not isinstance(inpt, Geometry):
+        turned = torch.rot90(inpt, turns, (-2, -1))
+        return tv_tensors.wrap(turned, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else turned
+    for _ in range(turns % 4):
+        height, width = inpt.canvas_size
+        inpt = inpt.after([[0, -1, width], [1, 0, 0], [0, 0, 1]], (width, height))
+    return inpt
+
+
+def augment(
+    picture: Tensor, geometry: Geometry, config: PictureConfig, rng: np.random.Generator
+) -> tuple[Tensor, Geometry]:
+    """Bring a picture ``(C, H, W)`` uint8 to the network's scale with the configured random changes.
+
+    Everything random is drawn from ``rng``.  The window of a random crop is cut before resizing.
+    Raises `InputError` for changes of colour that need 3 channels when there is another number.
+    """
+    change = config.augment
+    picture, geometry = _window(picture, geometry, config, rng)
+    if change.horizontal_flip and rng.random() < 0.5:
+        picture, geometry = F.horizontal_flip(picture), F.horizontal_flip(geometry)
+    if change.vertical_flip and rng.random() < 0.5:
+        picture, geometry = F.vertical_flip(picture), F.vertical_flip(geometry)
+    if change.quarter_turns:
+        turns = int(rng.integers(4))
+        picture, geometry = quarter_turn(picture, turns), quarter_turn(geometry, turns)
+    return _recolour(picture, change, rng), geometry
+
+
+def _window(
+    picture: Tensor, geometry: Geometry, config: PictureConfig, rng: np.random.Generator
+) -> tuple[Tensor, Geometry]:
+    """Scale, jitter and crop."""
+    factor = 1.0
+    if config.augment.scale_jitter is not None:
+        low, high = np.log(config.augment.scale_jitter)
+        factor = float(np.exp(rng.uniform(low, high)))
+    source = geometry.canvas_size
+    target = network_size(source, config, factor)
+    if config.augment.crop is not None:
+        wanted = (min(target[0], config.augment.crop), min(target[1], config.augment.crop))
+        height, width = (max(1, round(s * w / t)) for s, w, t in zip(source, wanted, target, strict=True))
+        top, left = int(rng.integers(source[0] - height + 1)), int(rng.integers(source[1] - width + 1))
+        picture, geometry = (F.crop(item, top, left, height, width) for item in (picture, geometry))
+        target = wanted
+    return resize(picture, target), resize(geometry, target)
+
+
+def _recolour(picture: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """All changes of colour as one linear map of a pixel's channels."""
+    if not any((change.brightness, change.contrast, change.saturation, change.hue, change.invert)):
+        return picture
+    gain, offset = 1.0, 0.0
+    values = picture.to(torch.float32)
+    if change.saturation or change.hue:
+        if picture.shape[0] != 3:
+            raise InputError(
+                f"pictures.augment.saturation and hue need pictures of 3 channels, not {picture.shape[0]}; set both to 0."
+            )
+        chroma = rng.uniform(1 - change.saturation, 1 + change.saturation)
+        values = (_chroma_matrix(chroma, rng.uniform(-change.hue, change.hue)) @ values.flatten(1)).view_as(values)
+    if change.brightness:
+        gain = rng.uniform(1 - change.brightness, 1 + change.brightness)
+    if change.contrast:
+        contrast = rng.uniform(1 - change.contrast, 1 + change.contrast)
+        gain, offset = gain * contrast, (1 - contrast) * gain * float(values.mean())
+    if change.invert and rng.random() < change.invert:
+        gain, offset = -gain, 255 - offset
+    return values.mul_(gain).add_(offset).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _chroma_matrix(saturation: float, hue: float) -> Tensor:
+    """``(3, 3)``: stretch the colour plane of YIQ by ``saturation`` and turn it by ``hue`` full turns."""
+    angle = 2 * np.pi * hue
+    plane = np.eye(3)
+    plane[1:, 1:] = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return torch.from_numpy(np.linalg.inv(RGB_TO_YIQ) @ plane @ RGB_TO_YIQ).to(torch.float32)

@@ -1,0 +1,13 @@
+"""The one error that bad input raises: a sentence that names the file or field and the next step."""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used.
+
+    The message is one sentence that names the file or field and says what to do next.
+    The command line prints it and exits with code 2; from Python it is an ordinary exception.
+    """
+
+
+class BrokenLossError(RuntimeError):
+    """A loss became NaN or infinite: the message names the step, the loss and the pictures."""

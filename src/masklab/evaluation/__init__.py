@@ -1,0 +1,15 @@
+"""How good are results? COCO average precision, matched objects in dense scenes, and their report."""
+
+from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.matching import Overlaps, matching_metrics, overlaps, tune_score_threshold
+from masklab.evaluation.report import print_report, write_metrics
+
+__all__ = [
+    "Overlaps",
+    "coco_metrics",
+    "matching_metrics",
+    "overlaps",
+    "print_report",
+    "tune_score_threshold",
+    "write_metrics",
+]

@@ -1,0 +1,128 @@
+"""COCO average precision of masks and boxes, at any cap on the detections of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+from numpy.typing import NDArray
+
+from masklab.errors import InputError
+from masklab.evaluation.inputs import EvaluationInputs, Region, read_inputs
+
+COCO_CAP = 100
+# axes of the precision array: IoU threshold, recall, class, area range, cap
+Precision = NDArray[np.float64]
+
+
+def coco_metrics(
+    ground_truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    max_detections: int,
+    image_ids: Iterable[int | str] | None = None,
+) -> dict[str, Any]:
+    """COCO average precision of ``results``, a list in COCO's results format, against ``ground_truth``.
+
+    ``max_detections`` is the cap, which COCO applies to each picture and class; ``image_ids`` limits the
+    evaluation to some pictures.  Nothing is printed and no argument is changed.  The return value holds
+
+    ====================  ===========================================================================
+    key                   value
+    ====================  ===========================================================================
+    ``mask``, ``box``     ``AP`` (mean over IoU 0.50:0.05:0.95), ``AP50``, ``AP75``; ``APs``, ``APm``
+                          and ``APl`` for objects of up to 32 x 32, up to 96 x 96 and more pixels; all
+                          at ``max_detections``; ``AP_max100`` is ``AP`` at COCO's own cap of 100
+    ``per_class``         for each class name ``mask_AP``, ``mask_AP50``, ``box_AP`` and ``objects``,
+                          the number of annotated objects that are not crowds
+    ``max_detections``    the cap
+    ====================  ===========================================================================
+
+    A value is ``None`` where there is no object to measure.  Figures equal those of pycocotools, with
+    these differences on purpose: the stock summary prints -1 at caps other than 100; a detection's area is
+    its mask's for mask figures and its box's for box figures, where pycocotools takes the box's for both
+    when results carry both; an annotation of id 0, which pycocotools never counts as found, is one like
+    any other.  Source: the COCO detection challenge; Lin et al., ECCV 2014.
+
+    Raises `InputError` for a cap below 1 and as `read_inputs` does.
+    """
+    if max_detections < 1:
+        raise InputError(f"max_detections is {max_detections}: give 1 or more.")
+    inputs = read_inputs(ground_truth, results, image_ids)
+    caps = sorted({COCO_CAP, max_detections})
+    at, at_100 = caps.index(max_detections), caps.index(COCO_CAP)
+    truth = _ground_truth(inputs)
+    masks = _precision(truth, inputs, "segm", caps)
+    boxes = _precision(truth, inputs, "bbox", caps)
+    return {
+        "mask": _summary(masks, at, at_100),
+        "box": _summary(boxes, at, at_100),
+        "per_class": _per_class(inputs, masks[..., 0, at], boxes[..., 0, at]),
+        "max_detections": max_detections,
+    }
+
+
+def _ground_truth(inputs: EvaluationInputs) -> COCO:
+    images = [
+        {"id": n, "height": height, "width": width, "file_name": ""}
+        for n, (height, width) in enumerate(inputs.sizes, 1)
+    ]
+    annotations = [
+        _entry(region)
+        | {"id": n, "bbox": region.box, "segmentation": region.mask, "area": region.area, "iscrowd": int(region.crowd)}
+        for n, region in enumerate(inputs.objects, 1)
+    ]
+    categories = [{"id": n, "name": name} for n, name in enumerate(inputs.class_names, 1)]
+    return COCO({"images": images, "annotations": annotations, "categories": categories})
+
+
+def _entry(region: Region) -> dict[str, Any]:
+    return {"image_id": region.picture + 1, "category_id": region.label + 1, "score": region.score}
+
+
+def _precision(truth: COCO, inputs: EvaluationInputs, kind: Literal["segm", "bbox"], caps: list[int]) -> Precision:
+    if kind == "segm":
+        results = [_entry(region) | {"segmentation": region.mask} for region in inputs.detections]
+    else:
+        results = [_entry(region) | {"bbox": region.box} for region in inputs.detections]
+    evaluation = COCOeval(truth, truth.load_res(results), kind)
+    evaluation.params.max_dets = caps
+    evaluation.evaluate()
+    evaluation.accumulate()
+    accumulated = evaluation.eval
+    assert accumulated is not None
+    precision: Precision = accumulated["precision"]
+    return precision
+
+
+def _summary(precision: Precision, at: int, at_100: int) -> dict[str, float | None]:
+    return {
+        "AP": _mean(precision[..., 0, at]),
+        "AP50": _mean(precision[0, ..., 0, at]),
+        "AP75": _mean(precision[5, ..., 0, at]),
+        "APs": _mean(precision[..., 1, at]),
+        "APm": _mean(precision[..., 2, at]),
+        "APl": _mean(precision[..., 3, at]),
+        "AP_max100": _mean(precision[..., 0, at_100]),
+    }
+
+
+def _per_class(inputs: EvaluationInputs, masks: Precision, boxes: Precision) -> dict[str, dict[str, Any]]:
+    counts = [0] * len(inputs.class_names)
+    for region in inputs.objects:
+        counts[region.label] += not region.crowd
+    return {
+        name: {
+            "mask_AP": _mean(masks[..., n]),
+            "mask_AP50": _mean(masks[0, ..., n]),
+            "box_AP": _mean(boxes[..., n]),
+            "objects": counts[n],
+        }
+        for n, name in enumerate(inputs.class_names)
+    }
+
+
+def _mean(precision: Precision) -> float | None:
+    measured = precision[precision > -1]
+    return float(measured.mean()) if measured.size else None

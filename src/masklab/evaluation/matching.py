@@ -1,0 +1,240 @@
+"""Dense-scene accuracy: AP(t) = TP / (TP + FP + FN) at mask IoU t, added up in three ways.
+
+Detections with at least a score threshold count, and are not ranked beyond that.  Letters for shapes:
+N pictures, D detections, T IoU thresholds, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hotcoco import mask
+from numpy.typing import NDArray
+
+from masklab.errors import InputError
+from masklab.evaluation.inputs import Region, read_inputs
+
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """All that the matching metrics need, computed once; detections are numbered over all pictures.
+
+    =====================  ========  =======  ==========================================================
+    name                   shape     dtype    meaning
+    =====================  ========  =======  ==========================================================
+    ``objects``            ``(N,)``  int64    annotated objects of each picture, crowds left out
+    ``scores``             ``(D,)``  float64  score of each detection
+    ``pictures``           ``(D,)``  int64    picture of each detection, ``0..N-1``
+    ``in_crowd``           ``(D,)``  bool     more than half of the detection lies in one crowd
+    ``pair_detections``    ``(P,)``  int64    detection of each pair of the same class with IoU >= 0.5
+    ``pair_objects``       ``(P,)``  int64    object of the pair, numbered over all pictures
+    ``pair_ious``          ``(P,)``  float64  mask IoU of the pair
+    =====================  ========  =======  ==========================================================
+    """
+
+    objects: Ints
+    scores: Floats
+    pictures: Ints
+    in_crowd: Bools
+    pair_detections: Ints
+    pair_objects: Ints
+    pair_ious: Floats
+
+
+def overlaps(
+    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], image_ids: Iterable[int | str] | None = None
+) -> Overlaps:
+    """Mask overlaps of the results with the objects of their picture and class.
+
+    Only pairs whose boxes overlap are compared, so the cost grows with the objects, not with their square.
+    Raises `InputError` as `read_inputs` does.
+    """
+    inputs = read_inputs(ground_truth, results, image_ids)
+    detections = inputs.detections
+    rows: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, region in enumerate(detections):
+        rows[region.picture, region.label].append(row)
+    columns: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for column, region in enumerate(inputs.objects):
+        columns[region.picture, region.label].append(column)
+    in_crowd = np.zeros(len(detections), bool)
+    pairs: list[tuple[int, int, float]] = []
+    for key in rows.keys() & columns.keys():
+        _compare(detections, rows[key], inputs.objects, columns[key], in_crowd, pairs)
+    counted = [region.picture for region in inputs.objects if not region.crowd]
+    return Overlaps(
+        objects=np.bincount(counted, minlength=len(inputs.image_ids)).astype(np.int64),
+        scores=np.array([region.score for region in detections], np.float64),
+        pictures=np.array([region.picture for region in detections], np.int64),
+        in_crowd=in_crowd,
+        pair_detections=np.array([row for row, _, _ in pairs], np.int64),
+        pair_objects=np.array([column for _, column, _ in pairs], np.int64),
+        pair_ious=np.array([iou for _, _, iou in pairs], np.float64),
+    )
+
+
+def _compare(
+    detections: list[Region],
+    rows: list[int],
+    objects: list[Region],
+    columns: list[int],
+    in_crowd: Bools,
+    pairs: list[tuple[int, int, float]],
+) -> None:
+    """Add what the detections ``rows`` and the objects ``columns`` of one picture and class share."""
+    x, y, width, height = mask.to_bbox([detections[row].mask for row in rows]).T
+    for column in columns:
+        other = objects[column]
+        x2, y2, width2, height2 = mask.to_bbox(other.mask)
+        touches = (x < x2 + width2) & (x2 < x + width) & (y < y2 + height2) & (y2 < y + height)
+        near = [rows[place] for place in np.flatnonzero(touches)]
+        if not near:
+            continue
+        shares = mask.iou([detections[row].mask for row in near], [other.mask], [other.crowd])[:, 0]
+        for row, share in zip(near, shares.tolist(), strict=True):
+            if other.crowd:
+                in_crowd[row] |= share > 0.5
+            elif share >= IOU_THRESHOLDS[0]:
+                pairs.append((row, column, share))
+
+
+def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, Any]:
+    """AP(t) = TP / (TP + FP + FN) for t in 0.50:0.05:0.95, added up in the three ways in use.
+
+    ============  ==================================================================================
+    ``kaggle``    Kaggle DSB2018: AP(t) of each picture with IoU **above** t, mean over the pictures;
+                  ``mean`` is the competition's score
+    ``stardist``  StarDist: TP, FP and FN counted over all pictures together, IoU of t or more
+    ``cellpose``  Cellpose: AP(t) of each picture with IoU of t or more, mean over the pictures
+    ============  ==================================================================================
+
+    Each is a dictionary from ``"0.50"`` ... ``"0.95"`` and ``"mean"``, over the ten, to a float.  The mean
+    over thresholds and the mean over pictures commute, so Kaggle and Cellpose differ only where an IoU
+    equals a threshold; StarDist weighs pictures by their objects.  ``score_threshold`` is returned beside.
+
+    A detection counts from ``score >= score_threshold``.  Detections may overlap one another, so the
+    matching is a largest one-to-one matching of detections with objects of the same class at each
+    threshold.  A detection that lies by more than half in a crowd of its class is a TP when it is needed
+    for an object and is never a FP; crowds are never FN.  A picture with neither objects nor detections
+    that count scores 1.  The values are ``None`` for Kaggle and Cellpose without pictures, and for
+    StarDist when no picture has anything to count.
+    """
+    counted = overlaps.scores >= score_threshold
+    closed = _counts(overlaps, counted, IOU_THRESHOLDS)
+    return {
+        "kaggle": _by_threshold(_picture_mean(_counts(overlaps, counted, _ABOVE))),
+        "stardist": _by_threshold([_ratio(row) for row in closed.sum(axis=1)]),
+        "cellpose": _by_threshold(_picture_mean(closed)),
+        "score_threshold": float(score_threshold),
+    }
+
+
+def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID) -> float:
+    """The score threshold of ``grid`` with the best Kaggle mean; of several best, the middle one.
+
+    Tune on other pictures than those that are reported.  Raises `InputError` for an empty grid.
+    """
+    if not grid:
+        raise InputError("grid holds no score threshold: give at least one.")
+    thresholds = sorted(grid)
+    scores = [_kaggle_mean(overlaps, threshold) for threshold in thresholds]
+    highest = max(scores)
+    best = [t for t, score in zip(thresholds, scores, strict=True) if score >= highest - 1e-12]
+    return float(best[(len(best) - 1) // 2])
+
+
+# the smallest number above each threshold: "at least this" means "above the threshold"
+_ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in IOU_THRESHOLDS)
+
+
+def _kaggle_mean(overlaps: Overlaps, score_threshold: float) -> float:
+    counts = _counts(overlaps, overlaps.scores >= score_threshold, _ABOVE)
+    return _by_threshold(_picture_mean(counts))["mean"] or 0.0
+
+
+def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> Ints:
+    """TP, FP and FN of each threshold and picture: ``(T, N, 3)``."""
+    pictures, in_crowd = overlaps.pictures, overlaps.in_crowd
+    total = len(overlaps.objects)
+    outside = np.bincount(pictures[counted & ~in_crowd], minlength=total)
+    rows = []
+    for threshold in thresholds:
+        kept = counted[overlaps.pair_detections] & (overlaps.pair_ious >= threshold)
+        matched = _matched(overlaps.pair_detections[kept], overlaps.pair_objects[kept], in_crowd)
+        found = np.bincount(pictures[matched], minlength=total)
+        found_outside = np.bincount(pictures[matched[~in_crowd[matched]]], minlength=total)
+        rows.append(np.stack([found, outside - found_outside, overlaps.objects - found], axis=-1))
+    return np.stack(rows)
+
+
+def _matched(detections: Ints, objects: Ints, in_crowd: Bools) -> Ints:
+    """The detections of a largest one-to-one matching of the pairs, those outside crowds preferred."""
+    if not len(detections):
+        return detections
+    lone = (np.bincount(detections)[detections] == 1) & (np.bincount(objects)[objects] == 1)
+    contested = _largest_matching(detections[~lone].tolist(), objects[~lone].tolist(), in_crowd)
+    return np.concatenate([detections[lone], np.array(contested, np.int64)])
+
+
+def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools) -> list[int]:
+    """Augmenting paths; a matched detection stays matched, so those that come first win."""
+    candidates: defaultdict[int, list[int]] = defaultdict(list)
+    for detection, wanted in zip(detections, objects, strict=True):
+        candidates[detection].append(wanted)
+    owner: dict[int, int] = {}
+    held: dict[int, int] = {}
+    for start in sorted(candidates, key=lambda detection: bool(in_crowd[detection])):
+        reached: dict[int, int] = {}
+        free = _search(start, candidates, owner, reached)
+        while free is not None:
+            detection = reached[free]
+            previous = held.get(detection)
+            owner[free], held[detection] = detection, free
+            free = previous
+    return list(held)
+
+
+def _search(start: int, candidates: dict[int, list[int]], owner: dict[int, int], reached: dict[int, int]) -> int | None:
+    """The end of a shortest augmenting path; ``reached`` tells from which detection each object was found."""
+    queue = [start]
+    for detection in queue:
+        for wanted in candidates[detection]:
+            if wanted in reached:
+                continue
+            reached[wanted] = detection
+            if wanted not in owner:
+                return wanted
+            queue.append(owner[wanted])
+    return None
+
+
+def _ratio(counts: Ints) -> float | None:
+    total = int(counts.sum())
+    return int(counts[0]) / total if total else None
+
+
+def _picture_mean(counts: Ints) -> list[float | None]:
+    """Mean over the pictures of TP / (TP + FP + FN), 1 where there is nothing, for each threshold."""
+    if not counts.shape[1]:
+        return [None] * len(counts)
+    total = counts.sum(axis=-1)
+    ratios = np.where(total == 0, 1.0, counts[..., 0] / np.maximum(total, 1))
+    means: list[float | None] = ratios.mean(axis=1).tolist()
+    return means
+
+
+def _by_threshold(values: Sequence[float | None]) -> dict[str, float | None]:
+    named = {f"{t:.2f}": value for t, value in zip(IOU_THRESHOLDS, values, strict=True)}
+    measured = [value for value in values if value is not None]
+    return {**named, "mean": sum(measured) / len(measured) if measured else None}

@@ -1,0 +1,110 @@
+"""Evaluation figures for people, as tables, and for programs, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from masklab.errors import InputError
+
+_COCO_COLUMNS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "small",
+    "APm": "medium",
+    "APl": "large",
+    "AP_max100": "AP, 100 a picture",
+}
+_WAYS = {"kaggle": "Kaggle DSB2018", "stardist": "StarDist", "cellpose": "Cellpose"}
+_SHOWN_THRESHOLDS = ("0.50", "0.60", "0.70", "0.80", "0.90", "mean")
+
+
+def print_report(metrics: dict[str, Any], console: Console | None = None) -> None:
+    """Print the figures of ``metrics`` as tables that explain themselves; ``None`` is shown as ``-``.
+
+    ``metrics`` is what `coco_metrics` returns, what `matching_metrics` returns under the key
+    ``matching``, or both: ``{**coco_metrics(...), "matching": matching_metrics(...)}``.
+    Classes are listed when there are 2 to 20.
+    """
+    console = console or Console()
+    if "mask" in metrics:
+        console.print(_coco_table(metrics))
+    if "matching" in metrics:
+        console.print(_matching_table(metrics["matching"]))
+    if 2 <= len(metrics.get("per_class", {})) <= 20:
+        console.print(_class_table(metrics["per_class"]))
+
+
+def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
+    """Write ``metrics`` as strict JSON with sorted keys, beside ``path`` first and then renamed.
+
+    Raises `InputError` when a value is NaN or infinite, which JSON does not have.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{path}: a metric is NaN or infinite: write None for what was not measured.") from None
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _coco_table(metrics: dict[str, Any]) -> Table:
+    cap = metrics.get("max_detections")
+    caption = (
+        "0 is worst, 1 perfect. AP: mean over overlaps (IoU) 0.50 to 0.95; AP50, AP75: at one overlap. "
+        "Small: up to 32 x 32 pixels; medium: up to 96 x 96; large: above."
+        + (
+            f" The best {cap} detections of each picture and class count; in the last column the best 100."
+            if cap
+            else ""
+        )
+    )
+    table = _table("Average precision (COCO)", caption, ["", *_COCO_COLUMNS.values()])
+    for kind in ("mask", "box"):
+        table.add_row(kind, *[_number(metrics[kind][key]) for key in _COCO_COLUMNS])
+    return table
+
+
+def _matching_table(matching: dict[str, Any]) -> Table:
+    caption = (
+        f"TP / (TP + FP + FN) of the detections with a score of {matching['score_threshold']:.2f} or more, "
+        "at the overlap (IoU) of masks in the column; mean: over 0.50, 0.55 ... 0.95. "
+        "Kaggle, Cellpose: mean over pictures; StarDist: counted over all pictures together."
+    )
+    table = _table("Matched objects", caption, ["", *_SHOWN_THRESHOLDS])
+    for way, title in _WAYS.items():
+        table.add_row(title, *[_number(matching[way][key]) for key in _SHOWN_THRESHOLDS])
+    return table
+
+
+def _class_table(per_class: dict[str, dict[str, Any]]) -> Table:
+    table = _table(
+        "Average precision of each class (COCO)", None, ["class", "objects", "mask AP", "mask AP50", "box AP"]
+    )
+    for name, row in per_class.items():
+        figures = [_number(row[key]) for key in ("mask_AP", "mask_AP50", "box_AP")]
+        table.add_row(escape(name), str(row["objects"]), *figures)
+    return table
+
+
+def _table(title: str, caption: str | None, columns: list[str]) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,59 @@
+"""Evaluating a model on a split: predict every picture, then measure."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from masklab.data.coco import CocoSplit
+from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.model.masklab import MaskLab
+from masklab.weights import find_weights, load_model
+
+UNTUNED_THRESHOLD = 0.5
+LIBRARIES = ("masklab", "torch", "torchvision", "timm", "lightning", "hotcoco", "numpy")
+
+
+def evaluate(model: MaskLab | str | Path, data: str | Path, split: str = "val") -> dict[str, Any]:
+    """Measure a model on a split of a COCO folder, masks at the size of the original pictures.
+
+    ``model`` is a `MaskLab`, a run folder or a weights file.  The result holds ``mask``, ``box`` and
+    ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the score threshold stored
+    with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.
+
+    Raises `InputError` for data or weights that cannot be used.
+    """
+    name = "in memory" if isinstance(model, MaskLab) else str(find_weights(model))
+    network = model if isinstance(model, MaskLab) else load_model(model)
+    source = CocoSplit.find(data, split, network.classes)
+    results: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    capped = 0
+    for picture in track(source.pictures, description="predicting", transient=True):
+        found = network.predict(picture.path)
+        capped += len(found) == network.config.model.box.max_detections
+        results += found.to_coco(picture.image_id)
+    seconds = time.perf_counter() - began
+    cap = network.config.model.box.max_detections
+    threshold = UNTUNED_THRESHOLD if network.score_threshold is None else network.score_threshold
+    metrics = coco_metrics(source.ground_truth, results, cap)
+    metrics["matching"] = matching_metrics(overlaps(source.ground_truth, results), threshold)
+    metrics["measured"] = {
+        "model": name,
+        "data": str(source.json_path),
+        "split": split,
+        "pictures": len(source),
+        "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
+        "max_detections": metrics.pop("max_detections"),
+        "pictures_at_the_cap": capped,
+        "score_threshold_tuned": network.score_threshold is not None,
+        "seconds_per_picture": round(seconds / max(1, len(source)), 3),
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+    }
+    return metrics

@@ -1,0 +1,184 @@
+"""The shared feature extractor: a timm ResNet at a chosen output stride (paper, section 3; atrous convolution)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import timm
+from timm.layers import BlurPool2d
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from masklab.config import BackboneConfig
+from masklab.errors import InputError
+
+CHANNELS_PER_GROUP = 16
+
+
+class Features(NamedTuple):
+    """Feature maps of a batch, each ``(N, C, H / stride, W / stride)``; conv1 is taken before the pooling."""
+
+    conv1: Tensor
+    conv2: Tensor
+    conv3: Tensor
+    conv4: Tensor
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch norm that keeps the pretrained statistics, scale and shift for ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm:
+        return super().train(False)
+
+
+def group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
+    """Group norm with groups of 16 channels, as in a standard 64-channel layer with 4 groups."""
+    return nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels)
+
+
+NORMS = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": group_norm}
+
+
+class Backbone(nn.Module):
+    """conv1 to conv4 of a ResNet.
+
+    ``strides`` and ``channels`` give pixels per cell and number of channels of ``conv1`` to ``conv5``.
+    Strides beyond the output stride become atrous rates in the way that keeps the pretrained function:
+    the dense maps, read at every second cell, equal the strided network's.
+    """
+
+    def __init__(self, network: ResNet, output_stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(network.conv1, network.bn1, network.act1)
+        self.pool = network.maxpool
+        self.conv2, self.conv3, self.conv4 = network.layer1, network.layer2, network.layer3
+        widths = [_width(stage) for stage in (network.layer1, network.layer2, network.layer3, network.layer4)]
+        self.channels = {
+            "conv1": network.bn1.num_features if hasattr(network.bn1, "num_features") else network.bn1.num_channels
+        }
+        self.channels |= {f"conv{i}": width for i, width in enumerate(widths, start=2)}
+        self.strides = {"conv1": 2, "conv2": 4} | {
+            f"conv{i}": min(stride, output_stride) for i, stride in ((3, 8), (4, 16), (5, 32))
+        }
+
+    def forward(self, images: Tensor) -> Features:
+        """Maps of normalised pictures ``(N, C, H, W)``."""
+        conv1 = self.conv1(images)
+        conv2 = self.conv2(self.pool(conv1))
+        conv3 = self.conv3(conv2)
+        return Features(conv1, conv2, conv3, self.conv4(conv3))
+
+
+class Conv5Factory:
+    """Makes copies of the network's conv5 that share nothing: the model holds two (paper, section 3)."""
+
+    def __init__(self, stage: nn.Sequential) -> None:
+        self._stage = stage
+        self.channels = _width(stage)
+
+    def __call__(
+        self, rates: Sequence[int] | None = None, *, dense: bool = False, pretrained: bool = True
+    ) -> nn.Sequential:
+        """A copy of conv5.
+
+        ``rates`` are the atrous rates of its units, as they stand (paper, Table 5); None keeps the
+        network's, or means 1 everywhere when ``dense``, which takes out the stride, for use on crops.
+        ``pretrained=False`` draws its weights anew.  Raises `InputError` when the number of rates is
+        not the number of units.
+        """
+        conv5 = copy.deepcopy(self._stage)
+        if dense and rates is None:
+            rates = [1] * len(conv5)
+        if rates is not None:
+            _set_rates(conv5, rates, dense)
+        if not pretrained:
+            initialise(conv5)
+        return conv5
+
+
+def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tuple[Backbone, Conv5Factory]:
+    """Build a `Backbone` and the factory of its conv5 with timm, with ImageNet weights when the configuration asks for them.
+
+    Raises `InputError` for a name that is not of the ResNet family and for weights that cannot be had;
+    random weights are never taken in their place.  ``load_pretrained=False`` is for models whose weights
+    are loaded afterwards.
+    """
+    pretrained = config.pretrained and load_pretrained
+    arguments: dict[str, Any] = {"in_chans": config.in_channels, "norm_layer": NORMS[config.norm]}
+    if config.width != 1:
+        arguments["channels"] = tuple(round(c * config.width) for c in (64, 128, 256, 512))
+    if pretrained and config.weights is not None:
+        arguments["pretrained_cfg_overlay"] = {"file": str(config.weights)}
+    # a frozen norm that starts at zero would stay there and silence its block
+    arguments["zero_init_last"] = config.norm != "frozen_batch"
+    if not timm.is_model(config.name):
+        raise InputError(
+            f"model.backbone.name: timm knows no network {config.name}; use one such as resnet50, resnet101.tv_in1k or resnext50_32x4d."
+        )
+    try:
+        network = timm.create_model(config.name, pretrained=pretrained, output_stride=config.output_stride, **arguments)
+    except Exception as error:
+        if not pretrained:
+            raise InputError(
+                f"model.backbone.name: {config.name} cannot be built ({_first_line(error)}); use a ResNet."
+            ) from error
+        raise InputError(
+            f"model.backbone: the ImageNet weights of {config.name} could not be loaded ({_first_line(error)}); go online, "
+            f"or give a local file as model.backbone.weights, or set model.backbone.pretrained=false to start from random weights."
+        ) from error
+    if not isinstance(network, ResNet):
+        raise InputError(
+            f"model.backbone.name: {config.name} is not of the ResNet family; use resnet18 ... resnet152, resnext or wide_resnet."
+        )
+    if any(isinstance(part, (nn.AvgPool2d, BlurPool2d)) for part in network.modules()):
+        raise InputError(
+            f"model.backbone.name: {config.name} averages where it strides, which no atrous rate can imitate; "
+            "use a network without a d or aa variant, such as resnet50."
+        )
+    return Backbone(network, config.output_stride), Conv5Factory(network.layer4)
+
+
+def initialise(module: nn.Module) -> None:
+    """He-normal convolutions and identity norms, in place."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+            if isinstance(part, nn.BatchNorm2d):
+                part.reset_running_stats()
+
+
+def _width(stage: nn.Sequential) -> int:
+    unit = stage[-1]
+    return (unit.conv3 if isinstance(unit, Bottleneck) else unit.conv2).out_channels
+
+
+def _set_rates(stage: nn.Sequential, rates: Sequence[int], dense: bool) -> None:
+    if len(rates) != len(stage):
+        raise InputError(
+            f"atrous rates {list(rates)} have {len(rates)} values but conv5 of this backbone has {len(stage)} units: give one a unit."
+        )
+    for unit, rate in zip(stage, rates, strict=True):
+        if not isinstance(unit, (BasicBlock, Bottleneck)):
+            raise InputError(
+                f"model.backbone.name: units of type {type(unit).__name__} have no atrous rates; use a plain ResNet."
+            )
+        for part in unit.modules():
+            if isinstance(part, nn.Conv2d):
+                if part.kernel_size == (3, 3):
+                    part.dilation = part.padding = (rate, rate)
+                if dense:
+                    part.stride = (1, 1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

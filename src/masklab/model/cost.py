@@ -1,0 +1,97 @@
+"""Parameters and multiply-adds of a model, part by part (the table of `masklab info`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from masklab.config import Config
+from masklab.model.backbone import Features
+from masklab.model.masklab import build_model
+from masklab.ops.crop import Rois
+from masklab.structures import ClassTable
+
+
+class PartCost(NamedTuple):
+    """``parameters``, and ``macs``: multiply-adds of convolutions and matrix products for one picture."""
+
+    parameters: int
+    macs: float
+
+
+def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[str, PartCost]:
+    """Cost of one prediction, by part, with as many proposals and detections as the configuration allows.
+
+    ``size`` is (height, width) of the network's input, taken as it is: in ``exact`` mode an input is padded
+    to a multiple of the stride plus one, which adds a row and a column of cells.  Nothing is computed: the
+    model lives on the meta device.
+    """
+    classes = ClassTable(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
+    with torch.device("meta"):
+        model = build_model(config, classes, load_pretrained=False).eval()
+        images = torch.empty(1, config.model.backbone.in_channels, *size)
+    backbone, head, branch = model.backbone, model.box_classifier, model.mask_branch
+    proposals, detections = config.model.rpn.proposals_test, config.model.box.max_detections
+    half = config.model.box.crop // 2
+    with torch.no_grad():
+        features: Features = backbone(images)
+        conv5 = branch.conv5(features.conv4)
+        crops = torch.empty(proposals, features.conv4.shape[1], half, half, device="meta")
+        pooled = torch.empty(proposals, head.classes.in_features, device="meta")
+        parts: dict[str, list[tuple[nn.Module, Tensor]]] = {
+            "conv1-conv3": [
+                (backbone.conv1, images),
+                (backbone.conv2, backbone.pool(features.conv1)),
+                (backbone.conv3, features.conv2),
+            ],
+            "conv4": [(backbone.conv4, features.conv3)],
+            "conv5, semantic and direction": [(branch.conv5, features.conv4)],
+            "semantic and direction logits": [(part, conv5) for part in (branch.semantic, branch.direction) if part],
+            "region proposal network": [(model.rpn, features.conv4)],
+            "box classifier conv5": [(head.conv5, crops)],
+            "box classifier linear": [(head.classes, pooled), (head.codes, pooled)],
+        }
+        costs = {name: _cost(modules) for name, modules in parts.items()}
+        # written as a weighted sum: one multiply-add a sample and logit
+        size_2 = config.model.mask.crop**2
+        logits = branch.coarse.weight.numel()
+        costs["coarse mask 1 x 1"] = PartCost(logits + 1, logits * size_2 * detections)
+        if model.refinement is not None:
+            rois = Rois(
+                torch.empty(detections, 4, device="meta"), torch.zeros(detections, dtype=torch.long, device="meta")
+            )
+            coarse = torch.empty(detections, config.model.mask.crop, config.model.mask.crop, device="meta")
+            with FlopCounterMode(display=False) as counter:
+                model.refinement(coarse, features, rois)
+            costs["refinement"] = PartCost(_parameters(model.refinement), counter.get_total_flops() / 2)
+    costs["total"] = PartCost(_parameters(model), sum(cost.macs for cost in costs.values()))
+    return costs
+
+
+def print_cost(costs: dict[str, PartCost]) -> None:
+    """Print the table of `model_cost`."""
+    table = Table("part", "parameters (M)", "multiply-adds (G)", "share", title="cost of one picture")
+    total = costs["total"].macs
+    for name, cost in costs.items():
+        if name == "total":
+            table.add_section()
+        table.add_row(name, f"{cost.parameters / 1e6:.3f}", f"{cost.macs / 1e9:.1f}", f"{cost.macs / total:.0%}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console().print(table)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _cost(modules: list[tuple[nn.Module, Tensor]]) -> PartCost:
+    with FlopCounterMode(display=False) as counter:
+        for module, values in modules:
+            module(values)
+    return PartCost(sum(_parameters(module) for module, _ in modules), counter.get_total_flops() / 2)

@@ -1,0 +1,198 @@
+"""MaskLab: the parts put together, and the function that builds them (paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from masklab.config import Config
+from masklab.errors import InputError
+from masklab.hardware import autocast
+from masklab.instances import Instances
+from masklab.model.backbone import Backbone, Features, build_backbone
+from masklab.model.box_classifier import BoxClassifier
+from masklab.model.mask_branch import MaskBranch, MaskLogits
+from masklab.model.refinement import Refinement
+from masklab.model.rpn import RPN
+from masklab.ops.crop import Rois
+from masklab.pictures import network_size, normalise, padded_size, read_picture, resize
+from masklab.structures import ClassTable, Detections
+
+BOXES_AT_ONCE = 256
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+"""A file, a Pillow picture, or uint8 values ``(C, H, W)``."""
+
+
+class MaskLab(nn.Module):
+    """Pictures in, detections with masks out.
+
+    A plain module: ``forward`` is inference and never sees a target.  `masklab.training.TrainingStep` is
+    the training over the same parts.  ``config`` and ``classes`` travel with the weights, and so does
+    ``score_threshold``, above which an object counts as found: tuned on training pictures, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        classes: ClassTable,
+        backbone: Backbone,
+        rpn: RPN,
+        box_classifier: BoxClassifier,
+        mask_branch: MaskBranch,
+        refinement: Refinement | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.score_threshold: float | None = None
+        self.backbone = backbone
+        self.rpn = rpn
+        self.box_classifier = box_classifier
+        self.mask_branch = mask_branch
+        self.refinement = refinement
+
+    @property
+    def stride(self) -> int:
+        """Pixels a cell of the coarsest map: inputs are padded to a multiple of it, plus one in ``exact`` mode."""
+        return self.config.model.backbone.output_stride
+
+    def rois(self, boxes: Tensor, pictures: Tensor, images: Tensor) -> Rois:
+        """Where pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) lie on every feature map."""
+        return Rois.from_pixels(boxes, pictures, (images.shape[-2], images.shape[-1]), self.config.model.coord_mode)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+        """Detect and segment.
+
+        ``images`` is ``(N, C, H, W)``, normalised and padded at the bottom and right; ``sizes`` ``(N, 2)``
+        is (height, width) before padding.  Returns `Detections`, padded to ``max_detections``.
+        """
+        features = self.backbone(images)
+        proposals = self.rpn.propose(self.rpn(features.conv4), sizes)
+        rois = self.rois(proposals.boxes.flatten(0, 1), _owners(proposals.boxes), images)
+        boxes = self.box_classifier.detect(self.box_classifier(features.conv4, rois), proposals, sizes)
+        masks = self.masks(features, boxes.boxes, boxes.labels, boxes.count, images)
+        return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.count)
+
+    def masks(self, features: Features, boxes: Tensor, labels: Tensor, count: Tensor, images: Tensor) -> Tensor:
+        """Mask probabilities (N, R, P, P) of given boxes (N, R, 4) and labels (N, R); 0 beyond ``count`` (N,).
+
+        Works on a few hundred boxes at a time, so that memory does not grow with their number.
+        """
+        logits = self.mask_branch(features.conv4)
+        picture, row = (torch.arange(boxes.shape[1], device=boxes.device) < count[:, None]).nonzero(as_tuple=True)
+        crop = self.config.model.mask.crop
+        masks = torch.zeros(*boxes.shape[:2], crop, crop, device=boxes.device)
+        for some in zip(picture.split(BOXES_AT_ONCE), row.split(BOXES_AT_ONCE), strict=True):
+            rois = self.rois(boxes[some], some[0], images)
+            masks[some] = self.mask_logits(features, logits, rois, labels[some])[1].sigmoid()
+        return masks
+
+    def mask_logits(self, features: Features, logits: MaskLogits, rois: Rois, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Coarse and refined mask logits, (R, P, P) each; the same tensor twice without refinement."""
+        coarse = self.mask_branch.coarse_masks(logits, rois, labels)
+        return coarse, coarse if self.refinement is None else self.refinement(coarse, features, rois)
+
+    @overload
+    def predict(self, pictures: Picture) -> Instances: ...
+
+    @overload
+    def predict(self, pictures: Sequence[Picture]) -> list[Instances]: ...
+
+    def predict(self, pictures: Any) -> Any:
+        """Find the objects of a picture, or of each picture of a list.
+
+        A picture is a file, a Pillow picture, or uint8 values ``(C, H, W)``; it is resized and normalised
+        as in training.  Returns one `Instances` a picture, in its own pixels, best first; use
+        ``instances.above(model.score_threshold)`` for those that count as found.  Works in evaluation mode
+        whatever mode the model is in.  Raises `InputError` for a picture that cannot be read.
+        """
+        if isinstance(pictures, (list, tuple)):
+            return [self.predict(picture) for picture in pictures]
+        was_training = self.training
+        self.eval()
+        try:
+            return self._predict(_as_tensor(pictures, self.config.model.backbone.in_channels))
+        finally:
+            self.train(was_training)
+
+    @torch.inference_mode()
+    def _predict(self, picture: Tensor) -> Instances:
+        config = self.config
+        original = (picture.shape[1], picture.shape[2])
+        size = network_size(original, config.pictures)
+        image = normalise(resize(picture, size), config.pictures)
+        height, width = padded_size(size, self.stride, config.model.coord_mode)
+        image = F.pad(image, (0, width - size[1], 0, height - size[0]))
+        device = next(self.parameters()).device
+        batch = image[None].to(device, memory_format=torch.channels_last)
+        with autocast(device, config.train.precision):
+            found = self(batch, torch.tensor([size], device=device))
+        count = int(found.count[0])
+        scale = np.array([original[1] / size[1], original[0] / size[0]] * 2, np.float32)
+        return Instances(
+            size=original,
+            boxes=found.boxes[0, :count].cpu().numpy() * scale,
+            scores=found.scores[0, :count].cpu().numpy(),
+            labels=found.labels[0, :count].cpu().numpy(),
+            masks=found.masks[0, :count].cpu().numpy(),
+            class_names=self.classes.names,
+            category_ids=self.classes.ids,
+            coord_mode=config.model.coord_mode,
+        )
+
+
+def build_model(config: Config, classes: ClassTable, load_pretrained: bool = True) -> MaskLab:
+    """Build MaskLab as configured, for the classes of a data set.
+
+    ``load_pretrained=False`` leaves the ImageNet weights out, for weights that are loaded afterwards.
+    Raises `InputError` for a configuration that cannot be built.
+    """
+    model, mask, num_classes = config.model, config.model.mask, len(classes)
+    if model.num_classes not in (None, num_classes):
+        raise InputError(
+            f"model.num_classes is {model.num_classes} but the data has {num_classes} categories: leave num_classes out."
+        )
+    backbone, make_conv5 = build_backbone(model.backbone, load_pretrained)
+    channels = backbone.channels
+    return MaskLab(
+        config,
+        classes,
+        backbone,
+        RPN(model.rpn, channels["conv4"], backbone.strides["conv4"], model.coord_mode),
+        BoxClassifier(
+            model.box,
+            make_conv5(model.box.rates, dense=True, pretrained=model.box.from_imagenet),
+            make_conv5.channels,
+            num_classes,
+        ),
+        MaskBranch(mask, make_conv5(mask.rates), make_conv5.channels, num_classes),
+        Refinement(mask.refine_levels, channels, mask.refine_channels) if mask.refine_levels else None,
+    )
+
+
+def _owners(boxes: Tensor) -> Tensor:
+    """Which picture each row of (N, R, 4) belongs to: (N * R,)."""
+    return torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
+
+
+def _as_tensor(picture: Picture, channels: int) -> Tensor:
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+        picture = np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1))
+    elif isinstance(picture, (str, Path)):
+        picture = read_picture(picture, channels)
+    values = torch.as_tensor(picture)
+    if values.dtype != torch.uint8 or values.dim() != 3 or values.shape[0] != channels:
+        raise InputError(
+            f"a picture must be uint8 of shape ({channels}, height, width), "
+            f"not {values.dtype} of shape {tuple(values.shape)}: convert it or give its file name."
+        )
+    return values

@@ -1,0 +1,81 @@
+"""Region proposal network: anchors, head and proposals (paper's references [62] and [35]; SPEC of hyper-parameters).
+
+N pictures, A anchors a cell, H x W cells, L = H * W * A anchors, R proposals.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from masklab.config import RPNConfig
+from masklab.ops.boxes import clip, decode
+from masklab.ops.crop import CoordMode
+
+
+class RPNOutput(NamedTuple):
+    """``objectness`` logits (N, L, 2), background first; box ``codes`` (N, L, 4); ``anchors`` (L, 4) in pixels."""
+
+    objectness: Tensor
+    codes: Tensor
+    anchors: Tensor
+
+
+class Proposals(NamedTuple):
+    """``boxes`` (N, R, 4) in pixels, best first, and ``count`` (N,): how many of the rows are real."""
+
+    boxes: Tensor
+    count: Tensor
+
+
+class RPN(nn.Module):
+    """Scores and refines anchors on conv4."""
+
+    def __init__(self, config: RPNConfig, in_channels: int, stride: int, coord_mode: CoordMode) -> None:
+        super().__init__()
+        self.config, self.stride = config, stride
+        # the centre of cell i is pixel i * stride, whose middle lies half a pixel further
+        self.offset = 0.5 if coord_mode == "exact" else 0.0
+        self.anchors_per_cell = len(config.anchor_sizes) * len(config.anchor_ratios)
+        self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=config.rate, dilation=config.rate)
+        self.objectness = nn.Conv2d(config.channels, 2 * self.anchors_per_cell, 1)
+        self.codes = nn.Conv2d(config.channels, 4 * self.anchors_per_cell, 1)
+        for layer in (self.conv, self.objectness, self.codes):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, conv4: Tensor) -> RPNOutput:
+        hidden = F.relu6(self.conv(conv4))
+        objectness = self.objectness(hidden).float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 2))
+        codes = self.codes(hidden).float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        return RPNOutput(objectness, codes, self.anchors(conv4.shape[-2], conv4.shape[-1], conv4.device))
+
+    def anchors(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Anchors (height * width * A, 4), row by row, cell by cell, ratios within sizes."""
+        sizes = torch.tensor(self.config.anchor_sizes, device=device)[:, None]
+        root = torch.tensor(self.config.anchor_ratios, device=device).sqrt()[None, :]
+        half = torch.stack([(sizes * root).flatten(), (sizes / root).flatten()], dim=-1) / 2
+        shape = torch.cat([-half, half], dim=-1)
+        y = torch.arange(height, device=device) * self.stride + self.offset
+        x = torch.arange(width, device=device) * self.stride + self.offset
+        centre_y, centre_x = torch.meshgrid(y, x, indexing="ij")
+        centre = torch.stack([centre_x, centre_y, centre_x, centre_y], dim=-1)
+        return (centre[:, :, None, :] + shape).reshape(-1, 4)
+
+    @torch.no_grad()
+    def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
+        """The best boxes of each picture after non-maximum suppression, clipped to its ``sizes`` (N, 2)."""
+        config = self.config
+        before = config.pre_nms_train if self.training else config.pre_nms_test
+        keep = config.proposals_train if self.training else config.proposals_test
+        scores = output.objectness[..., 1] - output.objectness[..., 0]
+        scores, order = scores.topk(min(before, scores.shape[1]), dim=1)
+        codes = output.codes.gather(1, order[..., None].expand(-1, -1, 4))
+        boxes = clip(decode(codes, output.anchors[order]), sizes[:, None, :])
+        found = [box[nms(box, score, config.nms_iou)[:keep]] for box, score in zip(boxes, scores, strict=True)]
+        padded = torch.stack([F.pad(box, (0, 0, 0, keep - box.shape[0])) for box in found])
+        return Proposals(padded, torch.tensor([box.shape[0] for box in found], device=padded.device))

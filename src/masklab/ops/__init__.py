@@ -1,0 +1,1 @@
+"""Pure functions without weights: boxes, crops, direction tables, run lengths and masks."""

@@ -1,0 +1,60 @@
+"""Boxes: codes relative to anchors, clipping, overlaps.  Boxes are ``xyxy`` in pixels, float32."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+__all__ = ["box_iou", "clip", "decode", "encode", "overlap_share"]
+
+CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
+LARGEST_GROWTH = math.log(1000 / 16)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Faster R-CNN's box code (R, 4) of ``boxes`` (R, 4) relative to ``anchors`` (R, 4), both of positive area.
+
+    ``(tx, ty, tw, th)``: ten times the shift of the centre in units of the anchor's sides, five times
+    the logarithm of the ratio of the sides (the scales of the paper's reference [35]).
+    """
+    centre, side = _centre_and_side(boxes)
+    anchor_centre, anchor_side = _centre_and_side(anchors)
+    shift = CENTRE_SCALE * (centre - anchor_centre) / anchor_side
+    growth = SIZE_SCALE * (side / anchor_side).log()
+    return torch.cat([shift, growth], dim=-1)
+
+
+def decode(codes: Tensor, anchors: Tensor) -> Tensor:
+    """Inverse of `encode`; growth is limited to a factor of 62.5, so that no code overflows.
+
+    ``codes`` is ``(..., 4)`` and ``anchors`` broadcasts against it.
+    """
+    anchor_centre, anchor_side = _centre_and_side(anchors)
+    centre = anchor_centre + codes[..., :2] / CENTRE_SCALE * anchor_side
+    side = anchor_side * (codes[..., 2:] / SIZE_SCALE).clamp(max=LARGEST_GROWTH).exp()
+    return torch.cat([centre - side / 2, centre + side / 2], dim=-1)
+
+
+def clip(boxes: Tensor, size: Tensor) -> Tensor:
+    """Clip boxes ``(..., 4)`` to pictures of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
+    height, width = size[..., 0], size[..., 1]
+    limit = torch.stack([width, height, width, height], dim=-1).to(boxes.dtype)
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def overlap_share(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Largest share of each box (R, 4) that lies in one of ``regions`` (I, 4): (R,), 0 without regions."""
+    if regions.shape[0] == 0:
+        return boxes.new_zeros(boxes.shape[0])
+    corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    shared = (opposite - corner).clamp(min=0).prod(dim=-1)
+    own = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1)
+    return (shared / own.clamp(min=1e-6)[:, None]).amax(dim=1)
+
+
+def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]

@@ -1,0 +1,46 @@
+"""The fixed table of direction pooling: which channel each position inside a box reads (paper, section 3, Fig. 3, 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+DistanceMetric = Literal["linf", "l2_side", "l2_corner"]
+ROUNDING = 1e-6  # multiples of 45 degrees must fall on one side of their boundary, whatever atan2 rounds to
+
+
+def direction_table(
+    crop: int,
+    directions: int = 8,
+    bins: int = 1,
+    metric: DistanceMetric = "linf",
+    start_degrees: float = 0.0,
+) -> Tensor:
+    """Channel that each sample of a ``crop x crop`` grid reads: int64 ``(crop, crop)``.
+
+    A sample belongs to the direction ``k`` in which it sees the box's centre, counted counter-clockwise
+    from ``start_degrees`` (0 is to the right), and to the distance bin ``b`` it lies in; its channel is
+    ``b * directions + k``.  Distances are relative to the box, so that the bins are equally wide from
+    the centre to the border (``linf``: squares), to the middle of a side (``l2_side``) or to a corner
+    (``l2_corner``).  The centre itself reads channel 0.
+    """
+    half = (crop - 1) / 2
+    position = (torch.arange(crop, dtype=torch.float64) - half) / half
+    u, v = position[None, :].expand(crop, crop), -position[:, None].expand(crop, crop)
+    degrees = torch.rad2deg(torch.atan2(-v, -u))
+    sector = torch.floor(torch.remainder(degrees - start_degrees + ROUNDING, 360.0) / (360.0 / directions))
+    distance = _distance(u, v, metric)
+    ring = torch.floor(bins * distance + ROUNDING).clamp(max=bins - 1)
+    table = (ring * directions + sector.clamp(max=directions - 1)).long()
+    table[distance == 0] = 0
+    return table
+
+
+def _distance(u: Tensor, v: Tensor, metric: DistanceMetric) -> Tensor:
+    if metric == "linf":
+        return torch.maximum(u.abs(), v.abs())
+    euclidean = torch.hypot(u, v)
+    return euclidean if metric == "l2_side" else euclidean / math.sqrt(2)

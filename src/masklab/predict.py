@@ -1,0 +1,91 @@
+"""Predicting pictures from files into a folder of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from masklab.errors import InputError
+from masklab.model.masklab import MaskLab
+from masklab.pictures import list_pictures, read_picture
+from masklab.visualize import overlay
+
+UNTUNED_SCORE = 0.5
+
+
+def predict_folder(
+    model: MaskLab, sources: Sequence[str | Path], output: str | Path, min_score: float | None = None
+) -> Path:
+    """Predict pictures and folders of pictures; returns the path of ``predictions.json``.
+
+    ``predictions.json`` is a COCO results list: every detection, ``segmentation`` as run lengths at the
+    picture's own size, the data set's own category ids; ``image_id`` is the number that the file is named
+    by, as in COCO, or its name, and ``file_name`` stands beside.  Each picture also gets an overlay of the
+    objects with at least ``min_score``, by default the model's own threshold.
+
+    Pictures that cannot be read are named and left out; the others are written, then `InputError` is raised.
+    """
+    pictures = [picture for source in sources for picture in list_pictures(source)]
+    _refuse_namesakes(pictures)
+    if min_score is None:
+        min_score = UNTUNED_SCORE if model.score_threshold is None else model.score_threshold
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    broken, shown, capped = [], 0, 0
+    for path in track(pictures, description="predicting", transient=True):
+        try:
+            picture = read_picture(path, model.config.model.backbone.in_channels)
+        except InputError as error:
+            print(f"masklab: {error}", file=sys.stderr)
+            broken.append(path)
+            continue
+        instances = model.predict(picture)
+        capped += len(instances) == model.config.model.box.max_detections
+        shown += len(instances.above(min_score))
+        image_id = int(path.stem) if path.stem.isdigit() else path.name
+        results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
+        _write_beside(
+            output / f"{path.stem}.png", lambda to, p=picture, i=instances: overlay(p, i, min_score).save(to, "PNG")
+        )
+    target = output / "predictions.json"
+    _write_beside(target, lambda to: to.write_text(json.dumps(results)))
+    print(
+        f"{len(pictures) - len(broken)} pictures, {shown} objects of score {min_score:.2f} or more "
+        f"({len(results)} detections in all): {target} and an overlay each"
+    )
+    if capped:
+        print(
+            f"{capped} pictures reached the cap of {model.config.model.box.max_detections} detections, so objects may "
+            "be missing: train with a larger model.box.max_detections."
+        )
+    if broken:
+        raise InputError(
+            f"{len(broken)} of {len(pictures)} pictures could not be read: replace {broken[0]} and the others named above."
+        )
+    return target
+
+
+def _refuse_namesakes(pictures: list[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in seen:
+            raise InputError(
+                f"{seen[path.stem]} and {path} would write the same overlay: predict them into two folders."
+            )
+        seen[path.stem] = path
+
+
+def _write_beside(path: Path, write: Any) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

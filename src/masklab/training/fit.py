@@ -1,0 +1,136 @@
+"""A training run: from a configuration and a data folder to a run folder with weights in it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from masklab.config import Config
+from masklab.data.coco import CocoSplit
+from masklab.data.loader import SplitPictures, train_loader
+from masklab.errors import InputError
+from masklab.evaluation import overlaps, tune_score_threshold
+from masklab.hardware import wants_bf16
+from masklab.model.masklab import MaskLab, build_model
+from masklab.training.module import TrainingModule
+from masklab.weights import load_model, read_notes, save_model
+
+TUNING_PICTURES = 50
+
+
+def train(
+    config: Config, data: str | Path | None = None, output: str | Path | None = None, resume: bool = False
+) -> MaskLab:
+    """Train a model and return the best one.
+
+    ``data`` is a COCO folder with the splits ``train`` and, to choose the best weights by, ``val``; the
+    run is written to the folder ``output``: ``best.safetensors`` and ``last.safetensors`` (see
+    `masklab.weights`), ``config.yaml``, ``metrics.csv`` and TensorBoard's events.  Both default to the
+    configuration's ``data`` and ``output``.  At the end the score threshold of the best
+    weights is tuned on training pictures and stored with them.
+
+    Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
+    """
+    folder, run = _required(data or config.data, "--data"), _required(output or config.output, "--output")
+    settings = config.train
+    train_split = CocoSplit.find(folder, "train")
+    val_split = CocoSplit.find(folder, "val", train_split.categories)
+    print(train_split.summary())
+    torch.manual_seed(settings.seed)
+    model = build_model(config, train_split.categories).to(memory_format=torch.channels_last)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    in_terminal = sys.stdout.isatty()
+    trainer = pl.Trainer(
+        accelerator=device,
+        devices=1,
+        default_root_dir=run,
+        max_steps=settings.steps,
+        precision="bf16-mixed" if wants_bf16(device, settings.precision) else "32-true",
+        val_check_interval=min(settings.validate_every, settings.steps),
+        check_val_every_n_epoch=None,
+        limit_val_batches=settings.validate_pictures or 1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=settings.log_every,
+        logger=[CSVLogger(run, name=None, version=""), TensorBoardLogger(run, name=None, version="")],
+        callbacks=[WeightsSaver(run), RichProgressBar() if in_terminal else ProgressLines()],
+        enable_progress_bar=in_terminal,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    pictures = DataLoader(SplitPictures(val_split, config.model.backbone.in_channels), batch_size=None)
+    trainer.fit(TrainingModule(model, val_split), train_loader(train_split, config), pictures)
+    return _tune(run, train_split)
+
+
+class WeightsSaver(Callback):
+    """Writes ``last.safetensors`` after each validation, and ``best.safetensors`` when mask AP has not been higher."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.best, self.began = run, -1.0, time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        notes = {
+            "step": trainer.global_step,
+            "minutes": round((time.monotonic() - self.began) / 60, 1),
+            "val": {name.removeprefix("val/"): None if value != value else value for name, value in metrics.items()},
+        }
+        save_model(module.model, self.run / "last.safetensors", notes)
+        score = notes["val"].get("mask_AP") or 0.0
+        if score >= self.best:
+            self.best = score
+            save_model(module.model, self.run / "best.safetensors", notes)
+
+
+class ProgressLines(Callback):
+    """A line now and then instead of a progress bar, where the output is a file."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.began, self.first = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step, steps = trainer.global_step, trainer.max_steps
+        if step % trainer.log_every_n_steps == 0 or step == steps:  # type: ignore[attr-defined]
+            seconds = time.monotonic() - self.began
+            left = timedelta(seconds=round(seconds / (step - self.first) * (steps - step)))
+            values = trainer.callback_metrics
+            shown = "  ".join(f"{name} {values[name]:.3f}" for name in ("loss", "mask", "box") if name in values)
+            print(f"step {step}/{steps}  {shown}  {values['GiB']:.1f} GiB  {left} left", flush=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        values = trainer.callback_metrics
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("val/"))
+        print(f"step {trainer.global_step}: {shown}", flush=True)
+
+
+def _tune(run: Path, split: CocoSplit) -> MaskLab:
+    """Tune the score threshold of the best weights on training pictures, spread over the split."""
+    model = load_model(run, "cuda" if torch.cuda.is_available() else "cpu")
+    stride = max(1, len(split) // TUNING_PICTURES)
+    chosen = split.pictures[::stride][:TUNING_PICTURES]
+    results = [entry for picture in chosen for entry in model.predict(picture.path).to_coco(picture.image_id)]
+    model.score_threshold = tune_score_threshold(
+        overlaps(split.ground_truth, results, [picture.image_id for picture in chosen])
+    )
+    save_model(model, run / "best.safetensors", read_notes(run))
+    return model
+
+
+def _required(folder: str | Path | None, option: str) -> Path:
+    if folder is None:
+        raise InputError(f"training needs a folder: give {option} DIR.")
+    return Path(folder)

@@ -1,0 +1,31 @@
+"""The losses (paper, sections 3 and 4; SPEC of its references [35, 62]).
+
+All are finite for an empty selection and stay connected to the parameters they come from.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def classification_loss(logits: Tensor, classes: Tensor, normaliser: float) -> Tensor:
+    """Softmax cross entropy of ``logits`` (S, K) against ``classes`` (S,), summed and divided by ``normaliser``."""
+    return F.cross_entropy(logits, classes, reduction="sum") / normaliser
+
+
+def box_loss(codes: Tensor, wanted: Tensor, normaliser: float) -> Tensor:
+    """Huber loss of box codes (S, 4), delta 1, summed over codes and boxes and divided by ``normaliser``."""
+    return F.huber_loss(codes, wanted, reduction="sum", delta=1.0) / normaliser
+
+
+def mask_loss(logits: Tensor, masks: Tensor, pictures: Tensor, picture_count: int) -> Tensor:
+    """Sigmoid cross entropy of mask logits (M, P, P) against soft masks (M, P, P) in ``[0, 1]``.
+
+    The mean over a mask, then over the masks of a picture (``pictures`` (M,) says whose each is), then
+    over the ``picture_count`` pictures of the batch, those without masks included.
+    """
+    each = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=(1, 2))
+    share = torch.bincount(pictures, minlength=picture_count).clamp(min=1)[pictures]
+    return (each / share).sum() / picture_count

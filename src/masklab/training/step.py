@@ -1,0 +1,99 @@
+"""The training step: one screen that reads like section 3 of the paper, over the parts that inference uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from masklab.model.backbone import Features
+from masklab.model.masklab import MaskLab
+from masklab.model.rpn import Proposals, RPNOutput
+from masklab.ops.boxes import encode
+from masklab.structures import Batch
+from masklab.training.losses import box_loss, classification_loss, mask_loss
+from masklab.training.targets import Sample, draw, sample_anchors, sample_proposals
+
+
+class TrainingStep(nn.Module):
+    """A batch in, its weighted losses out; ``sum(losses.values())`` is what is minimised."""
+
+    def __init__(self, model: MaskLab) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Losses ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box``, ``mask_coarse`` and ``mask_refined``.
+
+        Each is a float32 scalar, finite and connected to its parameters whatever the batch holds.
+        ``generator`` (on the CPU) draws the samples; None draws them from the global state.
+        """
+        generator = generator or torch.default_generator
+        features = self.model.backbone(batch.images)
+        rpn = self.model.rpn(features.conv4)
+        proposals = self.model.rpn.propose(rpn, batch.sizes)
+        return {
+            **self._rpn_losses(rpn, batch, generator),
+            **self._box_losses(features, proposals, batch, generator),
+            **self._mask_losses(features, batch, generator),
+        }
+
+    def _rpn_losses(self, output: RPNOutput, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        config, pictures = self.model.config.model.rpn, len(batch.targets)
+        objectness, box = output.objectness.sum() * 0, output.codes.sum() * 0
+        for i, targets in enumerate(batch.targets):
+            size = (int(batch.sizes[i, 0]), int(batch.sizes[i, 1]))
+            sample = sample_anchors(output.anchors, targets, size, config, generator)
+            normaliser = max(1, len(sample.rows)) * pictures
+            positive = sample.objects >= 0
+            objectness = objectness + classification_loss(
+                output.objectness[i, sample.rows], positive.long(), normaliser
+            )
+            rows = sample.rows[positive]
+            wanted = encode(targets.boxes[sample.objects[positive]], output.anchors[rows])
+            box = box + box_loss(output.codes[i, rows], wanted, normaliser)
+        return {"rpn_objectness": config.objectness_weight * objectness, "rpn_box": config.box_weight * box}
+
+    def _box_losses(
+        self, features: Features, proposals: Proposals, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        config, head = self.model.config.model.box, self.model.box_classifier
+        boxes, owners, classes, codes = [], [], [], []
+        for i, targets in enumerate(batch.targets):
+            candidates = proposals.boxes[i, : proposals.count[i]]
+            if config.append_ground_truth:
+                candidates = torch.cat([candidates, targets.boxes])
+            sample: Sample = sample_proposals(candidates, targets, config, generator)
+            box, positive = candidates[sample.rows], sample.objects >= 0
+            label = torch.full_like(sample.rows, head.num_classes)
+            label[positive] = targets.labels[sample.objects[positive]]
+            boxes.append(box)
+            owners.append(torch.full_like(sample.rows, i))
+            classes.append(label)
+            codes.append(encode(targets.boxes[sample.objects[positive]], box[positive]))
+        rois = self.model.rois(torch.cat(boxes), torch.cat(owners), batch.images)
+        output, label = head(features.conv4, rois), torch.cat(classes)
+        normaliser = max(1, len(label))
+        positive = (label < head.num_classes).nonzero().flatten()
+        return {
+            "box_class": config.class_weight * classification_loss(output.classes, label, normaliser),
+            "box": config.box_weight * box_loss(output.codes[positive, label[positive]], torch.cat(codes), normaliser),
+        }
+
+    def _mask_losses(self, features: Features, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """On annotated boxes only, as the paper has it: a jittered box would put the directions out of line."""
+        config, model, pictures = self.model.config.model.mask, self.model, len(batch.targets)
+        boxes = torch.cat([t.boxes[t.mask_rows] for t in batch.targets])
+        labels = torch.cat([t.labels[t.mask_rows] for t in batch.targets])
+        masks = torch.cat([t.masks for t in batch.targets])
+        owners = torch.cat([torch.full_like(t.mask_rows, i) for i, t in enumerate(batch.targets)])
+        coarse = model.mask_branch.coarse_masks(
+            model.mask_branch(features.conv4), model.rois(boxes, owners, batch.images), labels
+        )
+        losses = {"mask_coarse": config.coarse_weight * mask_loss(coarse, masks, owners, pictures)}
+        if model.refinement is not None:
+            some = torch.cat(
+                [draw((owners == i).nonzero().flatten(), config.train_refined, generator) for i in range(pictures)]
+            )
+            refined = model.refinement(coarse[some], features, model.rois(boxes[some], owners[some], batch.images))
+            losses["mask_refined"] = config.refined_weight * mask_loss(refined, masks[some], owners[some], pictures)
+        return losses

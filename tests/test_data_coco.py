@@ -1,0 +1,383 @@
+import copy
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from pycocotools import mask as oracle
+
+from masklab.data.coco import CocoSplit, find_split
+from masklab.errors import InputError
+from masklab.ops import rle
+from masklab.pictures import list_pictures, read_picture
+from masklab.structures import ClassTable
+
+REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+SQUARE = [[2, 3, 6, 3, 6, 9, 2, 9]]
+COCO = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "height": 20, "width": 30},
+        {"id": 3, "file_name": "b.png", "height": 16, "width": 16},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 90, "bbox": [2, 3, 4, 6], "area": 24, "segmentation": SQUARE},
+    ],
+    "categories": [{"id": 90, "name": "pear"}, {"id": 4, "name": "apple"}],
+}
+
+
+def write_split(folder, change=None, name="train"):
+    """A data set of two pictures; ``change`` edits the JSON."""
+    values = copy.deepcopy(COCO)
+    if change:
+        change(values)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), (9, 8, 7)).save(folder / name / "a.png")
+    Image.new("RGB", (16, 16)).save(folder / name / "b.png")
+    (folder / f"{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+def add(**fields):
+    base = {"id": 2, "image_id": 7, "category_id": 4, "bbox": [0, 0, 5, 5], "segmentation": SQUARE}
+    return lambda values: values["annotations"].append({**base, **fields})
+
+
+def fails(words, action, *args):
+    with pytest.raises(InputError) as caught:
+        action(*args)
+    message = str(caught.value)
+    for word in words:
+        assert word in message, message
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+# ---- pictures
+
+
+def test_read_picture_brings_every_kind_to_rgb_and_grey(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(rgb)
+    picture.save(tmp_path / "rgb.png")
+    assert (read_picture(tmp_path / "rgb.png", 3) == rgb.transpose(2, 0, 1)).all()
+    picture.putalpha(40)
+    picture.save(tmp_path / "rgba.png")
+    assert (read_picture(tmp_path / "rgba.png", 3) == rgb.transpose(2, 0, 1)).all()
+    assert read_picture(tmp_path / "rgba.png", 4)[3].tolist() == np.full((6, 9), 40).tolist()
+    grey = Image.fromarray(rgb).convert("L")
+    grey.save(tmp_path / "grey.png")
+    assert (read_picture(tmp_path / "rgb.png", 1)[0] == np.asarray(grey)).all()
+    assert (read_picture(tmp_path / "grey.png", 3) == np.asarray(grey)).all()
+    assert read_picture(tmp_path / "grey.png", 1).shape == (1, 6, 9)
+    Image.fromarray(rgb).quantize(256).save(tmp_path / "palette.png")
+    assert (read_picture(tmp_path / "palette.png", 3) == rgb.transpose(2, 0, 1)).all()
+    Image.fromarray(rgb[:, :, 0] > 99).save(tmp_path / "bits.png")
+    assert (read_picture(tmp_path / "bits.png", 1)[0] == 255 * (rgb[:, :, 0] > 99)).all()
+
+
+def test_read_picture_applies_exif_orientation(tmp_path):
+    rgb = np.zeros((8, 16, 3), np.uint8)
+    rgb[0, 0] = 255
+    exif = Image.Exif()
+    exif[274] = 6  # shown turned clockwise: the top left corner goes to the top right
+    Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
+    picture = read_picture(tmp_path / "turned.png", 3)
+    assert picture.shape == (3, 16, 8)
+    assert np.argwhere(picture[0]).tolist() == [[0, 7]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_orientation_is_that_of_pillow(tmp_path, orientation):
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(274, "H", 1, orientation, True)])
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    assert (read_picture(tmp_path / "a.tif", 1) == read_picture(tmp_path / "a.png", 1)).all()
+
+
+def test_sixteen_bits_are_stretched_to_eight(tmp_path):
+    values = np.linspace(500, 1500, 4000).astype(np.uint16).reshape(50, 80)
+    values[0, 0] = 65535  # a hot pixel does not darken the rest
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    tifffile.imwrite(tmp_path / "deep.tif", values)
+    picture = read_picture(tmp_path / "deep.png", 1)[0]
+    assert (picture == read_picture(tmp_path / "deep.tif", 1)[0]).all()
+    assert (picture == read_picture(tmp_path / "deep.png", 3)).all()
+    expected = 255 * (values.astype(float) - 500) / 1000
+    assert np.abs(picture.astype(float) - expected)[1:].max() < 2
+    Image.fromarray(np.full((5, 5), 700, np.uint16)).save(tmp_path / "flat.png")
+    assert (read_picture(tmp_path / "flat.png", 1) == 0).all()
+
+
+@pytest.mark.parametrize("layout", ["YXS", "CYX"])
+def test_tiff_with_five_channels(tmp_path, layout):
+    values = np.random.default_rng(0).integers(0, 255, (5, 12, 9), dtype=np.uint8)
+    stored = values if layout == "CYX" else values.transpose(1, 2, 0)
+    planar = "separate" if layout == "CYX" else "contig"
+    tifffile.imwrite(tmp_path / "five.tif", stored, photometric="minisblack", planarconfig=planar)
+    assert (read_picture(tmp_path / "five.tif", 5) == values).all()
+    fails(["five.tif", "5 channels", "3 are expected", "in_channels"], read_picture, tmp_path / "five.tif", 3)
+
+
+def test_compressed_rgb_tiff(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    assert (read_picture(tmp_path / "lzw.tif", 3) == rgb.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+def test_damaged_pictures_are_named(tmp_path, suffix):
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    for share in (0.0, 0.001, 0.02, 0.5, 0.9):
+        path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+        fails([path.name], read_picture, path, 3)
+    path.write_text("not a picture at all")
+    fails([path.name, "not a picture"], read_picture, path, 3)
+    fails(["missing"], read_picture, tmp_path / f"missing{suffix}", 3)
+    fails([str(tmp_path)], read_picture, tmp_path, 3)
+
+
+def test_wrong_number_of_channels(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    fails(["a.png", "3 channels", "6 are expected"], read_picture, tmp_path / "a.png", 6)
+
+
+def test_list_pictures(tmp_path):
+    fails([str(tmp_path), "no picture"], list_pictures, tmp_path)
+    fails(["nowhere"], list_pictures, tmp_path / "nowhere")
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in list_pictures(tmp_path)] == ["a.png", "b.JPG"]
+    assert list_pictures(tmp_path / "a.png") == [tmp_path / "a.png"]
+
+
+# ---- finding a split
+
+
+def test_find_split_in_every_layout(tmp_path):
+    write_split(tmp_path / "simple", name="val")
+    assert find_split(tmp_path / "simple", "val") == (tmp_path / "simple/val.json", tmp_path / "simple/val")
+    for year in ("2014", "2017", ""):
+        folder = tmp_path / f"official{year}"
+        (folder / "annotations").mkdir(parents=True)
+        (folder / f"train{year}").mkdir()
+        (folder / f"annotations/instances_train{year}.json").touch()
+        (folder / f"annotations/captions_train{year}.json").touch()
+        assert find_split(folder, "train") == (
+            folder / f"annotations/instances_train{year}.json",
+            folder / f"train{year}",
+        )
+        assert find_split(folder, f"train{year}") == find_split(folder, "train")
+
+
+def test_find_split_says_what_is_missing(tmp_path):
+    fails(["nowhere"], find_split, tmp_path / "nowhere", "train")
+    fails(["train.json", "instances_train2017.json", str(tmp_path)], find_split, tmp_path, "train")
+    (tmp_path / "train.json").touch()
+    fails(["train.json", "no picture folder", str(tmp_path / "train")], find_split, tmp_path, "train")
+    for name in ("../train", "/etc", "", "..", "a/b"):
+        fails(["split"], find_split, tmp_path, name)
+    for year in ("2014", "2017"):
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / f"annotations/instances_val{year}.json").touch()
+        (tmp_path / f"val{year}").mkdir()
+    fails(["instances_val2014.json", "instances_val2017.json"], find_split, tmp_path, "val")
+    assert find_split(tmp_path, "val2014")[1] == tmp_path / "val2014"
+
+
+# ---- reading a split
+
+
+def test_empty_split(tmp_path):
+    split = CocoSplit.find(write_split(tmp_path, lambda v: v.update(images=[], annotations=[])), "train")
+    assert len(split) == split.most_objects == 0
+    assert "0 pictures" in split.summary()
+
+
+def test_split_as_written(tmp_path):
+    split = CocoSplit.find(write_split(tmp_path), "train")
+    assert [p.image_id for p in split.pictures] == [7, 3]
+    assert split.pictures[0].size == (20, 30)
+    assert split.categories == ClassTable((4, 90), ("apple", "pear"))
+    objects = split.objects(0)
+    assert objects.boxes.tolist() == [[2, 3, 6, 9]]
+    assert objects.labels.tolist() == [1]
+    assert objects.areas.tolist() == [24]
+    mask = rle.window(objects.runs(0), (20, 30), (0, 0, 30, 20))
+    assert mask.sum() == 24
+    assert mask[3:9, 2:6].all()
+    assert len(split.objects(1)) == 0
+    assert split.objects(1).boxes.shape == (0, 4)
+    assert (split.read(0, 3)[:, 0, 0] == [9, 8, 7]).all()
+    assert split.ground_truth == COCO
+    assert split.most_objects == 1
+    assert split.summary().endswith("2 pictures (1 without objects), 1 objects, 0 crowd regions, 2 classes")
+
+
+def test_polygons_keep_parts_and_rle_keeps_holes(tmp_path):
+    holed = np.zeros((20, 30), np.uint8)
+    holed[4:10, 5:12] = 1
+    holed[6:8, 7:9] = 0
+    flat = holed.ravel(order="F")
+    counts = np.diff(np.flatnonzero(np.diff(flat, prepend=0, append=2))).tolist()
+    counts = [int(np.flatnonzero(flat)[0]), *counts]
+    parts = [[2, 3, 6, 3, 6, 9, 2, 9], [20, 10, 24, 10, 24, 12, 20, 12]]
+
+    def change(values):
+        add(segmentation={"size": [20, 30], "counts": counts})(values)
+        add(segmentation=parts)(values)
+
+    objects = CocoSplit.find(write_split(tmp_path, change), "train").objects(0)
+    assert (rle.window(objects.runs(1), (20, 30), (0, 0, 30, 20)) == holed).all()
+    assert objects.boxes[2].tolist() == [2, 3, 24, 12]
+    assert objects.areas.tolist() == [24, 38, 24 + 8]
+
+
+def test_bad_annotations_are_skipped_and_counted(tmp_path):
+    empty = {"size": [20, 30], "counts": [600]}
+    bad = [
+        {"segmentation": empty, "bbox": [0, 0, 0, 0]},
+        {"segmentation": empty},
+        {"segmentation": [[40, 3, 46, 3, 46, 9]], "bbox": [40, 3, 6, 6]},
+        {"segmentation": []},
+        {"segmentation": None},
+        {"segmentation": [[1, 2, 3]]},
+        {"segmentation": {"size": [30, 20], "counts": [600]}},
+        {"segmentation": {"size": [20, 30], "counts": "\x00"}},
+        {"category_id": 5},
+        {"category_id": [5]},
+        {"category_id": None},
+    ]
+
+    def change(values):
+        for fields in bad:
+            add(**fields)(values)
+
+    split = CocoSplit.find(write_split(tmp_path, change), "train")
+    line = split.summary()
+    assert split.skipped == {
+        "empty mask": 2,
+        "outside the picture": 1,
+        "malformed segmentation": 5,
+        "unknown category": 3,
+    }
+    assert "skipped 11 annotations (2 empty mask, 5 malformed segmentation, 1 outside the picture" in line
+    assert len(split.objects(0)) == 1
+    assert split.summary() == line
+
+
+def test_crowds_are_ignored_regions(tmp_path):
+    def change(values):
+        add(iscrowd=1)(values)
+        add(iscrowd=1, segmentation=None, bbox=[25, 10, 50, 4])(values)
+        add(iscrowd=1, segmentation=None, bbox=[40, 10, 50, 4])(values)
+
+    split = CocoSplit.find(write_split(tmp_path, change), "train")
+    objects = split.objects(0)
+    assert len(objects) == 1
+    assert objects.ignored.tolist() == [[2, 3, 6, 9], [25, 10, 30, 14]]
+    assert split.skipped == {"malformed segmentation": 1}
+    assert split.most_objects == 1
+
+
+def entry(number, **fields):
+    return lambda v: v["images"][number].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.pop("images"), ["not a COCO", "'images'"]),
+        (lambda v: v.pop("annotations"), ["not a COCO", "'annotations'"]),
+        (lambda v: v.update(categories={}), ["not a COCO", "'categories'"]),
+        (lambda v: v.update(categories=[]), ["categories"]),
+        (lambda v: v["categories"].append({"id": 4, "name": "again"}), ["category id 4", "twice"]),
+        (lambda v: v["categories"].append({"id": "x", "name": "again"}), ["whole number id"]),
+        (lambda v: v["images"].append(v["images"][0]), ["image id 7", "twice"]),
+        (lambda v: v["images"].append(3), ["no id"]),
+        (lambda v: v["images"][0].pop("file_name"), ["image 7", "file_name"]),
+        (lambda v: v["images"][0].pop("width"), ["image 7", "width"]),
+        (entry(0, height="20"), ["image 7", "height"]),
+        (entry(0, height=float("nan")), ["image 7", "height"]),
+        (entry(0, height=float("inf")), ["image 7", "height"]),
+        (entry(0, height=0), ["image 7", "height"]),
+        (entry(1, file_name="c.png"), ["c.png", "1 of the 2", "missing"]),
+        (entry(1, file_name="../train/b.png"), ["image 3", "leaves"]),
+        (entry(1, file_name="x/../../b.png"), ["image 3", "leaves"]),
+        (entry(1, file_name="..\\b.png"), ["image 3", "leaves"]),
+        (entry(1, file_name="/etc/passwd"), ["image 3", "leaves"]),
+        (add(image_id=99), ["annotation 2", "image id 99"]),
+        (lambda v: v["annotations"].append(5), ["annotation"]),
+        (add(image_id=[7]), ["annotation 2"]),
+    ],
+)
+def test_files_that_are_not_coco_are_refused(tmp_path, change, words):
+    fails(["train", *words], CocoSplit.find, write_split(tmp_path, change), "train")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "\ufeff{}", "[" * 100_000])
+def test_files_that_are_not_json_are_refused(tmp_path, text):
+    write_split(tmp_path)
+    (tmp_path / "train.json").write_text(text, encoding="utf-8")
+    fails(["train.json"], CocoSplit.find, tmp_path, "train")
+
+
+def test_picture_of_another_size_names_both_sizes(tmp_path):
+    split = CocoSplit.find(write_split(tmp_path, lambda v: v["images"][0].update(height=30, width=20)), "train")
+    fails(["a.png", "30 wide and 20 high", "20 wide and 30 high", "correct"], split.read, 0, 3)
+    assert split.read(1, 3).shape == (3, 16, 16)
+
+
+def test_classes_of_the_training_set_rule(tmp_path):
+    train = CocoSplit.find(write_split(tmp_path), "train").categories
+    fewer = write_split(tmp_path, lambda v: v.update(categories=[{"id": 90, "name": "pear"}]), name="val")
+    assert CocoSplit.find(fewer, "val", train).objects(0).labels.tolist() == [1]
+    more = write_split(tmp_path, lambda v: v["categories"].append({"id": 5, "name": "plum"}), name="more")
+    fails(["more.json", "5 (plum)"], CocoSplit.find, more, "more", train)
+    other = write_split(tmp_path, lambda v: v["categories"][0].update(name="quince"), name="other")
+    fails(["other.json", "90 (quince)"], CocoSplit.find, other, "other", train)
+
+
+def test_pictures_in_folders_below(tmp_path):
+    write_split(tmp_path, entry(1, file_name="deep/b.png"))
+    fails(["missing"], CocoSplit.find, tmp_path, "train")
+    (tmp_path / "train/deep").mkdir()
+    (tmp_path / "train/b.png").rename(tmp_path / "train/deep/b.png")
+    assert CocoSplit.find(tmp_path, "train").read(1, 3).shape == (3, 16, 16)
+
+
+# ---- real data
+
+
+def encode(segmentation, size):
+    coded = oracle.frPyObjects(segmentation, *size) if isinstance(segmentation, list) else segmentation
+    return oracle.merge(coded) if isinstance(coded, list) else coded
+
+
+@pytest.mark.parametrize("name", ["nuclei", "coco-mini"])
+@pytest.mark.parametrize("split_name", ["train", "val"])
+def test_real_data(name, split_name):
+    if not (REAL / name).is_dir():
+        pytest.skip(f"needs {REAL / name}, which is not part of the repository")
+    split = CocoSplit.find(REAL / name, split_name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for index in range(0, len(split), 9):
+            assert split.read(index, 3).shape == (3, *split.pictures[index].size)
+    for index in range(0, len(split), 9):
+        given = [a for a in split._annotations[index] if not a.get("iscrowd")]
+        objects = split.objects(index)
+        assert len(objects) == len(given)
+        for row, annotation in enumerate(given):
+            x, y, width, height = oracle.toBbox(encode(annotation["segmentation"], split.pictures[index].size))
+            assert objects.boxes[row].tolist() == [x, y, x + width, y + height]
+    assert not split.skipped
+    assert re.search(rf"{len(split)} pictures \(\d+ without objects\)", split.summary())

@@ -1,0 +1,425 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from masklab.config import AugmentConfig, PictureConfig
+from masklab.data.objects import Objects, make_targets
+from masklab.data.transforms import Geometry, QuarterTurn, augment, quarter_turn
+from masklab.errors import InputError
+from masklab.ops import rle
+from masklab.pictures import network_size, normalise, padded_size, resize
+
+SIZE = (40, 60)
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def ramp(size):
+    """A picture whose two channels are each pixel's own x and y."""
+    ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
+    return torch.from_numpy(np.stack((xs, ys))).float()
+
+
+def blobs(size, count=6, seed=0):
+    """Full binary masks, one a blob of random rectangles: (count, H, W)."""
+    rng, masks = generator(seed), np.zeros((count, *size), np.uint8)
+    for mask in masks:
+        y, x = rng.integers(0, size[0] - 4), rng.integers(0, size[1] - 4)
+        for _ in range(3):
+            dy, dx = rng.integers(-3, 4, 2)
+            mask[max(0, y + dy) : y + dy + rng.integers(3, 15), max(0, x + dx) : x + dx + rng.integers(3, 15)] = 1
+    return masks
+
+
+def objects_of(masks, ignored=()):
+    size = masks.shape[1:]
+    runs = rle.encode_windows(list(masks), [(0, 0, size[1], size[0])] * len(masks), size)
+    return Objects.build(size, runs, list(range(len(masks))), list(ignored))
+
+
+def targets_of(masks, geometry, crop=9, max_masks=100, **options):
+    """Targets with their masks back in the order of the boxes."""
+    targets = make_targets(objects_of(masks), geometry, crop, max_masks, generator(), **options)
+    order = targets.mask_rows.argsort()
+    targets.masks, targets.mask_rows = targets.masks[order], targets.mask_rows[order]
+    return targets
+
+
+def assert_follows(picture, geometry, margin=3):
+    """The transformed ramp tells where each pixel came from; so does the geometry."""
+    height, width = geometry.canvas_size
+    assert picture.shape[1:] == (height, width)
+    matrix = geometry.matrix()
+    source_height, source_width = geometry.source_size
+    checked = 0
+    for i in range(height):
+        for j in range(width):
+            x, y, one = matrix @ [j + 0.5, i + 0.5, 1]
+            assert one == 1
+            if margin < x < source_width - margin and margin < y < source_height - margin:
+                near = (min(i, j, height - 1 - i, width - 1 - j)) >= margin
+                if near:
+                    assert picture[:, i, j].tolist() == pytest.approx([x, y], abs=0.1)
+                    checked += 1
+    assert checked > 20
+
+
+STEPS = {
+    "left-right": v2.RandomHorizontalFlip(1),
+    "up-down": v2.RandomVerticalFlip(1),
+    "larger": v2.Resize((61, 77)),
+    "smaller": v2.Resize((23, 31)),
+    "shortest side": v2.Resize(33),
+    "longest side": v2.Resize(33, max_size=41),
+    "crop": v2.RandomCrop((21, 23)),
+    "pad": v2.Pad((3, 1, 4, 2)),
+    "pad evenly": v2.Pad(5),
+    "crop and resize": v2.RandomResizedCrop((31, 27), scale=(0.3, 0.9)),
+    "one quarter": QuarterTurn(1),
+    "two quarters": QuarterTurn(2),
+    "three quarters": QuarterTurn(3),
+    "any quarter": QuarterTurn(),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_geometry_follows_each_transform(name):
+    torch.manual_seed(1)
+    assert_follows(*STEPS[name](v2.functional.to_image(ramp(SIZE)), Geometry.identity(SIZE)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_geometry_follows_random_compositions(seed):
+    torch.manual_seed(seed)
+    names = [list(STEPS)[k] for k in generator(seed).permutation(len(STEPS))[:4]]
+    picture, geometry = v2.Pad(0)(v2.functional.to_image(ramp(SIZE)), Geometry.identity(SIZE))
+    for name in names:
+        if name == "crop" and min(picture.shape[1:]) < 24:
+            continue
+        picture, geometry = STEPS[name](picture, geometry)
+    assert_follows(picture, geometry, margin=5)
+    matrix = geometry.matrix()
+    assert ((matrix[:2, :2] == 0).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_geometry_follows_augment(seed):
+    rng = generator(seed)
+    change = AugmentConfig(
+        vertical_flip=True,
+        quarter_turns=True,
+        scale_jitter=(0.7, 1.6),
+        crop=None if seed % 4 == 0 else 32,
+    )
+    data = PictureConfig(scale=1.0, augment=change)
+    picture, geometry = augment(ramp(SIZE), Geometry.identity(SIZE), data, rng)
+    assert_follows(picture, geometry)
+    if change.crop:
+        assert max(picture.shape[1:]) <= 32
+
+
+def test_a_transform_that_tilts_is_refused():
+    for step in (v2.RandomRotation(30), v2.RandomPerspective(p=1), v2.ElasticTransform(), v2.CenterCrop(5)):
+        with pytest.raises(TypeError, match="leave this transform out"):
+            step(v2.functional.to_image(ramp(SIZE)), Geometry.identity(SIZE))
+
+
+def test_colour_leaves_the_geometry_alone():
+    geometry = Geometry.identity(SIZE)
+    assert (v2.ColorJitter(0.5, 0.5)(geometry).matrix() == np.eye(3)).all()
+
+
+def test_flip_twice_and_four_quarters_are_nothing():
+    picture, geometry = ramp(SIZE), resize(Geometry.identity(SIZE), (31, 77))
+    for step in (F.horizontal_flip, F.vertical_flip):
+        assert torch.equal(step(step(picture)), picture)
+        assert step(step(geometry)).matrix() == pytest.approx(geometry.matrix(), abs=1e-12)
+    turned, followed = picture, geometry
+    for _ in range(4):
+        turned, followed = quarter_turn(turned, 1), quarter_turn(followed, 1)
+    assert torch.equal(turned, picture)
+    assert followed.matrix() == pytest.approx(geometry.matrix(), abs=1e-12)
+    assert followed.canvas_size == geometry.canvas_size
+    assert quarter_turn(geometry, 3).matrix() == pytest.approx(quarter_turn(geometry, -1).matrix())
+
+
+def test_geometry_by_hand():
+    geometry = F.horizontal_flip(resize(F.crop(Geometry.identity((10, 20)), 2, 4, 6, 8), (12, 16)))
+    assert geometry.canvas_size == (12, 16)
+    assert geometry.view().tolist() == [4, 2, 12, 8]
+    assert geometry.magnification() == 4
+    assert geometry.boxes_to_output(np.array([[4, 2, 5, 3], [0, 0, 20, 10]])).tolist() == [
+        [14, 0, 16, 2],
+        [0, 0, 16, 12],
+    ]
+
+
+# ---- sizes and colours
+
+
+def test_network_size_by_hand():
+    rule = PictureConfig(min_side=600, max_side=1024)
+    assert network_size((480, 640), rule) == (600, 800)
+    assert network_size((300, 900), rule) == (341, 1024)
+    assert network_size((600, 600), rule) == (600, 600)
+    assert network_size((427, 640), rule) == (600, 899)
+    assert network_size((100, 50), PictureConfig(scale=0.5)) == (50, 25)
+    assert network_size((100, 50), PictureConfig(scale=0.001)) == (1, 1)
+
+
+def test_padded_size_by_hand():
+    assert padded_size((800, 801), 8, "exact") == (801, 801)
+    assert padded_size((802, 1), 16, "exact") == (817, 17)
+    assert padded_size((800, 801), 32, "tf") == (800, 832)
+
+
+def test_normalise():
+    data = PictureConfig()
+    picture = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1)
+    expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    assert normalise(picture, data).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert picture.dtype == torch.uint8
+
+
+def recolour(picture, seed=0, **change):
+    data = PictureConfig(scale=1.0, augment=AugmentConfig(horizontal_flip=False, **change))
+    return augment(picture, Geometry.identity((picture.shape[1], picture.shape[2])), data, generator(seed))[0]
+
+
+def test_colours():
+    picture = torch.from_numpy(generator().integers(40, 200, (3, 20, 30), dtype=np.uint8))
+    assert torch.equal(recolour(picture), picture)
+    assert torch.equal(recolour(picture, invert=1.0), 255 - picture)
+    brighter = recolour(picture, brightness=0.2).float() / picture
+    assert brighter.max() - brighter.min() < 0.03
+    assert (brighter.mean() - 1).abs() > 0.01
+    contrast = recolour(picture, contrast=0.5).float()
+    assert contrast.mean() == pytest.approx(picture.float().mean().item(), abs=1)
+    assert (contrast.std() / picture.float().std() - 1).abs() > 0.05
+    negative = 255 - recolour(picture, contrast=0.5, invert=1.0).float()
+    assert (negative - contrast).abs().max() <= 1
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    for seed in range(5):
+        chroma = recolour(picture // 4 + 90, seed, saturation=0.5, hue=0.5)
+        assert not torch.equal(chroma, picture // 4 + 90)
+        kept = torch.einsum("chw,c->hw", (chroma.float() - (picture // 4 + 90).float()), luma)
+        assert kept.abs().max() < 1.5
+    grey = torch.full((3, 4, 4), 77, dtype=torch.uint8)
+    assert torch.equal(recolour(grey, saturation=1.0, hue=0.5), grey)
+    channels = recolour(picture[:1].repeat(5, 1, 1), brightness=0.5, contrast=0.5, invert=0.5)
+    assert channels.shape == (5, 20, 30)
+    with pytest.raises(InputError, match="3 channels, not 1"):
+        recolour(picture[:1], hue=0.1)
+
+
+# ---- targets
+
+
+def slow_targets(masks, matrix, canvas, crop, index_of):
+    """Boxes and soft masks from full masks, pixel by pixel."""
+    height, width = canvas
+    inverse = np.linalg.inv(matrix)
+    boxes, soft, rows = [], [], []
+    for row, mask in enumerate(masks):
+        corners, area = [], 0
+        for y, x in np.argwhere(mask):
+            a, b = (inverse @ [x, y, 1])[:2], (inverse @ [x + 1, y + 1, 1])[:2]
+            low, high = np.maximum(np.minimum(a, b), 0), np.minimum(np.maximum(a, b), (width, height))
+            if (high - low > 1e-9).all():
+                corners += [low, high]
+                area += 1
+        if not corners:
+            continue
+        (x1, y1), (x2, y2) = np.min(corners, axis=0), np.max(corners, axis=0)
+        if x2 - x1 < 2 or y2 - y1 < 2 or area / abs(np.linalg.det(matrix)) < 1:
+            continue
+        sampled = np.zeros((crop, crop))
+        for i in range(crop):
+            for j in range(crop):
+                out_y = min(max(index_of(y1 + (y2 - y1) * i / (crop - 1), 0), 0), height - 1)
+                out_x = min(max(index_of(x1 + (x2 - x1) * j / (crop - 1), 1), 0), width - 1)
+                x, y, _ = matrix @ [out_x + 0.5, out_y + 0.5, 1]
+                sampled[i, j] = bilinear(mask, y - 0.5, x - 0.5)
+        boxes.append([x1, y1, x2, y2])
+        soft.append(sampled)
+        rows.append(row)
+    return np.array(boxes).reshape(-1, 4), np.array(soft).reshape(-1, crop, crop), rows
+
+
+def bilinear(mask, y, x):
+    y, x = min(max(y, 0), mask.shape[0] - 1), min(max(x, 0), mask.shape[1] - 1)
+    y0, x0 = int(np.floor(y)), int(np.floor(x))
+    y1, x1 = min(y0 + 1, mask.shape[0] - 1), min(x0 + 1, mask.shape[1] - 1)
+    top = mask[y0, x0] * (1 - (x - x0)) + mask[y0, x1] * (x - x0)
+    return top * (1 - (y - y0)) + (mask[y1, x0] * (1 - (x - x0)) + mask[y1, x1] * (x - x0)) * (y - y0)
+
+
+def random_geometry(seed):
+    rng, size = generator(seed), (30, 40)
+    data = PictureConfig(
+        scale=1.0,
+        augment=AugmentConfig(vertical_flip=True, quarter_turns=True, scale_jitter=(0.5, 2), crop=20),
+    )
+    return augment(torch.zeros(1, *size, dtype=torch.uint8), Geometry.identity(size), data, rng)[1], size
+
+
+@pytest.mark.parametrize("mode", ["exact", "tf"])
+@pytest.mark.parametrize("seed", range(6))
+def test_targets_equal_the_slow_reference(seed, mode):
+    geometry, size = random_geometry(seed)
+    masks, padded = blobs(size, seed=seed), padded_size(geometry.canvas_size, 8, mode)
+    targets = targets_of(masks, geometry, 5, coord_mode=mode, input_size=padded)
+
+    def index_of(place, axis):
+        return place - 0.5 if mode == "exact" else place / padded[axis] * (padded[axis] - 1)
+
+    boxes, soft, rows = slow_targets(masks, geometry.matrix(), geometry.canvas_size, 5, index_of)
+    assert targets.labels.tolist() == rows
+    assert len(rows) > 0
+    assert targets.boxes.numpy() == pytest.approx(boxes, abs=1e-4)
+    assert targets.masks.numpy() == pytest.approx(soft, abs=1e-4)
+    assert targets.mask_rows.tolist() == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_targets_with_windows_that_cut_pixels(seed):
+    masks, rng = blobs(SIZE, seed=seed), generator(seed)
+    larger = resize(Geometry.identity(SIZE), (97, 131))
+    geometry = F.crop(larger, int(rng.integers(30)), int(rng.integers(50)), 61, 71)
+    targets = targets_of(masks, geometry, 5)
+    boxes, soft, rows = slow_targets(masks, geometry.matrix(), (61, 71), 5, lambda place, _: place - 0.5)
+    assert targets.labels.tolist() == rows
+    assert targets.boxes.numpy() == pytest.approx(boxes, abs=1e-4)
+    assert targets.masks.numpy() == pytest.approx(soft, abs=1e-4)
+
+
+STEP = {
+    "left-right": (F.horizontal_flip, lambda m: m[:, ::-1]),
+    "up-down": (F.vertical_flip, lambda m: m[::-1]),
+    "quarter": (lambda g: quarter_turn(g, 1), lambda m: np.rot90(m)),
+    "crop": (lambda g: F.crop(g, 5, 9, 24, 30), lambda m: m[5:29, 9:39]),
+}
+
+
+@pytest.mark.parametrize("name", STEP)
+def test_targets_of_a_moved_picture_are_those_of_its_moved_masks(name):
+    move, move_mask = STEP[name]
+    masks = blobs(SIZE, 12)
+    moved = np.stack([move_mask(mask) for mask in masks])
+    by_geometry = targets_of(masks, move(Geometry.identity(SIZE)))
+    kept = [k for k, mask in enumerate(moved) if mask.any()]
+    by_masks = targets_of(moved[kept], Geometry.identity(moved.shape[1:]))
+    assert by_geometry.labels.tolist() == [kept[k] for k in by_masks.labels.tolist()]
+    assert len(by_masks.labels) > 3
+    assert torch.equal(by_geometry.boxes, by_masks.boxes)
+    torch.testing.assert_close(by_geometry.masks, by_masks.masks, atol=1e-5, rtol=0)
+
+
+def test_flipped_targets_are_the_targets_flipped():
+    masks = blobs(SIZE, 8)
+    plain, flipped = (
+        targets_of(masks, Geometry.identity(SIZE)),
+        targets_of(masks, F.horizontal_flip(Geometry.identity(SIZE))),
+    )
+    torch.testing.assert_close(flipped.masks, plain.masks.flip(2), atol=1e-5, rtol=0)
+    assert torch.equal(flipped.boxes[:, [2, 0]], SIZE[1] - plain.boxes[:, [0, 2]])
+    turned = targets_of(masks, quarter_turn(Geometry.identity(SIZE), 1))
+    torch.testing.assert_close(turned.masks, plain.masks.rot90(1, (1, 2)), atol=1e-5, rtol=0)
+
+
+def test_tight_box_by_hand():
+    mask = np.zeros((1, 6, 6), np.uint8)
+    mask[0, 2:5, 1:4] = 1
+    exact = targets_of(mask, Geometry.identity((6, 6)), 5)
+    assert exact.boxes.tolist() == [[1, 2, 4, 5]]
+    expected = np.ones((5, 5))
+    expected[[0, -1]] *= 0.5
+    expected[:, [0, -1]] *= 0.5
+    assert exact.masks[0].numpy() == pytest.approx(expected)
+    tf = targets_of(mask, Geometry.identity((6, 6)), 5, coord_mode="tf").masks[0]
+    assert tf[0].tolist() == pytest.approx([0.556, 0.667, 0.667, 0.667, 0.444], abs=1e-3)
+    assert tf[-1].tolist() == pytest.approx([0.694, 0.833, 0.833, 0.833, 0.556], abs=1e-3)
+    assert (tf[1:-1, 1:-1] == 1).all()
+
+
+def test_box_on_the_border_is_held_inside():
+    mask = np.ones((1, 6, 6), np.uint8)
+    assert (targets_of(mask, Geometry.identity((6, 6)), 5).masks == 1).all()
+    assert (targets_of(mask, resize(Geometry.identity((6, 6)), (17, 13)), 5).masks == 1).all()
+
+
+def test_no_objects():
+    targets = targets_of(np.zeros((0, *SIZE), np.uint8), Geometry.identity(SIZE), 9)
+    shapes = [(0, 4), (0,), (0, 9, 9), (0,), (0, 4)]
+    kinds = [torch.float32, torch.int64, torch.float32, torch.int64, torch.float32]
+    values = (targets.boxes, targets.labels, targets.masks, targets.mask_rows, targets.ignored)
+    assert [tuple(v.shape) for v in values] == shapes
+    assert [v.dtype for v in values] == kinds
+    masks = np.zeros((1, *SIZE), np.uint8)
+    masks[0, :5, :5] = 1
+    gone = targets_of(masks, F.crop(Geometry.identity(SIZE), 10, 10, 20, 20), 9)
+    assert [tuple(v.shape) for v in (gone.boxes, gone.masks)] == [(0, 4), (0, 9, 9)]
+
+
+def test_objects_too_small_are_dropped():
+    masks = np.zeros((4, *SIZE), np.uint8)
+    masks[0, 0:4, 0:4] = 1
+    masks[1, 10:14, 10:11] = 1
+    masks[2, 20:22, 20:22] = 1
+    masks[3, 3:10, 16:30] = 1
+    assert targets_of(masks, Geometry.identity(SIZE)).labels.tolist() == [0, 2, 3]
+    assert targets_of(masks, resize(Geometry.identity(SIZE), (20, 30))).labels.tolist() == [0, 3]
+    assert targets_of(masks, F.crop(Geometry.identity(SIZE), 0, 0, 20, 17)).labels.tolist() == [0]
+    scattered = np.zeros((1, *SIZE), np.uint8)
+    scattered[0, [3, 12], [3, 12]] = 1
+    assert targets_of(scattered, resize(Geometry.identity(SIZE), (32, 48))).labels.tolist() == [0]
+    assert targets_of(scattered, resize(Geometry.identity(SIZE), (20, 30))).labels.tolist() == []
+
+
+def test_crowds_follow_and_are_cut():
+    objects = objects_of(np.zeros((0, *SIZE), np.uint8), [(0, 0, 10, 10), (20, 5, 40, 25), (50, 30, 60, 40)])
+    geometry = F.horizontal_flip(F.crop(Geometry.identity(SIZE), 0, 10, 20, 30))
+    targets = make_targets(objects, geometry, 5, 10, generator())
+    assert targets.ignored.tolist() == [[0, 5, 20, 20]]
+
+
+def test_max_masks_draws_among_all_objects():
+    masks = np.zeros((30, *SIZE), np.uint8)
+    for k in range(30):
+        masks[k, 5 * (k // 8) : 5 * (k // 8) + 3, 6 * (k % 8) : 6 * (k % 8) + 4] = 1
+    objects, seen = objects_of(masks), set()
+    for seed in range(20):
+        targets = make_targets(objects, Geometry.identity(SIZE), 3, 4, generator(seed))
+        assert targets.boxes.shape == (30, 4)
+        assert targets.masks.shape == (4, 3, 3)
+        assert len(set(targets.mask_rows.tolist())) == 4
+        seen |= set(targets.mask_rows.tolist())
+    assert len(seen) > 20
+    again = make_targets(objects, Geometry.identity(SIZE), 3, 4, generator(19))
+    assert torch.equal(again.mask_rows, targets.mask_rows)
+
+
+def test_a_thousand_objects_are_fast():
+    size, rng = (1024, 1024), generator()
+    disc = np.hypot(*(np.mgrid[:25, :25] - 12)) < 12
+    corners = rng.integers(0, 999, (1000, 2))
+    objects = Objects.build(size, rle.encode_windows([disc] * 1000, corners, size), [0] * 1000)
+    picture = torch.zeros(3, *size, dtype=torch.uint8)
+    change = AugmentConfig(
+        vertical_flip=True, quarter_turns=True, scale_jitter=(0.8, 1.25), brightness=0.3, contrast=0.3, invert=0.5
+    )
+    data, took = PictureConfig(scale=1.0, augment=change), []
+    for seed in range(4):
+        start = time.process_time()
+        image, geometry = augment(picture, Geometry.identity(size), data, generator(seed))
+        targets = make_targets(objects, geometry, 41, 100, generator(seed))
+        normalise(image, data)
+        took.append(time.process_time() - start)
+        assert targets.masks.shape == (100, 41, 41)
+    assert min(took) < 0.3
