@@ -68,7 +68,11 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
     verbs.add_subcommand("train", _train_parser(words), help="train a model on your pictures")
     verbs.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on annotated pictures")
     verbs.add_subcommand("predict", _predict_parser(), help="find the objects of pictures")
-    verbs.add_subcommand("data", _data_parser(), help="make or look at data sets")
+    data = _verb("Make or look at data sets.")
+    verbs.add_subcommand("data", data, help="make or look at data sets")
+    data.add_subcommands(required=True, metavar="WHAT").add_subcommand(
+        "shapes", _shapes_parser(), help="draw a data set"
+    )
     verbs.add_subcommand("info", _info_parser(), help="parameters and arithmetic of a recipe's model, part by part")
     verbs.add_subcommand("recipes", _verb("The recipes that come with the package."), help="list the recipes")
     verbs.add_subcommand("doctor", _verb("Check versions, devices and operations."), help="check the installation")
@@ -142,6 +146,9 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--split", default="val", help="which split to measure")
     parser.add_argument("--output", type=Path | None, default=None, help="also write the figures to this JSON file")
+    parser.add_argument(
+        "--ground_truth_boxes", type=bool, default=False, help="true gives the model the annotated boxes: masks alone"
+    )
     return parser
 
 
@@ -149,7 +156,7 @@ def _evaluate(arguments: Namespace) -> None:
     from masklab.evaluation import print_report, write_metrics
     from masklab.evaluation.run import evaluate
 
-    metrics = evaluate(arguments.model, arguments.data, arguments.split)
+    metrics = evaluate(arguments.model, arguments.data, arguments.split, arguments.ground_truth_boxes)
     print_report(metrics)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -178,17 +185,14 @@ def _predict(arguments: Namespace) -> None:
     predict_folder(load_model(arguments.model), arguments.pictures, arguments.output, arguments.score)
 
 
-def _data_parser() -> ArgumentParser:
-    parser = _verb("Make or look at data sets.")
-    kinds = parser.add_subcommands(required=True, metavar="WHAT")
-    shapes = _verb(
+def _shapes_parser() -> ArgumentParser:
+    parser = _verb(
         "Draw a data set of dense, overlapping, textured shapes of several classes, and write it as a COCO folder."
     )
-    shapes.add_argument("folder", type=Path, help="folder to write to")
-    shapes.add_argument("--train", type=int, default=160, help="training pictures")
-    shapes.add_argument("--val", type=int, default=40, help="validation pictures")
-    shapes.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures")
-    kinds.add_subcommand("shapes", shapes, help="draw a data set")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--train", type=int, default=160, help="training pictures")
+    parser.add_argument("--val", type=int, default=40, help="validation pictures")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures")
     return parser
 
 

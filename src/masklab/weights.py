@@ -73,7 +73,7 @@ def load_model(model: str | Path, device: str | torch.device = "cpu") -> MaskLab
             "take the file as it was written."
         ) from None
     loaded.score_threshold = json.loads(header["score_threshold"])
-    return loaded.to(device, memory_format=torch.channels_last).eval()
+    return loaded.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def read_notes(model: str | Path) -> dict[str, Any]:

@@ -89,7 +89,14 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 
 class _Loader(DataLoader[Any]):
-    """Gives an `InputError` of a worker its one sentence back, which torch buries in a stack trace."""
+    """Gives an `InputError` of a worker its one sentence back, which torch buries in a stack trace.
+
+    Its length is that of the whole stream, also when it begins at a later step: Lightning counts the
+    steps of a resumed run from the stream's beginning.
+    """
+
+    def __len__(self) -> int:
+        return self.batch_sampler.steps  # type: ignore[union-attr]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:

@@ -20,12 +20,16 @@ UNTUNED_THRESHOLD = 0.5
 LIBRARIES = ("masklab", "torch", "torchvision", "timm", "lightning", "hotcoco", "numpy")
 
 
-def evaluate(model: MaskLab | str | Path, data: str | Path, split: str = "val") -> dict[str, Any]:
+def evaluate(
+    model: MaskLab | str | Path, data: str | Path, split: str = "val", ground_truth_boxes: bool = False
+) -> dict[str, Any]:
     """Measure a model on a split of a COCO folder, masks at the size of the original pictures.
 
     ``model`` is a `MaskLab`, a run folder or a weights file.  The result holds ``mask``, ``box`` and
     ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the score threshold stored
     with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.
+
+    ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.
 
     Raises `InputError` for data or weights that cannot be used.
     """
@@ -35,12 +39,16 @@ def evaluate(model: MaskLab | str | Path, data: str | Path, split: str = "val") 
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     capped = 0
-    for picture in track(source.pictures, description="predicting", transient=True):
-        found = network.predict(picture.path)
-        capped += len(found) == network.config.model.box.max_detections
+    cap = max(1, source.most_objects) if ground_truth_boxes else network.config.model.box.max_detections
+    for index, picture in enumerate(track(source.pictures, description="predicting", transient=True)):
+        if ground_truth_boxes:
+            objects = source.objects(index)
+            found = network.segment(picture.path, objects.boxes, objects.labels)
+        else:
+            found = network.predict(picture.path)
+            capped += len(found) == cap
         results += found.to_coco(picture.image_id)
     seconds = time.perf_counter() - began
-    cap = network.config.model.box.max_detections
     threshold = UNTUNED_THRESHOLD if network.score_threshold is None else network.score_threshold
     metrics = coco_metrics(source.ground_truth, results, cap)
     metrics["matching"] = matching_metrics(overlaps(source.ground_truth, results), threshold)
@@ -48,6 +56,7 @@ def evaluate(model: MaskLab | str | Path, data: str | Path, split: str = "val") 
         "model": name,
         "data": str(source.json_path),
         "split": split,
+        "ground_truth_boxes": ground_truth_boxes,
         "pictures": len(source),
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "max_detections": metrics.pop("max_detections"),

@@ -57,13 +57,10 @@ class Backbone(nn.Module):
     def __init__(self, network: ResNet, output_stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(network.conv1, network.bn1, network.act1)
-        self.pool = network.maxpool
-        self.conv2, self.conv3, self.conv4 = network.layer1, network.layer2, network.layer3
-        widths = [_width(stage) for stage in (network.layer1, network.layer2, network.layer3, network.layer4)]
-        self.channels = {
-            "conv1": network.bn1.num_features if hasattr(network.bn1, "num_features") else network.bn1.num_channels
-        }
-        self.channels |= {f"conv{i}": width for i, width in enumerate(widths, start=2)}
+        self.pool: nn.Module = network.maxpool
+        self.conv2, self.conv3, self.conv4 = (_stage(network, i) for i in (1, 2, 3))
+        self.channels: dict[str, int] = {"conv1": _first_conv(network).out_channels}
+        self.channels |= {f"conv{i + 1}": _width(_stage(network, i)) for i in (1, 2, 3, 4)}
         self.strides = {"conv1": 2, "conv2": 4} | {
             f"conv{i}": min(stride, output_stride) for i, stride in ((3, 8), (4, 16), (5, 32))
         }
@@ -142,7 +139,7 @@ def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tupl
             f"model.backbone.name: {config.name} averages where it strides, which no atrous rate can imitate; "
             "use a network without a d or aa variant, such as resnet50."
         )
-    return Backbone(network, config.output_stride), Conv5Factory(network.layer4)
+    return Backbone(network, config.output_stride), Conv5Factory(_stage(network, 4))
 
 
 def initialise(module: nn.Module) -> None:
@@ -157,9 +154,17 @@ def initialise(module: nn.Module) -> None:
                 part.reset_running_stats()
 
 
+def _stage(network: ResNet, number: int) -> nn.Sequential:
+    stage: nn.Sequential = getattr(network, f"layer{number}")
+    return stage
+
+
+def _first_conv(network: ResNet) -> nn.Conv2d:
+    return [part for part in network.conv1.modules() if isinstance(part, nn.Conv2d)][-1]
+
+
 def _width(stage: nn.Sequential) -> int:
-    unit = stage[-1]
-    return (unit.conv3 if isinstance(unit, Bottleneck) else unit.conv2).out_channels
+    return [part for part in stage[-1].modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
 
 def _set_rates(stage: nn.Sequential, rates: Sequence[int], dense: bool) -> None:

@@ -26,12 +26,12 @@ class BoxOutput(NamedTuple):
 
 
 class BoxDetections(NamedTuple):
-    """Padded boxes (N, R, 4), scores (N, R), labels (N, R), best first, and their count (N,)."""
+    """Padded boxes (N, R, 4), scores (N, R), labels (N, R), best first, and how many of them are ``real`` (N,)."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    count: Tensor
+    real: Tensor
 
 
 class BoxClassifier(nn.Module):
@@ -52,13 +52,14 @@ class BoxClassifier(nn.Module):
         pooled = self.conv5(crop).mean(dim=(2, 3))
         return BoxOutput(self.classes(pooled).float(), self.codes(pooled).float().unflatten(1, (self.num_classes, 4)))
 
+    @torch.no_grad()
     def detect(self, output: BoxOutput, proposals: Proposals, sizes: Tensor) -> BoxDetections:
         """Decode, clip to ``sizes`` (N, 2), suppress within each class, and keep the best ``max_detections``."""
         config, (pictures, count, _) = self.config, proposals.boxes.shape
         scores = output.classes.softmax(dim=-1)[:, :-1].view(pictures, count, -1)
         boxes = decode(output.codes.view(pictures, count, -1, 4), proposals.boxes[:, :, None])
         boxes = clip(boxes, sizes[:, None, None, :])
-        real = torch.arange(count, device=scores.device) < proposals.count[:, None]
+        real = torch.arange(count, device=scores.device) < proposals.real[:, None]
         sides = boxes[..., 2:] - boxes[..., :2]
         wanted = (scores > config.score_threshold) & real[..., None] & (sides > 0).all(dim=-1)
         found = []

@@ -43,6 +43,7 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
         conv5 = branch.conv5(features.conv4)
         crops = torch.empty(proposals, features.conv4.shape[1], half, half, device="meta")
         pooled = torch.empty(proposals, head.classes.in_features, device="meta")
+        logits = [part for part in (branch.semantic, branch.direction) if part is not None]
         parts: dict[str, list[tuple[nn.Module, Tensor]]] = {
             "conv1-conv3": [
                 (backbone.conv1, images),
@@ -51,16 +52,15 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
             ],
             "conv4": [(backbone.conv4, features.conv3)],
             "conv5, semantic and direction": [(branch.conv5, features.conv4)],
-            "semantic and direction logits": [(part, conv5) for part in (branch.semantic, branch.direction) if part],
+            "semantic and direction logits": [(part, conv5) for part in logits],
             "region proposal network": [(model.rpn, features.conv4)],
             "box classifier conv5": [(head.conv5, crops)],
             "box classifier linear": [(head.classes, pooled), (head.codes, pooled)],
         }
         costs = {name: _cost(modules) for name, modules in parts.items()}
         # written as a weighted sum: one multiply-add a sample and logit
-        size_2 = config.model.mask.crop**2
-        logits = branch.coarse.weight.numel()
-        costs["coarse mask 1 x 1"] = PartCost(logits + 1, logits * size_2 * detections)
+        weights = branch.coarse.weight.numel()
+        costs["coarse mask 1 x 1"] = PartCost(weights + 1, weights * config.model.mask.crop**2 * detections)
         if model.refinement is not None:
             rois = Rois(
                 torch.empty(detections, 4, device="meta"), torch.zeros(detections, dtype=torch.long, device="meta")

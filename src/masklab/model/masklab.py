@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -78,8 +79,8 @@ class MaskLab(nn.Module):
         proposals = self.rpn.propose(self.rpn(features.conv4), sizes)
         rois = self.rois(proposals.boxes.flatten(0, 1), _owners(proposals.boxes), images)
         boxes = self.box_classifier.detect(self.box_classifier(features.conv4, rois), proposals, sizes)
-        masks = self.masks(features, boxes.boxes, boxes.labels, boxes.count, images)
-        return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.count)
+        masks = self.masks(features, boxes.boxes, boxes.labels, boxes.real, images)
+        return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.real)
 
     def masks(self, features: Features, boxes: Tensor, labels: Tensor, count: Tensor, images: Tensor) -> Tensor:
         """Mask probabilities (N, R, P, P) of given boxes (N, R, 4) and labels (N, R); 0 beyond ``count`` (N,).
@@ -101,7 +102,7 @@ class MaskLab(nn.Module):
         return coarse, coarse if self.refinement is None else self.refinement(coarse, features, rois)
 
     @overload
-    def predict(self, pictures: Picture) -> Instances: ...
+    def predict(self, pictures: Picture) -> Instances: ...  # type: ignore[overload-overlap]
 
     @overload
     def predict(self, pictures: Sequence[Picture]) -> list[Instances]: ...
@@ -116,36 +117,72 @@ class MaskLab(nn.Module):
         """
         if isinstance(pictures, (list, tuple)):
             return [self.predict(picture) for picture in pictures]
+        picture = _as_tensor(pictures, self.config.model.backbone.in_channels)
+        with self._inference():
+            image, size = self._network_input(picture)
+            found = self(image, size)
+        count = int(found.count[0])
+        return self._instances(
+            picture,
+            size,
+            found.boxes[0, :count],
+            found.scores[0, :count],
+            found.labels[0, :count],
+            found.masks[0, :count],
+        )
+
+    def segment(self, picture: Picture, boxes: np.ndarray, labels: np.ndarray) -> Instances:
+        """Masks of objects whose boxes are known.
+
+        ``boxes`` is ``(n, 4)`` ``xyxy`` in the picture's own pixels, ``labels`` ``(n,)`` in ``0..K-1``.  Returns
+        `Instances` in the same order, with score 1.
+        """
+        values = _as_tensor(picture, self.config.model.backbone.in_channels)
+        with self._inference():
+            image, size = self._network_input(values)
+            scale = size[:, [1, 0, 1, 0]] / size.new_tensor([values.shape[2], values.shape[1]] * 2)
+            given = torch.as_tensor(boxes, dtype=torch.float32, device=image.device).view(1, -1, 4) * scale
+            classes = torch.as_tensor(labels, dtype=torch.long, device=image.device).view(1, -1)
+            count = torch.tensor([classes.shape[1]], device=image.device)
+            masks = self.masks(self.backbone(image), given, classes, count, image)
+        return self._instances(values, size, given[0], torch.ones(classes.shape[1]), classes[0], masks[0])
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, and the number format of the configuration; the mode is put back."""
         was_training = self.training
         self.eval()
         try:
-            return self._predict(_as_tensor(pictures, self.config.model.backbone.in_channels))
+            with torch.inference_mode(), autocast(next(self.parameters()).device, self.config.train.precision):
+                yield
         finally:
             self.train(was_training)
 
-    @torch.inference_mode()
-    def _predict(self, picture: Tensor) -> Instances:
-        config = self.config
-        original = (picture.shape[1], picture.shape[2])
-        size = network_size(original, config.pictures)
+    def _network_input(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
+        config, device = self.config, next(self.parameters()).device
+        size = network_size((picture.shape[1], picture.shape[2]), config.pictures)
         image = normalise(resize(picture, size), config.pictures)
         height, width = padded_size(size, self.stride, config.model.coord_mode)
         image = F.pad(image, (0, width - size[1], 0, height - size[0]))
-        device = next(self.parameters()).device
-        batch = image[None].to(device, memory_format=torch.channels_last)
-        with autocast(device, config.train.precision):
-            found = self(batch, torch.tensor([size], device=device))
-        count = int(found.count[0])
-        scale = np.array([original[1] / size[1], original[0] / size[0]] * 2, np.float32)
+        return image[None].to(device, memory_format=torch.channels_last), torch.tensor([size], device=device)
+
+    def _instances(
+        self, picture: Tensor, size: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, masks: Tensor
+    ) -> Instances:
+        """Bring what was found at the network's ``size`` (1, 2) back to the picture's own pixels."""
+        original = (picture.shape[1], picture.shape[2])
+        height, width = size[0].tolist()
+        scale = np.array([original[1] / width, original[0] / height] * 2, np.float32)
         return Instances(
             size=original,
-            boxes=found.boxes[0, :count].cpu().numpy() * scale,
-            scores=found.scores[0, :count].cpu().numpy(),
-            labels=found.labels[0, :count].cpu().numpy(),
-            masks=found.masks[0, :count].cpu().numpy(),
+            boxes=boxes.cpu().numpy() * scale,
+            scores=scores.cpu().numpy(),
+            labels=labels.cpu().numpy(),
+            masks=masks.cpu().numpy(),
             class_names=self.classes.names,
             category_ids=self.classes.ids,
-            coord_mode=config.model.coord_mode,
+            coord_mode=self.config.model.coord_mode,
         )
 
 

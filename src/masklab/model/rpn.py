@@ -26,10 +26,10 @@ class RPNOutput(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """``boxes`` (N, R, 4) in pixels, best first, and ``count`` (N,): how many of the rows are real."""
+    """``boxes`` (N, R, 4) in pixels, best first, and ``real`` (N,): how many of the rows are real."""
 
     boxes: Tensor
-    count: Tensor
+    real: Tensor
 
 
 class RPN(nn.Module):
@@ -46,7 +46,7 @@ class RPN(nn.Module):
         self.codes = nn.Conv2d(config.channels, 4 * self.anchors_per_cell, 1)
         for layer in (self.conv, self.objectness, self.codes):
             nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, conv4: Tensor) -> RPNOutput:
         hidden = F.relu6(self.conv(conv4))

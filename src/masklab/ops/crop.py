@@ -10,6 +10,7 @@ R boxes, N pictures, C channels, H x W cells, P x Q samples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ CoordMode = Literal["exact", "tf"]
 CHUNK = 1 << 16  # samples of `crop_channels` worked on at a time: its memory, and what stays in cache
 
 
-class Rois(NamedTuple):
+@dataclass(frozen=True)
+class Rois:
     """Boxes on the feature maps of a batch.
 
     ``boxes`` is ``(R, 4)`` ``xyxy`` in units in which 0 and 1 are the centres of a map's first and last
@@ -129,11 +131,8 @@ class _CropChannels(torch.autograd.Function):
         flat = (features.permute(0, 2, 3, 1) if ctx.channels_last else features).reshape(-1)
         out = torch.empty(len(rois), *size, device=features.device)
         for chunk in _chunks(rois, size):
-            samples = None
-            for index, weight in _single_taps(ctx, chunk):
-                part = flat[index].float().mul_(weight) if samples is None else flat[index] * weight
-                samples = part if samples is None else samples.add_(part)
-            out[chunk] = samples
+            parts = [flat[index].float().mul_(weight) for index, weight in _single_taps(ctx, chunk)]
+            out[chunk] = (parts[0] + parts[1]) + (parts[2] + parts[3])
         return out
 
     @staticmethod

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from masklab.training.module import TrainingModule
 from masklab.weights import load_model, read_notes, save_model
 
 TUNING_PICTURES = 50
+CHECKPOINT = "resume.ckpt"
 
 
 def train(
@@ -37,22 +41,24 @@ def train(
     run is written to the folder ``output``: ``best.safetensors`` and ``last.safetensors`` (see
     `masklab.weights`), ``config.yaml``, ``metrics.csv`` and TensorBoard's events.  Both default to the
     configuration's ``data`` and ``output``.  At the end the score threshold of the best
-    weights is tuned on training pictures and stored with them.
+    weights is tuned on training pictures and stored with them.  ``resume`` continues the run in
+    ``output`` from its last validation as if it had never stopped.
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     folder, run = _required(data or config.data, "--data"), _required(output or config.output, "--output")
-    settings = config.train
+    settings, checkpoint = config.train, run / CHECKPOINT
     train_split = CocoSplit.find(folder, "train")
     val_split = CocoSplit.find(folder, "val", train_split.categories)
+    first_step = _open_run(run, resume)
     print(train_split.summary())
     torch.manual_seed(settings.seed)
     model = build_model(config, train_split.categories).to(memory_format=torch.channels_last)
-    run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     in_terminal = sys.stdout.isatty()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         accelerator=device,
         devices=1,
@@ -70,30 +76,61 @@ def train(
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    pictures = DataLoader(SplitPictures(val_split, config.model.backbone.in_channels), batch_size=None)
-    trainer.fit(TrainingModule(model, val_split), train_loader(train_split, config), pictures)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch, and on this folder and machine
+        trainer.fit(
+            TrainingModule(model, val_split),
+            train_loader(train_split, config, first_step),
+            DataLoader(SplitPictures(val_split, config.model.backbone.in_channels), batch_size=None),
+            ckpt_path=checkpoint if resume else None,
+            weights_only=True,
+        )
     return _tune(run, train_split)
 
 
+def _open_run(run: Path, resume: bool) -> int:
+    """Make the run folder, or check that the one there can be continued; returns the step to begin at."""
+    checkpoint, log = run / CHECKPOINT, run / "metrics.csv"
+    if not resume:
+        if log.exists() or checkpoint.exists():
+            raise InputError(f"{run} already holds a run: give another --output, or --resume true to continue it.")
+        run.mkdir(parents=True, exist_ok=True)
+        return 0
+    if not checkpoint.is_file():
+        raise InputError(f"{run} has no {CHECKPOINT} to resume from: check --output, or leave --resume out.")
+    step = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    if log.exists():
+        os.replace(log, run / f"metrics-until-{step}.csv")
+    return step
+
+
 class WeightsSaver(Callback):
-    """Writes ``last.safetensors`` after each validation, and ``best.safetensors`` when mask AP has not been higher."""
+    """After each validation writes ``last.safetensors``, ``best.safetensors`` when mask AP has not been higher, and
+    the checkpoint that a run is resumed from."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.best, self.began = run, -1.0, time.monotonic()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "seconds": time.monotonic() - self.began}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.began = state_dict["best"], time.monotonic() - state_dict["seconds"]
+
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        notes = {
-            "step": trainer.global_step,
-            "minutes": round((time.monotonic() - self.began) / 60, 1),
-            "val": {name.removeprefix("val/"): None if value != value else value for name, value in metrics.items()},
-        }
+        val = {name.removeprefix("val/"): None if value != value else value for name, value in metrics.items()}
+        minutes = round((time.monotonic() - self.began) / 60, 1)
+        notes = {"step": trainer.global_step, "minutes": minutes, "val": val}
         save_model(module.model, self.run / "last.safetensors", notes)
-        score = notes["val"].get("mask_AP") or 0.0
+        score = val.get("mask_AP") or 0.0
         if score >= self.best:
             self.best = score
             save_model(module.model, self.run / "best.safetensors", notes)
+        beside = self.run / f"{CHECKPOINT}.part"
+        trainer.save_checkpoint(beside)
+        os.replace(beside, self.run / CHECKPOINT)
 
 
 class ProgressLines(Callback):

@@ -44,8 +44,8 @@ class TrainingModule(pl.LightningModule):
         values = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(values, batch_size=len(batch.image_ids))
         self.log("loss", total.detach(), prog_bar=True, batch_size=len(batch.image_ids))
-        self.log("mask", sum(v for k, v in values.items() if "mask" in k), prog_bar=True, logger=False)  # type: ignore[arg-type]
-        self.log("box", sum(v for k, v in values.items() if "mask" not in k), prog_bar=True, logger=False)  # type: ignore[arg-type]
+        self.log("mask", sum(v for k, v in values.items() if "mask" in k), prog_bar=True, logger=False)
+        self.log("box", sum(v for k, v in values.items() if "mask" not in k), prog_bar=True, logger=False)
         self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return total

@@ -59,7 +59,7 @@ class TrainingStep(nn.Module):
         config, head = self.model.config.model.box, self.model.box_classifier
         boxes, owners, classes, codes = [], [], [], []
         for i, targets in enumerate(batch.targets):
-            candidates = proposals.boxes[i, : proposals.count[i]]
+            candidates = proposals.boxes[i, : proposals.real[i]]
             if config.append_ground_truth:
                 candidates = torch.cat([candidates, targets.boxes])
             sample: Sample = sample_proposals(candidates, targets, config, generator)

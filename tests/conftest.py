@@ -1,0 +1,70 @@
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of the real data sets beside the checkout; tests that need it say so where it is missing."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A small drawn data set."""
+    from masklab.data.shapes import draw_shapes
+
+    return draw_shapes(tmp_path_factory.mktemp("drawn") / "shapes", {"train": 8, "val": 4}, seed=1, size=(96, 112))
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A model of a few thousand parameters that trains on drawn pictures in seconds."""
+    from masklab.config import validate
+
+    return validate(
+        {
+            "model": {
+                "backbone": {"name": "resnet18", "pretrained": False, "norm": "group", "width": 0.25},
+                "rpn": {
+                    "anchor_sizes": [12, 24, 48],
+                    "channels": 32,
+                    "drop_crossing_anchors": False,
+                    "pre_nms_train": 200,
+                    "pre_nms_test": 200,
+                    "proposals_train": 50,
+                    "proposals_test": 40,
+                },
+                "box": {"crop": 6, "samples": 16, "append_ground_truth": True, "max_detections": 20},
+                "mask": {"crop": 15, "train_masks": 8, "train_refined": 4, "refine_channels": 8},
+            },
+            "pictures": {"scale": 1.0},
+            "train": {
+                "steps": 4,
+                "batch_size": 2,
+                "optimizer": "adamw",
+                "learning_rate": 1e-3,
+                "validate_every": 2,
+                "log_every": 1,
+                "workers": 0,
+                "precision": "float32",
+            },
+        },
+        "tests",
+    )
+
+
+@pytest.fixture(scope="session")
+def classes():
+    from masklab.structures import ClassTable
+
+    return ClassTable((2, 5, 9), ("disc", "box", "ring"))

@@ -1,0 +1,73 @@
+"""Imports point one way, importing masklab runs nothing, and every module says what it is."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "masklab"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+ROOMS = [
+    {"errors"},
+    {"config"},
+    {"structures", "ops", "hardware"},
+    {"pictures", "instances"},
+    {"model", "data", "visualize"},
+    {"weights"},
+    {"evaluation"},
+    {"training", "predict"},
+    {"demo", "doctor"},
+    {"cli", ""},
+]
+
+
+def room(path):
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "masklab":
+            yield [*node.module.split("."), ""][1]
+        if isinstance(node, ast.Import):
+            yield from ([*name.name.split("."), ""][1] for name in node.names if name.name.split(".")[0] == "masklab")
+
+
+def floor(name):
+    return next(level for level, names in enumerate(ROOMS) if name in names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path):
+    own = room(path)
+    for other in imported_rooms(path):
+        if own == "cli" and other == "":
+            continue  # the version
+        assert other == own or floor(other) <= floor(own), f"{own} must not import {other}"
+        assert not (own == "model" and other == "data"), "the model knows nothing of data sets"
+        assert not (own == "data" and other == "model")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_modules_say_what_they_are(path):
+    if path.stat().st_size:
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path.name} has no docstring"
+
+
+def test_import_loads_no_heavy_library():
+    code = "import masklab, sys; print([n for n in ('torch', 'lightning', 'timm') if n in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    import masklab
+
+    for name in masklab.__all__:
+        assert getattr(masklab, name) is not None
+    with pytest.raises(AttributeError):
+        masklab.nothing_of_that_name  # noqa: B018

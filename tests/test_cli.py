@@ -1,0 +1,234 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from contracts import assert_instances
+from PIL import Image
+from pycocotools import mask as oracle
+
+import masklab
+from masklab.cli import main
+from masklab.demo import demo
+from masklab.model.masklab import build_model
+from masklab.training.fit import train
+from masklab.weights import load_model, save_model
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tiny_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    train(tiny_config, shapes, folder)
+    return folder
+
+
+def fails(capsys, *words, code=2):
+    """The command ends with the code and one sentence on stderr, which is returned."""
+    assert main(list(map(str, words))) == code
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("masklab: ")
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_evaluate_writes_what_it_promises(run, shapes, tmp_path, capsys):
+    target = tmp_path / "figures" / "metrics.json"
+    assert main(["evaluate", str(run), "--data", str(shapes), "--split", "val", "--output", str(target)]) == 0
+    metrics = json.loads(target.read_text())
+    for kind in ("mask", "box"):
+        assert set(metrics[kind]) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP_max100"}
+        assert all(value is None or 0 <= value <= 1 for value in metrics[kind].values())
+    assert set(metrics["matching"]) == {"kaggle", "stardist", "cellpose", "score_threshold"}
+    assert metrics["matching"]["score_threshold"] == load_model(run).score_threshold
+    assert set(metrics["per_class"]) == {"disc", "box", "triangle", "ring"}
+    measured = metrics["measured"]
+    assert measured["pictures"] == 4
+    assert measured["max_detections"] == 20
+    assert measured["score_threshold_tuned"] is True
+    assert "torch" in measured["versions"]
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_predict_writes_coco_results_and_overlays(run, shapes, tmp_path):
+    assert main(["predict", str(run), str(shapes / "val"), "--output", str(tmp_path), "--score", "0.01"]) == 0
+    entries = json.loads((tmp_path / "predictions.json").read_text())
+    assert entries
+    categories = {c["id"] for c in json.loads((shapes / "val.json").read_text())["categories"]}
+    assert {entry["category_id"] for entry in entries} <= categories
+    for entry in entries[:20]:
+        height, width = entry["segmentation"]["size"]
+        assert oracle.decode(entry["segmentation"]).shape == (height, width) == (96, 112)
+    overlays = sorted(tmp_path.glob("*.png"))
+    assert len(overlays) == 4
+    assert not list(tmp_path.glob(".*")), "nothing half written stays behind"
+
+
+def test_one_bad_picture_costs_only_itself(run, shapes, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(shapes / "val", pictures)
+    (pictures / "broken.png").write_bytes((pictures / sorted(pictures.iterdir())[0].name).read_bytes()[:200])
+    assert main(["predict", str(run), str(pictures), "--output", str(tmp_path / "out")]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    assert (tmp_path / "out" / "predictions.json").is_file()
+
+
+def test_python_door(run, shapes):
+    model = masklab.load(run)
+    assert isinstance(model, torch.nn.Module)
+    picture = next((shapes / "val").iterdir())
+    assert_instances(model.predict(picture), model)
+    assert masklab.evaluate(model, shapes)["measured"]["model"] == "in memory"
+
+
+def test_train_takes_fields_from_the_command_line(shapes, tmp_path):
+    words = ["train", "shapes", "--data", str(shapes), "--output", str(tmp_path / "run")]
+    words += ["--train.steps", "1", "--train.batch_size", "2", "--train.workers", "0", "--model.mask.directions", "4"]
+    words += ["--model.backbone.width", "0.25", "--train.validate_pictures", "1"]
+    assert main(words) == 0
+    model = load_model(tmp_path / "run")
+    assert model.config.model.mask.directions == 4
+    assert model.config.train.batch_size == 2
+    assert model.config.model.rpn.anchor_sizes == [16, 32, 64], "the rest is the recipe's"
+
+
+def test_weights_come_back_as_they_went(run, tmp_path):
+    model = load_model(run)
+    save_model(model, tmp_path / "copy.safetensors")
+    again = load_model(tmp_path / "copy.safetensors")
+    picture = np.random.default_rng(0).integers(0, 255, (3, 60, 80), dtype=np.uint8)
+    np.testing.assert_array_equal(model.predict(picture).masks, again.predict(picture).masks)
+    assert again.classes == model.classes
+    assert again.config.pictures == model.config.pictures
+    assert b"pytest" not in (tmp_path / "copy.safetensors").read_bytes()[:20000], "no path of the training machine"
+
+
+def test_doctor_finds_nothing_wrong(capsys):
+    assert main(["doctor"]) == 0
+    assert "works" in capsys.readouterr().out
+
+
+def test_doctor_names_builds_that_do_not_fit(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(__import__("masklab.doctor").doctor.CHECKS, "box suppression (torchvision)", broken)
+    assert "different indexes" in fails(capsys, "doctor")
+
+
+def test_recipes_and_info(capsys):
+    assert main(["recipes"]) == 0
+    assert "nuclei" in capsys.readouterr().out
+    assert main(["info", "shapes", "--classes", "4", "--height", "96", "--width", "96"]) == 0
+    assert "refinement" in capsys.readouterr().out
+
+
+def test_data_shapes(tmp_path):
+    assert main(["data", "shapes", str(tmp_path / "set"), "--train", "2", "--val", "1"]) == 0
+    assert len(json.loads((tmp_path / "set" / "train.json").read_text())["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    "verb", [[], ["demo"], ["train"], ["evaluate"], ["predict"], ["data"], ["data", "shapes"], ["info"], ["doctor"]]
+)
+def test_help(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out) > 100
+
+
+def test_bad_words(run, shapes, tmp_path, capsys):
+    assert "no recipe nucleus: use one of" in fails(
+        capsys, "train", "nucleus", "--data", shapes, "--output", tmp_path / "x"
+    )
+    assert "train.stepz" in fails(capsys, "train", "shapes", "--train.stepz", "3")
+    assert "train.steps" in fails(capsys, "train", "shapes", "--train.steps", "many")
+    assert "--data DIR" in fails(capsys, "train", "shapes", "--output", tmp_path / "x")
+    assert "no such data set folder" in fails(
+        capsys, "train", "shapes", "--data", "/no/such", "--output", tmp_path / "x"
+    )
+    assert "no such run folder" in fails(capsys, "predict", "/no/such", shapes / "val")
+    assert "no such picture or folder" in fails(capsys, "predict", run, tmp_path / "none.png")
+    assert "holds no split test" in fails(capsys, "evaluate", run, "--data", shapes, "--split", "test")
+    fails(capsys, "frobnicate")
+
+
+def test_weights_of_another_kind(run, shapes, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    picture = next((shapes / "val").iterdir())
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert "not masklab's" in fails(capsys, "predict", tmp_path / "other.safetensors", picture)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.pt")
+    assert "not a weights file" in fails(capsys, "predict", tmp_path / "pickle.pt", picture)
+    whole = (run / "best.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "cut.safetensors is not a weights file or is damaged" in fails(
+        capsys, "predict", tmp_path / "cut.safetensors", picture
+    )
+
+
+def test_weights_that_do_not_fit_their_configuration(tiny_config, classes, tmp_path, capsys, shapes):
+    model = build_model(tiny_config, classes)
+    values = tiny_config.model.model_copy(update={"mask": tiny_config.model.mask.model_copy(update={"directions": 4})})
+    model.config = tiny_config.model_copy(update={"model": values})
+    save_model(model, tmp_path / "odd.safetensors")
+    assert "do not fit its configuration" in fails(capsys, "predict", tmp_path / "odd.safetensors", shapes / "val")
+
+
+def break_json(folder, change):
+    values = json.loads((folder / "train.json").read_text())
+    change(values)
+    (folder / "train.json").write_text(json.dumps(values))
+
+
+def test_bad_data_is_named(shapes, tmp_path, capsys):
+    def train_on(change):
+        folder = tmp_path / "set"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(shapes, folder)
+        change(folder)
+        words = ["train", "shapes", "--data", folder, "--output", tmp_path / "run", "--train.workers", "1"]
+        return fails(capsys, *words)
+
+    first = json.loads((shapes / "train.json").read_text())["images"][0]["file_name"]
+    every = [image["file_name"] for image in json.loads((shapes / "train.json").read_text())["images"]]
+
+    def truncate(folder):
+        for name in every:
+            (folder / "train" / name).write_bytes((folder / "train" / name).read_bytes()[:300])
+
+    assert "is not JSON" in train_on(lambda f: (f / "train.json").write_text("{"))
+    assert "not a COCO instances file" in train_on(lambda f: (f / "train.json").write_text("[]"))
+    assert first in train_on(lambda f: (f / "train" / first).unlink())
+    assert "is damaged or cut off" in train_on(truncate)
+    assert "wide and" in train_on(lambda f: [Image.new("RGB", (20, 10)).save(f / "train" / name) for name in every])
+
+
+def test_bad_annotations_are_skipped_and_counted(shapes, tiny_config, tmp_path, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(shapes, folder)
+
+    def spoil(values):
+        image = values["images"][0]["id"]
+        common = {"image_id": image, "category_id": values["categories"][0]["id"], "iscrowd": 0, "area": 0}
+        values["annotations"] += [
+            {**common, "id": 9001, "bbox": [3, 3, 0, 0], "segmentation": [[3, 3, 3, 3, 3, 3]]},
+            {**common, "id": 9002, "bbox": [500, 500, 9, 9], "segmentation": [[500, 500, 509, 500, 509, 509]]},
+        ]
+
+    break_json(folder, spoil)
+    train(tiny_config, folder, tmp_path / "run")
+    assert "skipped 2 annotations" in capsys.readouterr().out
+
+
+def test_demo_end_to_end_at_a_smaller_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("masklab.demo.PICTURES", {"train": 6, "val": 2})
+    figures = demo(tmp_path / "demo", steps=2)
+    assert set(figures) >= {"AP", "AP50"}
+    for name in ("metrics.json", "run/best.safetensors", "predictions/predictions.json", "shapes/train.json"):
+        assert (tmp_path / "demo" / name).is_file(), name
+    assert "done in" in capsys.readouterr().out

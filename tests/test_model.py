@@ -1,0 +1,239 @@
+import numpy as np
+import pytest
+import torch
+from contracts import assert_instances
+from PIL import Image
+from torchvision.ops import nms
+
+from masklab.config import RPNConfig, load_recipe, recipe_names, validate
+from masklab.errors import InputError
+from masklab.instances import Instances
+from masklab.model.cost import model_cost
+from masklab.model.masklab import build_model
+from masklab.model.rpn import RPN, RPNOutput
+from masklab.ops.crop import Rois, crop_and_resize
+from masklab.ops.masks import paste
+
+
+@pytest.fixture
+def model(tiny_config, classes):
+    torch.manual_seed(0)
+    return build_model(tiny_config, classes).eval()
+
+
+def images(count=2, height=97, width=113):
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def sizes(*pairs):
+    return torch.tensor(pairs)
+
+
+def test_anchors_are_centred_on_cells():
+    rpn = RPN(RPNConfig(anchor_sizes=[16, 32], anchor_ratios=[0.25, 1, 4]), 8, 8, "exact")
+    anchors = rpn.anchors(2, 3, torch.device("cpu")).view(2, 3, 6, 4)
+    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
+    assert (centres[1, 2] == torch.tensor([16.5, 8.5])).all()
+    sides = (anchors[..., 2:] - anchors[..., :2])[0, 0]
+    assert sides.tolist() == [[8, 32], [16, 16], [32, 8], [16, 64], [32, 32], [64, 16]]
+
+
+def test_tf_mode_has_no_half_pixel():
+    rpn = RPN(RPNConfig(), 8, 8, "tf")
+    anchors = rpn.anchors(1, 2, torch.device("cpu"))
+    assert (anchors[-1, :2] + anchors[-1, 2:]).tolist() == [16, 0]
+
+
+def test_proposals_are_the_best_boxes_that_survive_suppression():
+    rpn = RPN(RPNConfig(proposals_test=5, pre_nms_test=50), 8, 8, "exact").eval()
+    anchors = rpn.anchors(3, 4, torch.device("cpu"))
+    output = RPNOutput(torch.randn(2, len(anchors), 2), torch.randn(2, len(anchors), 4), anchors)
+    found = rpn.propose(output, sizes((40, 50), (20, 30)))
+    assert found.boxes.shape == (2, 5, 4)
+    for picture, (height, width) in enumerate([(40, 50), (20, 30)]):
+        boxes = found.boxes[picture, : found.real[picture]]
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= width).all()
+        assert (boxes[:, 3] <= height).all()
+        assert len(nms(boxes, torch.arange(len(boxes), 0, -1).float(), 0.7)) == len(boxes)
+
+
+def test_detections_keep_their_promises(model):
+    found = model(images(), sizes((97, 113), (80, 100)))
+    cap = model.config.model.box.max_detections
+    assert found.boxes.shape == (2, cap, 4)
+    assert found.masks.shape == (2, cap, 15, 15)
+    for n, (height, width) in enumerate([(97, 113), (80, 100)]):
+        real = torch.arange(cap) < found.count[n]
+        assert (found.scores[n][~real] == 0).all()
+        assert (found.masks[n][~real] == 0).all()
+        assert (found.boxes[n][real][:, 2] <= width).all()
+        assert (found.boxes[n][real][:, 3] <= height).all()
+        assert (found.scores[n][real].diff() <= 0).all()
+
+
+def test_a_batch_of_two_equals_two_singles(model):
+    batch, both = images(), sizes((97, 113), (97, 113))
+    with torch.no_grad():
+        together = model(batch, both)
+        for n in range(2):
+            alone = model(batch[n : n + 1], both[n : n + 1])
+            count = int(alone.count[0])
+            assert together.count[n] == count
+            torch.testing.assert_close(together.boxes[n, :count], alone.boxes[0, :count], atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(together.masks[n, :count], alone.masks[0, :count], atol=1e-3, rtol=1e-3)
+
+
+def test_no_detections(model):
+    with torch.no_grad():
+        model.box_classifier.classes.bias.copy_(torch.tensor([-50.0, -50, -50, 50]))
+        found = model(images(1), sizes((97, 113)))
+    assert found.count.tolist() == [0]
+    assert found.masks.shape == (1, 20, 15, 15)
+
+
+def test_coarse_mask_starts_as_half_semantic_plus_direction(model):
+    branch, features = model.mask_branch, model.backbone(images(1))
+    logits = branch(features.conv4)
+    boxes = model.rois(torch.tensor([[10.0, 20, 60, 70]]), torch.zeros(1, dtype=torch.long), images(1))
+    label = torch.tensor([1])
+    semantic = crop_and_resize(logits.semantic, boxes, (15, 15))[:, 1]
+    crops = crop_and_resize(logits.direction, boxes, (15, 15))
+    direction = crops.gather(1, branch.table[None, None])[:, 0]
+    torch.testing.assert_close(branch.coarse_masks(logits, boxes, label), 0.5 * semantic + direction)
+    branch.coarse.bias.data.fill_(0.25)
+    torch.testing.assert_close(branch.coarse_masks(logits, boxes, label), 0.5 * semantic + direction + 0.25)
+
+
+def test_hand_worked_coarse_value(model):
+    from masklab.model.mask_branch import MaskLogits
+
+    logits = MaskLogits(torch.full((1, 3, 4, 4), 2.0), torch.full((1, 32, 4, 4), -1.0))
+    box = Rois(torch.tensor([[0.0, 0, 1, 1]]), torch.zeros(1, dtype=torch.long))
+    assert (model.mask_branch.coarse_masks(logits, box, torch.tensor([0])) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"semantic": False},
+        {"direction": False},
+        {"refine_levels": []},
+        {"refine_levels": ["conv1", "conv2", "conv3"]},
+        {"directions": 6, "distance_bins": 1, "distance_metric": "l2_corner"},
+        {"rates": [4, 8]},
+    ],
+)
+def test_every_variant_of_the_mask_branch_runs(tiny_config, classes, mask):
+    values = tiny_config.model_dump()
+    values["model"]["mask"] |= mask
+    found = build_model(validate(values, "test"), classes).eval()(images(1), sizes((97, 113)))
+    assert found.masks.isfinite().all()
+
+
+@pytest.mark.parametrize("coord_mode", ["exact", "tf"])
+def test_crop_then_paste_gives_the_mask_back(coord_mode):
+    """A smooth mask survives the round trip through its box."""
+    height, width = 65, 97
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    smooth = torch.exp(-(((x - 40.3) / 14) ** 2 + ((y - 30.8) / 9) ** 2))
+    box = torch.tensor([[12.3, 10.7, 70.1, 50.2]])
+    where = Rois.from_pixels(box, torch.zeros(1, dtype=torch.long), (height, width), coord_mode)
+    crop = crop_and_resize(smooth[None, None], where, (41, 41))[:, 0]
+    pasted = paste(crop.numpy(), box.numpy(), (height, width), coord_mode)
+    x1, y1, x2, y2 = pasted.boxes[0]
+    np.testing.assert_allclose(pasted.region(0), smooth[y1:y2, x1:x2].numpy(), atol=0.01)
+
+
+def test_predict_takes_any_kind_of_picture(model, tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
+    picture = Image.fromarray(values.transpose(1, 2, 0))
+    picture.save(tmp_path / "picture.png")
+    results = model.predict(
+        [tmp_path / "picture.png", str(tmp_path / "picture.png"), picture, values, torch.tensor(values)]
+    )
+    for found in results:
+        assert isinstance(found, Instances)
+        assert found.size == (70, 90)
+        assert_instances(found, model)
+        np.testing.assert_array_equal(found.boxes, results[0].boxes)
+    assert len(model.predict(picture)) == len(results[0])
+
+
+def test_segment_answers_for_the_boxes_it_is_given(model):
+    picture = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
+    found = model.predict(picture)
+    again = model.segment(picture, found.boxes, found.labels)
+    np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-3)
+    np.testing.assert_allclose(again.masks, found.masks, atol=1e-3)
+    assert len(model.segment(picture, np.zeros((0, 4)), np.zeros(0))) == 0
+
+
+def test_predict_leaves_the_training_mode_alone(model):
+    model.train()
+    model.predict(np.zeros((3, 40, 40), np.uint8))
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((3, 40, 40), np.float32), np.zeros((1, 40, 40), np.uint8), np.zeros((40, 40), np.uint8)]
+)
+def test_predict_refuses_other_values(model, values):
+    with pytest.raises(InputError, match="must be uint8 of shape"):
+        model.predict(values)
+
+
+def test_predict_at_another_scale_answers_in_the_pictures_own_pixels(tiny_config, classes):
+    values = tiny_config.model_dump()
+    values["pictures"]["scale"] = 2.0
+    model = build_model(validate(values, "test"), classes).eval()
+    found = model.predict(np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
+    assert_instances(found, model)
+
+
+def test_predict_pictures_smaller_than_a_cell(model):
+    assert_instances(model.predict(np.full((3, 1, 3), 128, np.uint8)), model)
+
+
+def test_flipping_the_picture_mirrors_the_direction_table(model):
+    """Feature maps of a mirrored picture, read through the mirrored table, give the mirrored mask."""
+    table = model.mask_branch.table
+    features = torch.randn(1, 32, 9, 9)
+    middle = Rois(torch.tensor([[0.1, 0.2, 0.9, 0.8]]), torch.zeros(1, dtype=torch.long))
+    from masklab.ops.crop import crop_channels
+
+    plain = crop_channels(features, middle, (15, 15), table)
+    mirrored = crop_channels(features.flip(3), middle, (15, 15), table.flip(1).contiguous())
+    torch.testing.assert_close(mirrored, plain.flip(2), atol=1e-5, rtol=0)
+
+
+def test_cost_of_the_papers_model():
+    """Parameters and multiply-adds of ResNet-101 at output stride 8 on 800 x 1200, deformable crop aside."""
+    costs = model_cost(load_recipe("resnet101"), 80, (800, 1200))
+    expected = {
+        "conv1-conv3": (1.445, 34.7),
+        "conv4": (26.090, 390.3),
+        "conv5, semantic and direction": (14.965, 224.1),
+        "semantic and direction logits": (0.230, 3.4),
+        "region proposal network": (4.765, 71.5),
+        "box classifier conv5": (14.965, 219.7),
+        "refinement": (0.719, 120.8),
+    }
+    for part, (parameters, macs) in expected.items():
+        assert costs[part].parameters / 1e6 == pytest.approx(parameters, rel=0.01), part
+        assert costs[part].macs / 1e9 == pytest.approx(macs, rel=0.01, abs=0.05), part
+    assert costs["box classifier linear"].parameters / 1e6 == pytest.approx(0.822, rel=0.01)
+    assert costs["total"].parameters / 1e6 == pytest.approx(68.92 - 4.917, rel=0.01)
+    assert costs["total"].macs / 1e9 == pytest.approx(1066 - 1.5, rel=0.01)
+
+
+def test_every_recipe_is_valid_and_described():
+    for name in recipe_names():
+        load_recipe(name)
+
+
+def test_a_wrong_class_count_is_refused(tiny_config, classes):
+    values = tiny_config.model_dump()
+    values["model"]["num_classes"] = 7
+    with pytest.raises(InputError, match="num_classes is 7 but the data has 3"):
+        build_model(validate(values, "test"), classes)

@@ -1,0 +1,240 @@
+import csv
+import itertools
+
+import pytest
+import torch
+from contracts import assert_finite_and_connected
+
+from masklab.config import validate
+from masklab.data.coco import CocoSplit
+from masklab.data.loader import train_loader
+from masklab.errors import BrokenLossError, InputError
+from masklab.model.masklab import build_model
+from masklab.ops.boxes import box_iou
+from masklab.structures import Batch, Targets
+from masklab.training.fit import train
+from masklab.training.losses import mask_loss
+from masklab.training.module import build_optimizer, check_finite, clip_gradients, learning_rate_factor
+from masklab.training.step import TrainingStep
+from masklab.training.targets import sample_anchors, sample_proposals
+from masklab.weights import load_model, read_notes
+
+
+def targets(boxes=(), labels=None, crop=15, ignored=()):
+    boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    labels = torch.zeros(len(boxes), dtype=torch.long) if labels is None else torch.tensor(labels)
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(len(boxes), crop, crop, generator=generator)
+    return Targets(
+        boxes, labels, masks, torch.arange(len(boxes)), torch.tensor(ignored, dtype=torch.float32).view(-1, 4)
+    )
+
+
+def batch(*all_targets):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(len(all_targets), 3, 97, 113, generator=generator)
+    return Batch(images, torch.tensor([[97, 113]] * len(all_targets)), list(all_targets), list(range(len(all_targets))))
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+OBJECTS = ([10.0, 20, 40, 50], [50.0, 30, 90, 80], [60.0, 5, 75, 18])
+
+
+@pytest.fixture
+def step(tiny_config, classes):
+    torch.manual_seed(0)
+    return TrainingStep(build_model(tiny_config, classes)).train()
+
+
+@pytest.mark.parametrize("pictures", [[()], [(), ()], [OBJECTS, ()], [OBJECTS]])
+def test_losses_are_finite_and_reach_every_parameter(step, pictures):
+    """Also on pictures without objects, and on a batch of nothing else."""
+    losses = step(batch(*(targets(boxes) for boxes in pictures)), seeded())
+    assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box", "mask_coarse", "mask_refined"}
+    assert_finite_and_connected(losses, step)
+
+
+def test_golden_losses(step):
+    """What the step computes under a fixed seed; a change here is a change of the training."""
+    losses = step(batch(targets(OBJECTS, [0, 2, 1]), targets()), seeded())
+    again = step(batch(targets(OBJECTS, [0, 2, 1]), targets()), seeded())
+    assert all(torch.equal(losses[name], again[name]) for name in losses)
+    found = {name: round(loss.item(), 3) for name, loss in losses.items()}
+    assert found == pytest.approx(GOLDEN, abs=0.01)
+
+
+GOLDEN = {}
+
+
+def test_no_gradient_reaches_the_box_codes_of_the_rpn_through_proposals(step):
+    losses = step(batch(targets(OBJECTS)), seeded())
+    step.zero_grad(set_to_none=True)
+    (losses["box"] + losses["box_class"]).backward()
+    assert step.model.rpn.codes.weight.grad is None
+
+
+def test_masks_train_the_class_channel_and_the_selected_directions_only(step):
+    branch = step.model.mask_branch
+    features = step.model.backbone(torch.randn(1, 3, 97, 113))
+    logits = branch(features.conv4)
+    for part in logits:
+        part.retain_grad()
+    rois = step.model.rois(torch.tensor([OBJECTS[0]]), torch.zeros(1, dtype=torch.long), torch.empty(1, 3, 97, 113))
+    branch.coarse_masks(logits, rois, torch.tensor([2])).square().sum().backward()
+    assert (logits.semantic.grad.abs().sum(dim=(0, 2, 3)) > 0).tolist() == [False, False, True]
+    used = logits.direction.grad.abs().sum(dim=(0, 2, 3)) > 0
+    assert used.nonzero().flatten().tolist() == branch.table.unique().tolist()
+
+
+def test_sampled_anchors_follow_the_rules(tiny_config, classes):
+    rpn = build_model(tiny_config, classes).rpn
+    anchors = rpn.anchors(13, 15, torch.device("cpu"))
+    objects = targets(OBJECTS)
+    sample = sample_anchors(anchors, objects, (97, 113), tiny_config.model.rpn, seeded())
+    overlap = box_iou(anchors[sample.rows], objects.boxes)
+    positive = sample.objects >= 0
+    assert len(sample.rows) == len(sample.rows.unique()) == 256
+    assert positive.sum() <= 128
+    assert set(sample.objects[positive].tolist()) == {0, 1, 2}, "each object has at least its best anchor"
+    assert (overlap[~positive].amax(dim=1) < 0.3).all()
+    best = box_iou(anchors, objects.boxes).amax(dim=0)
+    own = overlap[positive, sample.objects[positive]]
+    assert ((own >= 0.7) | torch.isclose(own, best[sample.objects[positive]])).all()
+
+
+def test_anchors_across_the_border_are_left_out_when_asked(tiny_config, classes):
+    rpn = build_model(tiny_config, classes).rpn
+    anchors = rpn.anchors(13, 15, torch.device("cpu"))
+    config = tiny_config.model.rpn.model_copy(update={"drop_crossing_anchors": True})
+    kept = anchors[sample_anchors(anchors, targets(), (97, 113), config, seeded()).rows]
+    assert (kept[:, :2] >= 0).all()
+    assert (kept[:, 2] <= 113).all()
+    assert (kept[:, 3] <= 97).all()
+
+
+def test_sampled_proposals_follow_the_rules(tiny_config):
+    objects = targets(OBJECTS, ignored=[[0, 60, 40, 97]])
+    jitter = torch.tensor(OBJECTS).repeat(30, 1) + torch.randn(90, 4, generator=seeded()) * 4
+    proposals = torch.cat(
+        [jitter, torch.tensor([[5.0, 65, 30, 90]]).repeat(10, 1), torch.tensor([[92.0, 82, 110, 95]])]
+    )
+    config = tiny_config.model.box.model_copy(update={"samples": 64, "positive_fraction": 0.25})
+    sample = sample_proposals(proposals, objects, config, seeded())
+    overlap = box_iou(proposals[sample.rows], objects.boxes)
+    positive = sample.objects >= 0
+    assert positive.sum() == 16
+    assert (overlap[positive].amax(dim=1) >= 0.5).all()
+    assert (overlap[positive].argmax(dim=1) == sample.objects[positive]).all()
+    assert (overlap[~positive].amax(dim=1) < 0.5).all()
+    assert not set(sample.rows[~positive].tolist()) & set(range(90, 100)), "a crowd is not background"
+
+
+def test_mask_loss_is_a_mean_over_masks_then_pictures():
+    logits, masks = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
+    logits[0] = 100.0  # right: no loss; the other two cost ln 2 each
+    owners = torch.tensor([0, 0, 1])
+    expected = (0.5 * 0.6931 + 0.6931) / 3  # the third picture has no masks
+    assert float(mask_loss(logits, masks, owners, 3)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_schedules(tiny_config):
+    settings = tiny_config.train.model_copy(update={"steps": 100, "warmup_steps": 10})
+    factor = lambda at, schedule: learning_rate_factor(at, settings.model_copy(update={"schedule": schedule}))  # noqa: E731
+    assert factor(0, "linear") == pytest.approx(0.1)
+    assert factor(50, "linear") == pytest.approx(0.5)
+    assert factor(50, "cosine") == pytest.approx(0.5)
+    assert [round(factor(at, "step"), 4) for at in (10, 59, 60, 80)] == [1, 1, 0.1, 0.01]
+    for schedule in ("linear", "cosine"):
+        assert factor(100, schedule) == pytest.approx(0)
+
+
+def test_clipping_by_parameter_and_all_together(step, tiny_config):
+    def norms(how):
+        for parameter in step.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        clip_gradients(step, tiny_config.train.model_copy(update={"clip_by": how, "clip_norm": 0.5}))
+        return torch.stack([p.grad.norm() for p in step.parameters()])
+
+    assert norms("parameter").max() == pytest.approx(0.5, abs=1e-3)
+    assert norms("parameter").min() == pytest.approx(0.5, abs=1e-3)
+    assert norms("global").square().sum().sqrt() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_norms_and_biases_do_not_decay(step, tiny_config):
+    decayed, kept = build_optimizer(step, tiny_config.train.model_copy(update={"weight_decay": 0.1})).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    assert all(p.dim() > 1 for p in decayed["params"])
+    assert all(p.dim() <= 1 for p in kept["params"])
+
+
+def test_a_broken_loss_names_step_picture_and_loss():
+    with pytest.raises(BrokenLossError, match=r"step 12: box = nan on pictures 5, cat"):
+        check_finite({"box": torch.tensor(float("nan")), "mask": torch.tensor(1.0)}, 12, [5, "cat"])
+    check_finite({"box": torch.tensor(1.0)}, 12, [5])
+
+
+def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path):
+    model = train(tiny_config, shapes, tmp_path / "run")
+    for name in ("best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"):
+        assert (tmp_path / "run" / name).is_file(), name
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
+    assert model.score_threshold is not None
+    loaded = load_model(tmp_path / "run")
+    assert loaded.score_threshold == model.score_threshold
+    assert loaded.classes.names == ("disc", "box", "triangle", "ring")
+    assert read_notes(tmp_path / "run")["step"] in (2, 4)
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert {"loss", "val/mask_AP", "train/box"} <= set(rows[0])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, monkeypatch):
+    whole = train(tiny_config, shapes, tmp_path / "whole")
+
+    def break_at_step_3(losses, step, image_ids):
+        if step == 3:
+            raise BrokenLossError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("masklab.training.module.check_finite", break_at_step_3)
+        with pytest.raises(BrokenLossError):
+            train(tiny_config, shapes, tmp_path / "parts")
+    resumed = train(tiny_config, shapes, tmp_path / "parts", resume=True)
+    assert read_notes(tmp_path / "parts" / "last.safetensors")["step"] == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert (tmp_path / "parts" / "metrics-until-2.csv").is_file()
+
+
+def test_a_finished_run_is_not_overwritten(shapes, tiny_config, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step\n")
+    with pytest.raises(InputError, match="already holds a run"):
+        train(tiny_config, shapes, tmp_path)
+    with pytest.raises(InputError, match=r"no resume\.ckpt"):
+        train(tiny_config, shapes, tmp_path, resume=True)
+
+
+def test_the_loss_falls(shapes, tiny_config, classes):
+    values = tiny_config.model_dump()
+    values["train"] |= {"steps": 30, "learning_rate": 3e-3}
+    values["pictures"]["augment"] = {"horizontal_flip": False}
+    config = validate(values, "test")
+    split = CocoSplit.find(shapes, "train")
+    torch.manual_seed(0)
+    step = TrainingStep(build_model(config, split.categories)).train()
+    optimizer, totals = build_optimizer(step, config.train), []
+    for one in itertools.islice(train_loader(split, config), 30):
+        total = sum(step(one, seeded()).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert sum(totals[-8:]) < 0.85 * sum(totals[:8])
+
+
+def test_training_without_a_folder_says_which(tiny_config):
+    with pytest.raises(InputError, match="--data DIR"):
+        train(tiny_config)
