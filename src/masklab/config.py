@@ -231,6 +231,8 @@ class TrainConfig(Section):
     """Validate on at most this many pictures during training; null uses all."""
     log_every: int = Field(20, ge=1)
     """Steps between two lines of the log."""
+    threads: int = Field(2, ge=1)
+    """On a CPU, parts of the batch that are worked on at once."""
     workers: int = Field(2, ge=0)
     """Processes that load pictures."""
     seed: int = Field(0, ge=0)

@@ -28,10 +28,10 @@ Size = tuple[int, int]
 
 CLASSES = ("disc", "box", "triangle", "ring")
 HUES = (0.02, 0.30, 0.58, 0.82)
-FEWEST, MOST = 5, 30  # objects a picture
+FEWEST, MOST = 4, 14  # objects a picture
 EMPTY_EVERY = 20  # one picture in so many has no objects
-SMALLEST, LARGEST = 0.045, 0.2  # radius, as a share of the picture's shorter side
-LEAST_SEEN = 0.4  # share of an object that later ones leave uncovered
+SMALLEST, LARGEST = 0.09, 0.2  # radius, as a share of the picture's shorter side
+LEAST_SEEN = 0.6  # share of an object that later ones leave uncovered
 
 
 @dataclass
@@ -50,7 +50,7 @@ def draw_shapes(
     """Draw a COCO data set into ``folder``: ``SPLIT.json`` and ``SPLIT/*.png`` for each split.
 
     ``pictures`` says how many each split has, by default 200 for train and 50 for val; ``size`` is
-    ``(height, width)``.  A picture holds 5 to 30 objects, later ones over earlier ones; a mask is the part
+    ``(height, width)``.  A picture holds 4 to 14 objects, later ones over earlier ones; a mask is the part
     that is seen.  One picture in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is
     not empty, or when the pictures would be smaller than 32 pixels.
     """
@@ -181,6 +181,6 @@ def _depth(label: int, u: Floats, v: Floats, radius: float, shape: float) -> Flo
 
 def _colour(rng: np.random.Generator, label: int) -> Floats:
     """A bright colour ``(3,)``, near the class's hue but not tied to it."""
-    hue = HUES[label] + rng.normal(0, 0.1)
+    hue = HUES[label] + rng.normal(0, 0.04)
     pure = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     return (0.45 + 0.55 * pure) * rng.uniform(0.75, 1.0)

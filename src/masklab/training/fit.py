@@ -23,7 +23,6 @@ from masklab.data.coco import CocoSplit
 from masklab.data.loader import SplitPictures, train_loader
 from masklab.errors import InputError
 from masklab.evaluation import overlaps, tune_score_threshold
-from masklab.hardware import wants_bf16
 from masklab.model.masklab import MaskLab, build_model
 from masklab.training.module import TrainingModule
 from masklab.weights import load_model, read_notes, save_model
@@ -64,7 +63,6 @@ def train(
         devices=1,
         default_root_dir=run,
         max_steps=settings.steps,
-        precision="bf16-mixed" if wants_bf16(device, settings.precision) else "32-true",
         val_check_interval=min(settings.validate_every, settings.steps),
         check_val_every_n_epoch=None,
         limit_val_batches=settings.validate_pictures or 1.0,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +16,7 @@ from masklab.config import TrainConfig
 from masklab.data.coco import CocoSplit
 from masklab.errors import BrokenLossError
 from masklab.evaluation import coco_metrics
-from masklab.hardware import memory_in_use
+from masklab.hardware import autocast, memory_in_use
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
 from masklab.training.step import TrainingStep
@@ -27,6 +30,7 @@ class TrainingModule(pl.LightningModule):
         self.step = TrainingStep(model)
         self.config = model.config.train
         self.val = val
+        self.automatic_optimization = False  # the parts of a batch go backward on their own
         self.results: list[dict[str, Any]] = []
         self.scored: list[int | str] = []
 
@@ -34,21 +38,57 @@ class TrainingModule(pl.LightningModule):
     def model(self) -> MaskLab:
         return self.step.model
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> None:
         batch.images = batch.images.contiguous(memory_format=torch.channels_last)
-        # samples are a function of seed and step, so that a resumed run draws the same ones
-        generator = torch.Generator().manual_seed(hash((self.config.seed, self.global_step)) & (2**63 - 1))
-        losses = self.step(batch, generator)
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        losses = self._backward(batch)
         check_finite(losses, self.global_step, batch.image_ids)
-        total = torch.stack(list(losses.values())).sum()
-        values = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log_dict(values, batch_size=len(batch.image_ids))
-        self.log("loss", total.detach(), prog_bar=True, batch_size=len(batch.image_ids))
-        self.log("mask", sum(v for k, v in values.items() if "mask" in k), prog_bar=True, logger=False)
-        self.log("box", sum(v for k, v in values.items() if "mask" not in k), prog_bar=True, logger=False)
+        clip_gradients(self.model, self.config)
+        optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
+        self._log_losses(losses, len(batch.image_ids), optimizer.param_groups[0]["lr"])
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the batch's gradients to the parameters and return its losses.
+
+        On a CPU, operations on maps of a few dozen cells gain little from several threads, so the batch
+        is cut into parts that go forward and backward at once, each in a thread of its own.
+        """
+        parts = split_batch(batch, self.config.threads if self.device.type == "cpu" else 1)
+        # samples are a function of seed and step, so that a resumed run draws the same ones
+        seed = self.config.seed * 2**32 + self.global_step
+        precision = self.config.precision
+
+        def run(number: int) -> dict[str, Tensor]:
+            generator = torch.Generator().manual_seed(seed + number * 2**48)
+            with autocast(self.device, precision):
+                losses = self.step(parts[number], generator)
+            share = len(parts[number].image_ids) / len(batch.image_ids)
+            losses = {name: loss * share for name, loss in losses.items()}
+            torch.stack(list(losses.values())).sum().backward()
+            return {name: loss.detach() for name, loss in losses.items()}
+
+        if len(parts) == 1:
+            return run(0)
+        every = list(self.pool.map(run, range(len(parts))))
+        return {name: torch.stack([losses[name] for losses in every]).sum() for name in every[0]}
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads that parts of a batch run in, each with one thread for its operations."""
+        return ThreadPoolExecutor(self.config.threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def _log_losses(self, losses: dict[str, Tensor], pictures: int, learning_rate: float) -> None:
+        masks = sum(loss for name, loss in losses.items() if name.startswith("mask"))
+        total = sum(losses.values())
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=pictures)
+        self.log("loss", total, prog_bar=True, batch_size=pictures)
+        self.log("mask", masks, prog_bar=True, logger=False, batch_size=pictures)
+        self.log("box", total - masks, prog_bar=True, logger=False, batch_size=pictures)
         self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        return total
+        self.log("learning_rate", learning_rate)
 
     def validation_step(self, batch: tuple[Any, int | str], index: int) -> None:
         picture, image_id = batch
@@ -70,10 +110,17 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.config))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        clip_gradients(self.model, self.config)
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into at most ``parts`` of nearly equal size, in order."""
+    bounds = [round(len(batch.targets) * i / parts) for i in range(parts + 1)]
+    return [
+        Batch(batch.images[a:b], batch.sizes[a:b], batch.targets[a:b], batch.image_ids[a:b])
+        for a, b in pairwise(bounds)
+        if b > a
+    ]
 
 
 def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str]) -> None:
