@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 import masklab
-from masklab.cli import main
+from masklab.cli import _parser, main
 from masklab.demo import demo
 from masklab.model.masklab import build_model
 from masklab.training.fit import train
@@ -138,6 +140,17 @@ def test_help(verb, capsys):
         main([*verb, "--help"])
     assert ended.value.code == 0
     assert len(capsys.readouterr().out) > 100
+
+
+def test_the_readmes_commands_are_understood():
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    commands = re.findall(r"^.*?uv run masklab ([^#\n]+)", readme, re.MULTILINE)
+    assert len(commands) > 6
+    for command in commands:
+        words = command.split()
+        if "--help" not in words:
+            parser, verbs = _parser(words)
+            assert parser.parse_args(words).subcommand.split()[0] in {verb.split()[0] for verb in verbs}
 
 
 def test_bad_words(run, shapes, tmp_path, capsys):

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from contracts import assert_finite_and_connected
+from contracts import assert_finite_and_connected, assert_instances
 
 from masklab.config import validate
 from masklab.data.coco import CocoSplit
@@ -14,7 +14,13 @@ from masklab.ops.boxes import box_iou
 from masklab.structures import Batch, Targets
 from masklab.training.fit import train
 from masklab.training.losses import mask_loss
-from masklab.training.module import build_optimizer, check_finite, clip_gradients, learning_rate_factor
+from masklab.training.module import (
+    TrainingModule,
+    build_optimizer,
+    check_finite,
+    clip_gradients,
+    learning_rate_factor,
+)
 from masklab.training.step import TrainingStep
 from masklab.training.targets import sample_anchors, sample_proposals
 from masklab.weights import load_model, read_notes
@@ -55,6 +61,54 @@ def test_losses_are_finite_and_reach_every_parameter(step, pictures):
     losses = step(batch(*(targets(boxes) for boxes in pictures)), seeded())
     assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box", "mask_coarse", "mask_refined"}
     assert_finite_and_connected(losses, step)
+
+
+def test_parts_of_a_batch_give_the_whole_batchs_gradients(shapes, tiny_config, classes):
+    """Two threads on half a batch each, or one on all of it: the same but for rounding and what is drawn."""
+    gradients = {}
+    for threads in (1, 2):
+        values = tiny_config.model_dump()
+        values["train"]["threads"] = threads
+        values["model"]["rpn"] |= {"samples": 100000, "positive_fraction": 1.0}  # nothing is left to chance
+        values["model"]["box"] |= {"samples": 8, "positive_fraction": 0.0}
+        torch.manual_seed(0)
+        module = TrainingModule(build_model(validate(values, "test"), classes), None).train()
+        objects = targets(OBJECTS[:2], [0, 2])
+        losses = module._backward(batch(objects, objects))
+        assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box", "mask_coarse", "mask_refined"}
+        gradients[threads] = {
+            name: p.grad.clone() for name, p in module.named_parameters() if not name.startswith("step.model.box")
+        }
+        gradients[threads]["losses"] = torch.stack([losses[k] for k in sorted(losses) if not k.startswith("box")])
+    rpn = [name for name in gradients[1] if "rpn" in name or name == "losses"]
+    for name in rpn:
+        torch.testing.assert_close(gradients[1][name], gradients[2][name], atol=1e-4, rtol=1e-3)
+
+
+def test_tf_coordinates_train_and_predict(tiny_config, classes):
+    values = tiny_config.model_dump()
+    values["model"]["coord_mode"] = "tf"
+    model = build_model(validate(values, "test"), classes)
+    one = batch(targets(OBJECTS, [0, 1, 2]))
+    one.images = torch.randn(1, 3, 104, 120)
+    assert_finite_and_connected(TrainingStep(model).train()(one, seeded()), model)
+    assert_instances(model.predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), model)
+
+
+def test_a_run_whose_loss_breaks_stops_and_keeps_what_it_has(shapes, tiny_config, tmp_path, monkeypatch):
+    real = mask_loss
+    calls = itertools.count()
+    monkeypatch.setattr(
+        "masklab.training.step.mask_loss",
+        lambda *arguments: real(*arguments) * (float("nan") if next(calls) >= 4 else 1.0),
+    )
+    with pytest.raises(BrokenLossError, match=r"step 2: mask_\w+ = nan.* on pictures \d+, \d+;"):
+        train(
+            tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"threads": 1})}),
+            shapes,
+            tmp_path,
+        )
+    assert load_model(tmp_path / "last.safetensors").classes.names
 
 
 def test_golden_losses(step):

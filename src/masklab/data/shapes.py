@@ -28,9 +28,9 @@ Size = tuple[int, int]
 
 CLASSES = ("disc", "box", "triangle", "ring")
 HUES = (0.02, 0.30, 0.58, 0.82)
-FEWEST, MOST = 4, 14  # objects a picture
+FEWEST, MOST = 3, 10  # objects a picture
 EMPTY_EVERY = 20  # one picture in so many has no objects
-SMALLEST, LARGEST = 0.09, 0.2  # radius, as a share of the picture's shorter side
+SMALLEST, LARGEST = 0.12, 0.24  # radius, as a share of the picture's shorter side
 LEAST_SEEN = 0.6  # share of an object that later ones leave uncovered
 
 
@@ -45,12 +45,12 @@ class _Scene:
 
 
 def draw_shapes(
-    folder: str | Path, pictures: Mapping[str, int] | None = None, seed: int = 0, size: Size = (128, 160)
+    folder: str | Path, pictures: Mapping[str, int] | None = None, seed: int = 0, size: Size = (96, 128)
 ) -> Path:
     """Draw a COCO data set into ``folder``: ``SPLIT.json`` and ``SPLIT/*.png`` for each split.
 
     ``pictures`` says how many each split has, by default 200 for train and 50 for val; ``size`` is
-    ``(height, width)``.  A picture holds 4 to 14 objects, later ones over earlier ones; a mask is the part
+    ``(height, width)``.  A picture holds 3 to 10 objects, later ones over earlier ones; a mask is the part
     that is seen.  One picture in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is
     not empty, or when the pictures would be smaller than 32 pixels.
     """

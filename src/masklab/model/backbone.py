@@ -15,6 +15,7 @@ from masklab.config import BackboneConfig
 from masklab.errors import InputError
 
 CHANNELS_PER_GROUP = 16
+BRANCH_SHARE = 0.2
 
 
 class Features(NamedTuple):
@@ -139,7 +140,17 @@ def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tupl
             f"model.backbone.name: {config.name} averages where it strides, which no atrous rate can imitate; "
             "use a network without a d or aa variant, such as resnet50."
         )
+    if not pretrained and config.norm == "frozen_batch":
+        _calm(network)
     return Backbone(network, config.output_stride), Conv5Factory(_stage(network, 4))
+
+
+def _calm(network: ResNet) -> None:
+    """Weaken each unit's branch: with random weights and norms that never adapt, activations would double at every unit."""
+    for unit in network.modules():
+        if isinstance(unit, (BasicBlock, Bottleneck)):
+            last = unit.bn3 if isinstance(unit, Bottleneck) else unit.bn2
+            nn.init.constant_(last.weight, BRANCH_SHARE)  # type: ignore[arg-type]
 
 
 def initialise(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.progress import track
 from torch.utils.data import DataLoader
 
 from masklab.config import Config
@@ -157,7 +158,9 @@ def _tune(run: Path, split: CocoSplit) -> MaskLab:
     model = load_model(run, "cuda" if torch.cuda.is_available() else "cpu")
     stride = max(1, len(split) // TUNING_PICTURES)
     chosen = split.pictures[::stride][:TUNING_PICTURES]
-    results = [entry for picture in chosen for entry in model.predict(picture.path).to_coco(picture.image_id)]
+    results: list[dict[str, Any]] = []
+    for picture in track(chosen, description="tuning the score threshold", transient=True):
+        results += model.predict(picture.path).to_coco(picture.image_id)
     model.score_threshold = tune_score_threshold(
         overlaps(split.ground_truth, results, [picture.image_id for picture in chosen])
     )
