@@ -15,7 +15,7 @@ from masklab.evaluation.run import evaluate
 from masklab.predict import predict_folder
 from masklab.training.fit import train
 
-PICTURES = {"train": 160, "val": 40}
+PICTURES = {"train": 240, "val": 24}
 
 
 def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None]:
