@@ -12,6 +12,7 @@ from pycocotools import mask as oracle
 
 import masklab
 from masklab.cli import _parser, main
+from masklab.config import load_recipe
 from masklab.demo import demo
 from masklab.model.masklab import build_model
 from masklab.training.fit import train
@@ -93,7 +94,7 @@ def test_train_takes_fields_from_the_command_line(shapes, tmp_path):
     model = load_model(tmp_path / "run")
     assert model.config.model.mask.directions == 4
     assert model.config.train.batch_size == 2
-    assert model.config.model.rpn.anchor_sizes == [16, 32, 64], "the rest is the recipe's"
+    assert model.config.model.rpn == load_recipe("shapes").model.rpn, "the rest is the recipe's"
 
 
 def test_weights_come_back_as_they_went(run, tmp_path):
