@@ -28,7 +28,7 @@ from masklab.model.masklab import MaskLab, build_model
 from masklab.training.module import TrainingModule
 from masklab.weights import load_model, read_notes, save_model
 
-TUNING_PICTURES = 50
+TUNING_PICTURES = 30
 CHECKPOINT = "resume.ckpt"
 
 
