@@ -33,11 +33,11 @@ def _place(start, stop, i, samples):
 
 
 def select_channels(crops, channels):
-    """Of crops (R, C, P, Q), the channel each sample asks for: a (P, Q) table or one (R,) a box."""
+    """Of crops (R, C, P, Q), the channel each sample asks for: a (P, Q) table, one (R,) a box, or (R, P, Q)."""
     out = torch.zeros(crops.shape[0], *crops.shape[2:], dtype=crops.dtype)
     for r in range(crops.shape[0]):
         for i in range(crops.shape[2]):
             for j in range(crops.shape[3]):
-                channel = channels[i, j] if channels.dim() == 2 else channels[r]
-                out[r, i, j] = crops[r, int(channel), i, j]
+                place = {1: (r,), 2: (i, j), 3: (r, i, j)}[channels.dim()]
+                out[r, i, j] = crops[r, int(channels[place]), i, j]
     return out

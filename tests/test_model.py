@@ -207,24 +207,42 @@ def test_flipping_the_picture_mirrors_the_direction_table(model):
     torch.testing.assert_close(mirrored, plain.flip(2), atol=1e-5, rtol=0)
 
 
+DEFORMABLE = {"model": {"box": {"deformable": "grid"}}}
+
+
 def test_cost_of_the_papers_model():
-    """Parameters and multiply-adds of ResNet-101 at output stride 8 on 800 x 1200, deformable crop aside."""
-    costs = model_cost(load_recipe("resnet101"), 80, (800, 1200))
+    """Parameters and multiply-adds of ResNet-101 at output stride 8 on 800 x 1200, with deformable crops."""
+    costs = model_cost(load_recipe("resnet101", DEFORMABLE), 80, (800, 1200))
     expected = {
         "conv1-conv3": (1.445, 34.7),
         "conv4": (26.090, 390.3),
-        "conv5, semantic and direction": (14.965, 224.1),
-        "semantic and direction logits": (0.230, 3.4),
+        "mask conv5": (14.965, 224.1),
+        "mask maps": (0.230, 3.4),
         "region proposal network": (4.765, 71.5),
         "box classifier conv5": (14.965, 219.7),
+        "deformable crop offsets": (4.917, 1.5),
         "refinement": (0.719, 120.8),
     }
     for part, (parameters, macs) in expected.items():
         assert costs[part].parameters / 1e6 == pytest.approx(parameters, rel=0.01), part
         assert costs[part].macs / 1e9 == pytest.approx(macs, rel=0.01, abs=0.05), part
     assert costs["box classifier linear"].parameters / 1e6 == pytest.approx(0.822, rel=0.01)
-    assert costs["total"].parameters / 1e6 == pytest.approx(68.92 - 4.917, rel=0.01)
-    assert costs["total"].macs / 1e9 == pytest.approx(1066 - 1.5, rel=0.01)
+    assert costs["total"].parameters / 1e6 == pytest.approx(68.92, rel=0.01)
+    assert costs["total"].macs / 1e9 == pytest.approx(1066, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "parameters", "macs"),
+    [
+        ({"backbone": {"output_stride": 16}}, (800, 1200), 68.92, 551),
+        ({"box": {"deformable": None}, "rpn": {"anchor_sizes": [64, 128, 256, 512]}}, (600, 1024), 63.99, 804),
+        ({"box": {"deformable": "cell", "max_detections": 300}}, (800, 1200), 68.92, 1308),
+    ],
+)
+def test_cost_of_variants(changes, size, parameters, macs):
+    total = model_cost(load_recipe("resnet101", {"model": {**DEFORMABLE["model"], **changes}}), 80, size)["total"]
+    assert total.parameters / 1e6 == pytest.approx(parameters, rel=0.01)
+    assert total.macs / 1e9 == pytest.approx(macs, rel=0.01)
 
 
 def test_every_recipe_is_valid_and_described():

@@ -401,3 +401,19 @@ def test_max_masks_draws_among_all_objects():
     assert len(seen) > 20
     again = make_targets(objects, Geometry.identity(SIZE), 3, 4, generator(19))
     assert torch.equal(again.mask_rows, targets.mask_rows)
+
+
+def test_shortest_sides_are_drawn_evenly_and_bound_the_longest():
+    """By hand: the shortest side becomes the pick, unless the longest would pass 1.5 times it; at test, neither."""
+    config = PictureConfig(min_side=80, max_side=120, augment=AugmentConfig(horizontal_flip=False, min_sides=[30, 60]))
+    rng, drawn = generator(), {"square": [], "wide": []}
+    for _ in range(200):
+        for name, size in (("square", (40, 40)), ("wide", (20, 80))):
+            picture = torch.zeros(1, *size, dtype=torch.uint8)
+            picture, geometry = augment(picture, Geometry.identity(size), config, rng)
+            assert picture.shape[1:] == geometry.canvas_size
+            drawn[name].append(geometry.canvas_size)
+    assert set(drawn["square"]) == {(30, 30), (60, 60)}
+    assert set(drawn["wide"]) == {(11, 45), (22, 90)}
+    assert 70 < drawn["square"].count((30, 30)) < 130
+    assert network_size((40, 40), config) == (80, 80)

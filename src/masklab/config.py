@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,6 +29,8 @@ class BackboneConfig(Section):
     """Start from timm's ImageNet weights for ``name``; false starts from random weights."""
     weights: Path | None = None
     """A local file with the ImageNet weights of ``name``, for machines that are offline."""
+    segmentation_weights: Path | None = None
+    """A file that `masklab pretrain` wrote, in place of the ImageNet weights: conv1 to conv4 and both copies of conv5 start from it ("Seg" in the paper)."""
     output_stride: Literal[8, 16, 32] = 8
     """Pixels per cell of the last feature map; 8 is the paper's."""
     norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
@@ -37,6 +39,15 @@ class BackboneConfig(Section):
     """Factor on the channels of conv2 to conv5; other than 1 only from random weights."""
     in_channels: int = Field(3, ge=1)
     """Channels of a picture."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> BackboneConfig:
+        if self.width != 1 and self.pretrained:
+            raise ValueError(
+                f"width is {self.width} but pretrained is true, and ImageNet weights are of width 1: "
+                "set pretrained to false or width to 1"
+            )
+        return self
 
 
 class RPNConfig(Section):
@@ -86,7 +97,13 @@ class BoxConfig(Section):
     rates: list[int] | None = None
     """Atrous rates of the box classifier's conv5, one a unit; null means 1 everywhere."""
     from_imagenet: bool = True
-    """Start the box classifier's conv5 from the backbone's weights ("BC" in the paper)."""
+    """Start the box classifier's conv5 from the backbone's weights, ImageNet's or segmentation_weights' ("BC" in the paper); false draws it anew in either case."""
+    deformable: Literal["grid", "cell"] | None = None
+    """Deformable crop ("DC" in the paper): each 2 x 2 sub-box moves by a learned offset; grid starts from the plain crop's samples, cell from 7 x 7 equal cells; null is the plain crop."""
+    deformable_scale: float = Field(0.1, gt=0)
+    """An offset of 1 moves a sub-box by this share of the box's side."""
+    deformable_rate: float = Field(0.01, ge=0)
+    """Factor on the learning rate of the layer that predicts the offsets."""
     samples: int = Field(64, ge=1)
     """Proposals a picture that enter the loss."""
     positive_fraction: float = Field(0.25, ge=0, le=1)
@@ -108,8 +125,10 @@ class BoxConfig(Section):
 
 
 class MaskConfig(Section):
+    head: Literal["masklab", "mask_rcnn", "fcis"] = "masklab"
+    """The paper's mask branch, or one to compare it with in the same detector: Mask R-CNN's head, or FCIS's inside and outside maps."""
     crop: int = Field(41, ge=3)
-    """Samples a side of the mask."""
+    """Samples a side of the mask; Mask R-CNN's head makes 28 of a crop of 14."""
     semantic: bool = True
     """Use the semantic logits."""
     direction: bool = True
@@ -126,8 +145,10 @@ class MaskConfig(Section):
     """Atrous rates of the conv5 that semantic and direction logits share; null keeps the pretrained function."""
     refine_levels: list[Literal["conv1", "conv2", "conv3"]] = ["conv1", "conv2"]
     """Feature maps that refine the coarse mask; an empty list switches refinement off."""
+    refinement: Literal["paper", "shared"] = "paper"
+    """Refinement by 5 x 5 convolutions for each object (paper), or by maps that are made once a picture and shared by its objects, with a quarter of the channels for each."""
     refine_channels: int = Field(64, ge=1)
-    """Filters of each of the three 5 x 5 refinement convolutions."""
+    """Filters of each of the three 5 x 5 refinement convolutions; a shared refinement makes as many maps a picture, and its convolutions have a quarter as many filters."""
     coarse_weight: float = Field(1.0, ge=0)
     """Weight of the coarse mask loss."""
     refined_weight: float = Field(1.0, ge=0)
@@ -141,6 +162,18 @@ class MaskConfig(Section):
     def _something_to_see(self) -> MaskConfig:
         if not (self.semantic or self.direction):
             raise ValueError("semantic and direction are both false, so there is no mask to predict: set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_one_head(self) -> MaskConfig:
+        if self.head != "masklab" and self.refine_levels:
+            raise ValueError(
+                f"head {self.head} has no refinement but refine_levels is not empty: set refine_levels to []"
+            )
+        if self.head == "mask_rcnn" and self.crop % 2:
+            raise ValueError(f"head mask_rcnn doubles its crop but crop is {self.crop}: set crop to 28")
+        if self.refinement == "shared" and not self.refine_levels:
+            raise ValueError("refinement is shared but refine_levels is empty: name a level or leave refinement out")
         return self
 
 
@@ -162,6 +195,8 @@ class AugmentConfig(Section):
     """Mirror top and bottom with probability one half."""
     quarter_turns: bool = False
     """Turn by 0, 90, 180 or 270 degrees."""
+    min_sides: list[int] | None = None
+    """Shortest sides to draw from, each with a longest side of 1.5 times as much ("RS" in the paper); null keeps the picture's own."""
     scale_jitter: tuple[float, float] | None = None
     """Further factor on the scale, drawn log-uniformly between these two."""
     crop: int | None = Field(None, ge=16)
@@ -176,6 +211,16 @@ class AugmentConfig(Section):
     """Turn of the hue, drawn from -h to h."""
     invert: float = Field(0.0, ge=0, le=1)
     """Probability of turning the picture into its negative."""
+
+    @model_validator(mode="after")
+    def _scales(self) -> AugmentConfig:
+        if self.min_sides is not None and (not self.min_sides or min(self.min_sides) < 1):
+            raise ValueError("min_sides must list sides of at least 1 pixel: name some, or set it to null")
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter is {list(self.scale_jitter)} but must be two factors above 0, the smaller one first"
+            )
+        return self
 
 
 class PictureConfig(Section):
@@ -197,6 +242,10 @@ class PictureConfig(Section):
             raise ValueError("min_side must not be above max_side")
         if len(self.mean) != len(self.std):
             raise ValueError("mean and std must have the same length")
+        if self.scale is not None and self.augment.min_sides is not None:
+            raise ValueError(
+                f"scale is {self.scale} but augment.min_sides draws the scale in training: set one of them to null"
+            )
         return self
 
 
@@ -224,7 +273,7 @@ class TrainConfig(Section):
     clip_by: Literal["parameter", "global"] = "parameter"
     """Clip each parameter's gradient (paper's library) or all of them together."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Number format of the convolutions; auto takes bf16 where the hardware has it."""
+    """Number format of the convolutions, in training and in prediction; auto takes bf16 where the hardware has it."""
     validate_every: int = Field(5000, ge=1)
     """Steps between two validations."""
     validate_pictures: int | None = Field(None, ge=1)
@@ -262,9 +311,8 @@ class Config(Section):
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    folder = resources.files("masklab") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    """The recipes that come with the package, those of the paper's tables included."""
+    return sorted(_packaged())
 
 
 def load_recipe(recipe: str | Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -274,7 +322,7 @@ def load_recipe(recipe: str | Path, overrides: dict[str, Any] | None = None) -> 
     ``base: NAME`` in it names the recipe that it changes.  ``overrides`` is a nested dictionary of
     fields that win over the recipe.  Raises `InputError` for an unknown recipe, field or value.
     """
-    return validate(_merge(_read_recipe(str(recipe), ()), overrides or {}), f"recipe {recipe}")
+    return validate(merge(_resolve(str(recipe), ()), overrides or {}), f"recipe {recipe}")
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
@@ -288,29 +336,33 @@ def validate(values: dict[str, Any], source: str) -> Config:
             parent = ".".join(str(part) for part in first["loc"][:-1])
             hint = f"no such field; `masklab train --help` lists the fields{' of ' + parent if parent else ''}"
         else:
-            hint = first["msg"].removeprefix("Value error, ")
+            given = first["input"]
+            hint = first["msg"].removeprefix("Value error, ") + (
+                f", not {given!r}" if isinstance(given, (str, int, float)) else ""
+            )
         raise InputError(f"{source}: {field + ': ' if field else ''}{hint}.") from None
 
 
-def describe_recipes() -> dict[str, str]:
-    """Name and one-sentence description of each packaged recipe."""
-    folder = resources.files("masklab") / "recipes"
-    return {name: yaml.safe_load((folder / f"{name}.yaml").read_text())["description"] for name in recipe_names()}
+class RecipeFile(NamedTuple):
+    """One recipe as it stands in its file: what it is, the recipe it changes, its fields, and the paper's figures."""
+
+    description: str
+    base: str | None
+    changes: dict[str, Any]
+    paper: dict[str, Any]
 
 
-def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    if recipe in seen:
-        raise InputError(
-            f"recipe {recipe} is its own base ({' -> '.join((*seen, recipe))}): remove one of the base lines."
-        )
-    packaged = resources.files("masklab") / "recipes" / f"{recipe}.yaml"
-    if recipe in recipe_names():
-        text = packaged.read_text()
+def read_recipe(recipe: str) -> RecipeFile:
+    """Read one recipe without its base; ``recipe`` is as in `load_recipe`, and so is what is raised."""
+    packaged = _packaged()
+    if recipe in packaged:
+        text = packaged[recipe].read_text()
     elif Path(recipe).suffix in (".yaml", ".yml") and Path(recipe).is_file():
         text = Path(recipe).read_text()
     else:
         raise InputError(
-            f"there is no recipe {recipe}: use one of {', '.join(recipe_names())}, or the path of a YAML file."
+            f"there is no recipe {recipe}: use one of {common_recipes()}, one of the paper's tables "
+            "(`masklab recipes` lists them), or the path of a YAML file."
         )
     try:
         values = yaml.safe_load(text) or {}
@@ -322,16 +374,39 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise InputError(
             f"recipe {recipe} must be a mapping of fields, such as `train: {{steps: 100}}`: correct the file."
         )
-    values.pop("description", None)
-    base = values.pop("base", None)
-    return _merge(_read_recipe(str(base), (*seen, recipe)), values) if base else values
+    description, base = values.pop("description", ""), values.pop("base", None)
+    paper = values.pop("paper", {})
+    return RecipeFile(str(description), None if base is None else str(base), values, paper)
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def common_recipes() -> str:
+    """The names of the packaged recipes that are not rows of the paper's tables, as a sentence has them."""
+    return ", ".join(sorted(_packaged("recipes")))
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries of fields laid over one another; ``over`` wins."""
     merged = dict(under)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
+            merged[key] = merge(merged[key], value)
         else:
             merged[key] = value
     return merged
+
+
+def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a recipe laid over those of its bases."""
+    if recipe in seen:
+        raise InputError(
+            f"recipe {recipe} is its own base ({' -> '.join((*seen, recipe))}): remove one of the base lines."
+        )
+    _, base, changes, _ = read_recipe(recipe)
+    return changes if base is None else merge(_resolve(base, (*seen, recipe)), changes)
+
+
+def _packaged(*folders: str) -> dict[str, Any]:
+    """The files of the packaged recipes by name, of some folders or of both."""
+    package = resources.files("masklab")
+    files = [file for folder in folders or ("recipes", "recipes/paper") for file in (package / folder).iterdir()]
+    return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from masklab.errors import InputError
+from masklab.hardware import LIBRARIES
 
-LIBRARIES = ("torch", "torchvision", "timm", "lightning", "hotcoco", "numpy", "pillow", "tifffile", "safetensors")
 KNOWN_BAD = {"lightning": ("2.6.2", "2.6.3")}
 
 

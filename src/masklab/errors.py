@@ -1,4 +1,4 @@
-"""The one error that bad input raises: a sentence that names the file or field and the next step."""
+"""The one error that bad input raises, a sentence that names the file or field and the next step; and failed work."""
 
 
 class InputError(Exception):
@@ -7,6 +7,10 @@ class InputError(Exception):
     The message is one sentence that names the file or field and says what to do next.
     The command line prints it and exits with code 2; from Python it is an ordinary exception.
     """
+
+
+class FailedRunsError(RuntimeError):
+    """Some of several runs failed while the others went on: the message names them."""
 
 
 class BrokenLossError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What the machine can do and how much of it is in use."""
+"""What the machine can do, what is installed on it, and how much of it is in use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ try:
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
+
+LIBRARIES = (
+    "masklab",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "hotcoco",
+    "numpy",
+    "pillow",
+    "tifffile",
+    "safetensors",
+)
+"""The packages whose versions matter to a result."""
 
 Precision = Literal["auto", "bf16", "float32"]
 

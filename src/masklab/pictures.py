@@ -196,8 +196,8 @@ def padded_size(size: Size, stride: int, coord_mode: Literal["exact", "tf"]) -> 
 
 def normalise(picture: Tensor, config: PictureConfig) -> Tensor:
     """``(C, H, W)`` uint8 to float32 of mean 0 and deviation 1, by the configured mean and std."""
-    mean = torch.tensor(config.mean).view(-1, 1, 1) * 255
-    std = torch.tensor(config.std).view(-1, 1, 1) * 255
+    mean = torch.tensor(config.mean, device=picture.device).view(-1, 1, 1) * 255
+    std = torch.tensor(config.std, device=picture.device).view(-1, 1, 1) * 255
     return picture.to(torch.float32).sub_(mean).div_(std)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 from rich.progress import track
 
 from masklab.errors import InputError
+from masklab.files import whole
 from masklab.model.masklab import MaskLab
 from masklab.pictures import list_pictures, read_picture
 from masklab.visualize import overlay
-
-UNTUNED_SCORE = 0.5
 
 
 def predict_folder(
@@ -33,8 +31,7 @@ def predict_folder(
     """
     pictures = [picture for source in sources for picture in list_pictures(source)]
     _refuse_namesakes(pictures)
-    if min_score is None:
-        min_score = UNTUNED_SCORE if model.score_threshold is None else model.score_threshold
+    min_score = model.threshold if min_score is None else min_score
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -51,11 +48,11 @@ def predict_folder(
         shown += len(instances.above(min_score))
         image_id = int(path.stem) if path.stem.isdigit() else path.name
         results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
-        _write_beside(
-            output / f"{path.stem}.png", lambda to, p=picture, i=instances: overlay(p, i, min_score).save(to, "PNG")
-        )
+        with whole(output / f"{path.stem}.png") as beside:
+            overlay(picture, instances, min_score).save(beside, "PNG")
     target = output / "predictions.json"
-    _write_beside(target, lambda to: to.write_text(json.dumps(results)))
+    with whole(target) as beside:
+        beside.write_text(json.dumps(results))
     print(
         f"{len(pictures) - len(broken)} pictures, {shown} objects of score {min_score:.2f} or more "
         f"({len(results)} detections in all): {target} and an overlay each"
@@ -80,12 +77,3 @@ def _refuse_namesakes(pictures: list[Path]) -> None:
                 f"{seen[path.stem]} and {path} would write the same overlay: predict them into two folders."
             )
         seen[path.stem] = path
-
-
-def _write_beside(path: Path, write: Any) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -31,18 +31,20 @@ MOST_LABELLED = 60  # objects: beyond, boxes and labels hide more than they tell
 LEAST_LABELLED = 300  # pixels: the shortest side of a picture that has room for labels
 
 
-def overlay(picture: NDArray[np.uint8], instances: Instances, min_score: float = 0.5) -> Image.Image:
+def overlay(
+    picture: NDArray[np.uint8], instances: Instances, min_score: float = 0.5, enlarge: bool = True
+) -> Image.Image:
     """Tint and outline every object whose score is at least ``min_score``, the smaller on top.
 
     ``picture`` is ``(3, H, W)`` uint8 RGB, ``instances`` belong to it.  Neighbours get different colours.  A
-    picture whose shortest side is under 512 pixels is enlarged by a whole factor.  Boxes, class names and
-    scores are drawn where there is room for them: not on small pictures, nor beyond 60 objects.  Returns an
-    RGB picture.  Raises `ValueError` when the instances belong to a picture of another size.
+    picture whose shortest side is under 512 pixels is enlarged by a whole factor, unless ``enlarge`` is
+    false.  Boxes, class names and scores are drawn where there is room for them: not on small pictures, nor
+    beyond 60 objects.  Returns an RGB picture.  Raises `ValueError` when the instances belong to a picture of another size.
     """
     if picture.shape != (3, *instances.size):
         raise ValueError(f"the picture is {picture.shape} but the instances' size is {instances.size}")
     shown = instances.above(min_score)
-    factor = max(1, min(-(-LEGIBLE // min(instances.size)), LARGEST // max(instances.size)))
+    factor = max(1, min(-(-LEGIBLE // min(instances.size)), LARGEST // max(instances.size))) if enlarge else 1
     colours = _colours(shown.boxes)
     original = np.ascontiguousarray(picture.transpose(1, 2, 0))
     canvas = original.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -94,7 +96,7 @@ def _eroded(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 
 def _annotate(image: Image.Image, shown: Instances, colours: list[Colour], factor: int) -> None:
-    """Thin boxes, then class names and scores, the best first, where they hide no other label."""
+    """Thin boxes, then class names (of several) and scores, the best first, where they hide no other label."""
     draw = ImageDraw.Draw(image)
     font: Any = ImageFont.load_default(size=max(13, min(image.size) // 50))
     boxes = (shown.boxes * factor).tolist()
@@ -104,7 +106,8 @@ def _annotate(image: Image.Image, shown: Instances, colours: list[Colour], facto
         draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colours[n])
     placed: list[tuple[float, float, float, float]] = []
     for n in order:
-        text = f"{shown.class_names[int(shown.labels[n])]} {shown.scores[n]:.2f}"
+        name = f"{shown.class_names[int(shown.labels[n])]} " if len(shown.class_names) > 1 else ""
+        text = f"{name}{shown.scores[n]:.2f}"
         spot = _spot(boxes[n], draw.textbbox((0, 0), text, font=font), image.size, placed)
         if spot is not None:
             placed.append(spot)
@@ -121,12 +124,13 @@ def _spot(
 ) -> tuple[float, float, float, float] | None:
     """Where a label fits: above its box, inside at the top, or below; ``None`` if it would hide too much."""
     wide, tall = text[2] + 6, text[3] + 4
-    if box[2] - box[0] < 0.6 * wide or box[3] - box[1] < 2.5 * tall:
+    if box[2] - box[0] < 0.6 * wide or box[3] - box[1] < 1.6 * tall:
         return None
     x = min(max(box[0], 0), size[0] - wide)
     for y in (box[1] - tall, box[1], box[3]):
         spot = (x, y, x + wide, y + tall)
         free = all(spot[2] <= p[0] or spot[0] >= p[2] or spot[3] <= p[1] or spot[1] >= p[3] for p in placed)
-        if free and x >= 0 and 0 <= y <= size[1] - tall:
+        hides = y == box[1] and box[3] - box[1] < 2.5 * tall
+        if free and not hides and x >= 0 and 0 <= y <= size[1] - tall:
             return spot
     return None

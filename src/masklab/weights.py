@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from masklab.config import validate
 from masklab.errors import InputError
 from masklab.model.masklab import MaskLab, build_model
+from masklab.model.tensors import read_tensors, write_tensors
 from masklab.structures import ClassTable
 
 FORMAT = "masklab 1"
@@ -26,6 +24,7 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
     """
     config = model.config.model_dump(mode="json")
     del config["data"], config["output"]  # paths of the machine it was trained on
+    config["model"]["backbone"] |= {"weights": None, "segmentation_weights": None}
     header = {
         "format": FORMAT,
         "config": json.dumps(config),
@@ -33,11 +32,7 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
         "score_threshold": json.dumps(model.score_threshold),
         "notes": json.dumps(notes or {}),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(save(tensors, metadata=header))
-    os.replace(beside, path)
+    write_tensors(path, model.state_dict(), header)
 
 
 def find_weights(model: str | Path) -> Path:
@@ -61,7 +56,7 @@ def load_model(model: str | Path, device: str | torch.device = "cpu") -> MaskLab
     Raises `InputError` for a missing file, one of another kind, and one whose tensors do not fit its header.
     """
     path = find_weights(model)
-    header, tensors = _read(path)
+    header, tensors = read_tensors(path, FORMAT, "train")
     config = validate(json.loads(header["config"]), str(path))
     classes = json.loads(header["classes"])
     loaded = build_model(config, ClassTable(tuple(classes["ids"]), tuple(classes["names"])), load_pretrained=False)
@@ -78,21 +73,5 @@ def load_model(model: str | Path, device: str | torch.device = "cpu") -> MaskLab
 
 def read_notes(model: str | Path) -> dict[str, Any]:
     """The facts that were saved with the weights."""
-    notes: dict[str, Any] = json.loads(_read(find_weights(model))[0]["notes"])
+    notes: dict[str, Any] = json.loads(read_tensors(find_weights(model), FORMAT, "train")[0]["notes"])
     return notes
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as opened:
-            header = opened.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(
-                    f"{path} is a safetensors file but not masklab's: give a file that `masklab train` wrote."
-                )
-            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} is not a weights file or is damaged ({reason}): give a file that `masklab train` wrote."
-        ) from None

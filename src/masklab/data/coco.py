@@ -65,6 +65,15 @@ def find_split(folder: str | Path, split: str) -> tuple[Path, Path]:
     )
 
 
+def listed_pictures(json_path: str | Path, folder: str | Path) -> list[Picture]:
+    """The pictures that a COCO JSON names, with or without annotations, such as COCO's ``image_info_test-dev2017.json``.
+
+    Raises `InputError` for a file that is not COCO and for a picture that is not in ``folder``.
+    """
+    json_path = Path(json_path)
+    return _read_pictures(_read_json(json_path, ("images",))["images"], json_path, Path(folder))
+
+
 class CocoSplit:
     """One split of a COCO data set, read and checked once.
 
@@ -151,6 +160,7 @@ class CocoSplit:
         masks: list[NDArray[np.int64]] = []
         labels: list[int] = []
         ignored: list[tuple[float, ...]] = []
+        crowds: list[NDArray[np.int64] | None] = []
         for annotation in self._annotations[index]:
             category = annotation.get("category_id")
             label = self.categories.labels.get(category) if isinstance(category, int) else None
@@ -159,6 +169,7 @@ class CocoSplit:
                 box = _annotated_box(annotation, size) if isinstance(runs, str) else rle.bounds(runs, size)
                 if box is not None:
                     ignored.append(box)
+                    crowds.append(None if isinstance(runs, str) else runs)
                     continue
             if isinstance(runs, str):
                 self.skipped[runs] += 1
@@ -167,7 +178,7 @@ class CocoSplit:
             else:
                 masks.append(runs)
                 labels.append(label)
-        return Objects.build(size, masks, labels, ignored)
+        return Objects.build(size, masks, labels, ignored, crowds)
 
 
 def _is_crowd(annotation: dict[str, Any]) -> bool:
@@ -202,7 +213,7 @@ def _annotated_box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[f
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, lists: Iterable[str] = ("images", "annotations", "categories")) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
@@ -210,9 +221,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); replace or repair the file.") from None
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(values, dict) or not isinstance(values.get(key), list):
-            raise InputError(f"{path} is not a COCO instances file: it has no list {key!r}; name another file.")
+            raise InputError(f"{path} is not a COCO file: it has no list {key!r}; name another file.")
     return values
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -42,15 +42,8 @@ class InstanceDataset(Dataset[Sample]):
         position, index = key if isinstance(key, tuple) else (key, key)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rng = np.random.default_rng([self.config.train.seed, CHANGES, position])
-        model, pictures = self.config.model, self.config.pictures
-        picture = torch.from_numpy(self.split.read(index, model.backbone.in_channels))
-        geometry = Geometry.identity((picture.shape[1], picture.shape[2]))
-        if self.augmented:
-            picture, geometry = augment(picture, geometry, pictures, rng)
-        else:
-            size = network_size(geometry.canvas_size, pictures)
-            picture, geometry = resize(picture, size), resize(geometry, size)
+        model = self.config.model
+        image, geometry, rng = open_picture(self.split, self.config, position, index, self.augmented)
         targets = make_targets(
             self.split.objects(index),
             geometry,
@@ -60,7 +53,26 @@ class InstanceDataset(Dataset[Sample]):
             model.coord_mode,
             padded_size(geometry.canvas_size, model.backbone.output_stride, model.coord_mode),
         )
-        return normalise(picture, pictures), targets, self.split.pictures[index].image_id
+        return image, targets, self.split.pictures[index].image_id
+
+
+def open_picture(
+    split: CocoSplit, config: Config, position: int, index: int, augmented: bool = True
+) -> tuple[Tensor, Geometry, np.random.Generator]:
+    """Picture ``index`` of a split at a position of the training stream.
+
+    Returns it as ``(C, H, W)`` float32, normalised, where its pixels came from, and the random numbers that
+    go on from its augmentation.
+    """
+    rng = np.random.default_rng([config.train.seed, CHANGES, position])
+    picture = torch.from_numpy(split.read(index, config.model.backbone.in_channels))
+    geometry = Geometry.identity((picture.shape[1], picture.shape[2]))
+    if augmented:
+        picture, geometry = augment(picture, geometry, config.pictures, rng)
+    else:
+        size = network_size(geometry.canvas_size, config.pictures)
+        picture, geometry = resize(picture, size), resize(geometry, size)
+    return normalise(picture, config.pictures), geometry, rng
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -106,28 +118,46 @@ class _Loader(DataLoader[Any]):
 
 
 def collate(samples: list[Sample], stride: int, coord_mode: Literal["exact", "tf"]) -> Batch:
-    """Pad pictures at the bottom and right with zeros, the mean colour, to one size that the network takes."""
-    sizes = torch.tensor([image.shape[1:] for image, _, _ in samples])
-    tallest, widest = sizes.amax(dim=0).tolist()
-    images = torch.zeros(len(samples), samples[0][0].shape[0], *padded_size((tallest, widest), stride, coord_mode))
-    for padded, (image, _, _) in zip(images, samples, strict=True):
-        padded[:, : image.shape[1], : image.shape[2]] = image
+    """Put pictures and their targets together; see `pad_pictures`."""
+    images, sizes = pad_pictures([image for image, _, _ in samples], stride, coord_mode)
     return Batch(images, sizes, [targets for _, targets, _ in samples], [image_id for _, _, image_id in samples])
 
 
+def pad_pictures(pictures: list[Tensor], stride: int, coord_mode: Literal["exact", "tf"]) -> tuple[Tensor, Tensor]:
+    """Pad pictures at the bottom and right with zeros, the mean colour, to one size that the network takes.
+
+    Returns them as ``(N, C, H, W)``, and ``(N, 2)`` int64, the (height, width) of each before padding.
+    """
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+    tallest, widest = sizes.amax(dim=0).tolist()
+    images = torch.zeros(len(pictures), pictures[0].shape[0], *padded_size((tallest, widest), stride, coord_mode))
+    for padded, picture in zip(images, pictures, strict=True):
+        padded[:, : picture.shape[1], : picture.shape[2]] = picture
+    return images, sizes
+
+
 def train_loader(split: CocoSplit, config: Config, first_step: int = 0) -> DataLoader[Batch]:
-    """The batches of steps ``first_step`` to ``config.train.steps``, one each.
+    """The batches of steps ``first_step`` to ``config.train.steps``, one each; see `stream_loader`."""
+    model = config.model
+    together = partial(collate, stride=model.backbone.output_stride, coord_mode=model.coord_mode)
+    return stream_loader(InstanceDataset(split, config), together, split, config, first_step)
+
+
+def stream_loader(
+    dataset: Dataset[Any], collate_fn: Callable[[list[Any]], Any], split: CocoSplit, config: Config, first_step: int
+) -> DataLoader[Any]:
+    """Batches of ``dataset[position, index]``, put together by ``collate_fn``.
 
     Batch ``i`` is the same whatever ``first_step`` and the number of workers are.  Raises `InputError`
     when the split has no pictures, or, while it runs, for a picture that cannot be read.
     """
     if not len(split):
         raise InputError(f"{split.json_path} has no pictures to train on; name another split.")
-    train, model = config.train, config.model
+    train = config.train
     return _Loader(
-        InstanceDataset(split, config),
+        dataset,
         batch_sampler=StreamSampler(len(split), train.batch_size, train.steps, train.seed, first_step),
-        collate_fn=partial(collate, stride=model.backbone.output_stride, coord_mode=model.coord_mode),
+        collate_fn=collate_fn,
         num_workers=train.workers,
         worker_init_fn=_one_thread,
         generator=torch.Generator().manual_seed(train.seed),

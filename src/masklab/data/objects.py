@@ -38,7 +38,8 @@ class Objects:
     ``ignored``     ``(I, 4)``   float32  crowd regions
     ==============  ===========  =======  ======================================================
 
-    ``size`` is the picture's ``(height, width)``.
+    ``size`` is the picture's ``(height, width)``; ``crowds`` has the run lengths of each crowd region's mask, or
+    None where only its box is known.
     """
 
     size: tuple[int, int]
@@ -48,6 +49,7 @@ class Objects:
     run_ends: NDArray[np.int64]
     flat_runs: NDArray[Any]
     ignored: NDArray[np.float32]
+    crowds: tuple[NDArray[np.int64] | None, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,8 +66,9 @@ class Objects:
         masks: list[NDArray[np.int64]],
         labels: list[int],
         ignored: list[tuple[float, ...]] | None = None,
+        crowds: list[NDArray[np.int64] | None] | None = None,
     ) -> Objects:
-        """From run lengths, none of them empty, and labels."""
+        """From run lengths, none of them empty, and labels; ``crowds`` are the masks of ``ignored``, where known."""
         boxes = [rle.bounds(runs, size) for runs in masks]
         flat = np.concatenate(masks) if masks else np.zeros(0, np.int64)
         return cls(
@@ -76,6 +79,7 @@ class Objects:
             run_ends=np.cumsum([len(runs) for runs in masks], dtype=np.int64),
             flat_runs=flat.astype(np.int32 if size[0] * size[1] < 2**31 else np.int64),
             ignored=np.asarray(ignored or [], np.float32).reshape(-1, 4),
+            crowds=tuple(crowds or [None] * len(ignored or [])),
         )
 
 

@@ -23,6 +23,7 @@ from masklab.pictures import Size, network_size, resize
 
 Floats = NDArray[np.float64]
 
+LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
@@ -188,6 +189,9 @@ def _window(
 ) -> tuple[Tensor, Geometry]:
     """Scale, jitter and crop."""
     factor = 1.0
+    if config.augment.min_sides is not None:
+        side = int(rng.choice(config.augment.min_sides))
+        config = config.model_copy(update={"min_side": side, "max_side": round(LONGEST * side)})
     if config.augment.scale_jitter is not None:
         low, high = np.log(config.augment.scale_jitter)
         factor = float(np.exp(rng.uniform(low, high)))

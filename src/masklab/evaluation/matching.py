@@ -140,6 +140,20 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     }
 
 
+def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
+    """The pairs behind `matching_metrics` at one threshold: detections, objects and their IoU, ``(m,)`` each.
+
+    Numbers are those of `Overlaps`: objects count crowds, in the order of the annotations.
+    """
+    kept = (overlaps.scores >= score_threshold)[overlaps.pair_detections] & (overlaps.pair_ious >= iou)
+    detections, objects = overlaps.pair_detections[kept], overlaps.pair_objects[kept]
+    ious = overlaps.pair_ious[kept]
+    matched, owners = _matched(detections, objects, overlaps.in_crowd)
+    shares = dict(zip(zip(detections.tolist(), objects.tolist(), strict=True), ious.tolist(), strict=True))
+    pairs = zip(matched.tolist(), owners.tolist(), strict=True)
+    return matched, owners, np.array([shares[pair] for pair in pairs], np.float64)
+
+
 def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID) -> float:
     """The score threshold of ``grid`` with the best Kaggle mean; of several best, the middle one.
 
@@ -171,24 +185,27 @@ def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> 
     rows = []
     for threshold in thresholds:
         kept = counted[overlaps.pair_detections] & (overlaps.pair_ious >= threshold)
-        matched = _matched(overlaps.pair_detections[kept], overlaps.pair_objects[kept], in_crowd)
+        matched, _ = _matched(overlaps.pair_detections[kept], overlaps.pair_objects[kept], in_crowd)
         found = np.bincount(pictures[matched], minlength=total)
         found_outside = np.bincount(pictures[matched[~in_crowd[matched]]], minlength=total)
         rows.append(np.stack([found, outside - found_outside, overlaps.objects - found], axis=-1))
     return np.stack(rows)
 
 
-def _matched(detections: Ints, objects: Ints, in_crowd: Bools) -> Ints:
-    """The detections of a largest one-to-one matching of the pairs, those outside crowds preferred."""
+def _matched(detections: Ints, objects: Ints, in_crowd: Bools) -> tuple[Ints, Ints]:
+    """The pairs of a largest one-to-one matching, as detections and objects, detections outside crowds preferred."""
     if not len(detections):
-        return detections
+        return detections, objects
     lone = (np.bincount(detections)[detections] == 1) & (np.bincount(objects)[objects] == 1)
     contested = _largest_matching(detections[~lone].tolist(), objects[~lone].tolist(), in_crowd)
-    return np.concatenate([detections[lone], np.array(contested, np.int64)])
+    return (
+        np.concatenate([detections[lone], np.array(list(contested), np.int64)]),
+        np.concatenate([objects[lone], np.array(list(contested.values()), np.int64)]),
+    )
 
 
-def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools) -> list[int]:
-    """Augmenting paths; a matched detection stays matched, so those that come first win."""
+def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools) -> dict[int, int]:
+    """The object of each matched detection, by augmenting paths; a matched detection stays matched, so those that come first win."""
     candidates: defaultdict[int, list[int]] = defaultdict(list)
     for detection, wanted in zip(detections, objects, strict=True):
         candidates[detection].append(wanted)
@@ -202,7 +219,7 @@ def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools
             previous = held.get(detection)
             owner[free], held[detection] = detection, free
             free = previous
-    return list(held)
+    return held
 
 
 def _search(start: int, candidates: dict[int, list[int]], owner: dict[int, int], reached: dict[int, int]) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from masklab.errors import InputError
+from masklab.files import whole
 
 _COCO_COLUMNS = {
     "AP": "AP",
@@ -52,12 +52,8 @@ def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
     except ValueError:
         raise InputError(f"{path}: a metric is NaN or infinite: write None for what was not measured.") from None
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _coco_table(metrics: dict[str, Any]) -> Table:

@@ -13,11 +13,9 @@ from rich.progress import track
 from masklab.data.coco import CocoSplit
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.hardware import LIBRARIES
 from masklab.model.masklab import MaskLab
 from masklab.weights import find_weights, load_model
-
-UNTUNED_THRESHOLD = 0.5
-LIBRARIES = ("masklab", "torch", "torchvision", "timm", "lightning", "hotcoco", "numpy")
 
 
 def evaluate(
@@ -49,9 +47,8 @@ def evaluate(
             capped += len(found) == cap
         results += found.to_coco(picture.image_id)
     seconds = time.perf_counter() - began
-    threshold = UNTUNED_THRESHOLD if network.score_threshold is None else network.score_threshold
     metrics = coco_metrics(source.ground_truth, results, cap)
-    metrics["matching"] = matching_metrics(overlaps(source.ground_truth, results), threshold)
+    metrics["matching"] = matching_metrics(overlaps(source.ground_truth, results), network.threshold)
     metrics["measured"] = {
         "model": name,
         "data": str(source.json_path),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -13,9 +15,12 @@ from torch import Tensor, nn
 
 from masklab.config import BackboneConfig
 from masklab.errors import InputError
+from masklab.model.tensors import read_tensors
+from masklab.ops.conv import CropConv2d
 
 CHANNELS_PER_GROUP = 16
 BRANCH_SHARE = 0.2
+SEGMENTATION_FORMAT = "masklab segmentation 1"
 
 
 class Features(NamedTuple):
@@ -77,8 +82,8 @@ class Backbone(nn.Module):
 class Conv5Factory:
     """Makes copies of the network's conv5 that share nothing: the model holds two (paper, section 3)."""
 
-    def __init__(self, stage: nn.Sequential) -> None:
-        self._stage = stage
+    def __init__(self, stage: nn.Sequential, name: str) -> None:
+        self._stage, self._name = stage, name
         self.channels = _width(stage)
 
     def __call__(
@@ -95,20 +100,30 @@ class Conv5Factory:
         if dense and rates is None:
             rates = [1] * len(conv5)
         if rates is not None:
+            if len(rates) != len(conv5):
+                raise InputError(
+                    f"model.{'box' if dense else 'mask'}.rates has {len(rates)} values but conv5 of model.backbone.name "
+                    f"{self._name} has {len(conv5)} units: give one a unit, or take another backbone."
+                )
             _set_rates(conv5, rates, dense)
         if not pretrained:
             initialise(conv5)
+        if dense:
+            CropConv2d.take_over(conv5)
         return conv5
 
 
 def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tuple[Backbone, Conv5Factory]:
-    """Build a `Backbone` and the factory of its conv5 with timm, with ImageNet weights when the configuration asks for them.
+    """Build a `Backbone` and the factory of its conv5 with timm, with the weights that the configuration asks for.
+
+    Those of ``segmentation_weights`` win over ImageNet's, which are then not looked for.
 
     Raises `InputError` for a name that is not of the ResNet family and for weights that cannot be had;
     random weights are never taken in their place.  ``load_pretrained=False`` is for models whose weights
     are loaded afterwards.
     """
-    pretrained = config.pretrained and load_pretrained
+    segmentation = config.segmentation_weights if load_pretrained else None
+    pretrained = config.pretrained and load_pretrained and segmentation is None
     arguments: dict[str, Any] = {"in_chans": config.in_channels, "norm_layer": NORMS[config.norm]}
     if config.width != 1:
         arguments["channels"] = tuple(round(c * config.width) for c in (64, 128, 256, 512))
@@ -142,7 +157,50 @@ def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tupl
         )
     if not pretrained and config.norm == "frozen_batch":
         _calm(network)
-    return Backbone(network, config.output_stride), Conv5Factory(_stage(network, 4))
+    backbone, conv5 = Backbone(network, config.output_stride), _stage(network, 4)
+    if segmentation is not None:
+        _load_segmentation(segmentation, config, backbone, conv5)
+    return backbone, Conv5Factory(conv5, config.name)
+
+
+def trained_norm(norm: str) -> str:
+    """The norm that is trained where weights for ``norm`` are made: batch norm is frozen afterwards."""
+    return "batch" if norm == "frozen_batch" else norm
+
+
+def backbone_facts(config: BackboneConfig) -> dict[str, Any]:
+    """What two backbones have in common when one's weights are the other's; the output stride and rates are free."""
+    return {
+        "name": config.name.split(".")[0],
+        "norm": trained_norm(config.norm),
+        "width": config.width,
+        "in_channels": config.in_channels,
+    }
+
+
+def _load_segmentation(path: Path, config: BackboneConfig, backbone: Backbone, conv5: nn.Sequential) -> None:
+    """Load what `masklab pretrain` wrote into conv1 to conv4 and conv5."""
+    if not path.is_file():
+        raise InputError(
+            f"model.backbone.segmentation_weights: there is no file {path}; give one that `masklab pretrain` wrote."
+        )
+    header, tensors = read_tensors(path, SEGMENTATION_FORMAT, "pretrain")
+    theirs = json.loads(header["backbone"])
+    for field, value in backbone_facts(config).items():
+        if theirs[field] != value:
+            raise InputError(
+                f"model.backbone.{field} is {getattr(config, field)} but model.backbone.segmentation_weights, {path}, was "
+                f"pretrained with {theirs[field]}: pretrain with this recipe, or change model.backbone.{field}."
+            )
+    lower = {name: tensor for name, tensor in tensors.items() if not name.startswith("conv5.")}
+    upper = {name.removeprefix("conv5."): tensors[name] for name in tensors.keys() - lower.keys()}
+    try:
+        backbone.load_state_dict(lower)
+        conv5.load_state_dict(upper)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its tensors do not fit its header ({_first_line(error)}): take the file as it was written."
+        ) from None
 
 
 def _calm(network: ResNet) -> None:
@@ -179,10 +237,6 @@ def _width(stage: nn.Sequential) -> int:
 
 
 def _set_rates(stage: nn.Sequential, rates: Sequence[int], dense: bool) -> None:
-    if len(rates) != len(stage):
-        raise InputError(
-            f"atrous rates {list(rates)} have {len(rates)} values but conv5 of this backbone has {len(stage)} units: give one a unit."
-        )
     for unit, rate in zip(stage, rates, strict=True):
         if not isinstance(unit, (BasicBlock, Bottleneck)):
             raise InputError(

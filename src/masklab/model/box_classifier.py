@@ -16,6 +16,7 @@ from masklab.config import BoxConfig
 from masklab.model.rpn import Proposals
 from masklab.ops.boxes import clip, decode
 from masklab.ops.crop import Rois, crop_and_resize
+from masklab.ops.deform import deformable_crop_and_resize
 
 
 class BoxOutput(NamedTuple):
@@ -35,9 +36,17 @@ class BoxDetections(NamedTuple):
 
 
 class BoxClassifier(nn.Module):
-    """Crop of conv4, maximum over 2 x 2, conv5, mean, and two linear layers."""
+    """Crop of conv4, maximum over 2 x 2, conv5, mean, and two linear layers.
 
-    def __init__(self, config: BoxConfig, conv5: nn.Module, channels: int, num_classes: int) -> None:
+    With ``config.deformable`` the crop is taken twice.  The maximum of the first, flattened in the order
+    channel, row, column, goes through the linear layer ``offsets``, whose outputs are row, column, (y, x)
+    of the sub-boxes' moves; the second crop is taken from the moved sub-boxes (paper, section 3, Fig. 8).
+    The layer starts at zero, so ``grid`` starts as the plain crop.
+    """
+
+    def __init__(
+        self, config: BoxConfig, conv5: nn.Module, conv4_channels: int, channels: int, num_classes: int
+    ) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.conv5 = conv5
@@ -46,11 +55,39 @@ class BoxClassifier(nn.Module):
         for layer in (self.classes, self.codes):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.offsets: nn.Linear | None = None
+        if config.deformable:
+            sub_boxes = (config.crop // 2) ** 2
+            self.offsets = nn.Linear(conv4_channels * sub_boxes, 2 * sub_boxes)
+            nn.init.zeros_(self.offsets.weight)
+            nn.init.zeros_(self.offsets.bias)
 
     def forward(self, conv4: Tensor, rois: Rois) -> BoxOutput:
-        crop = F.max_pool2d(crop_and_resize(conv4, rois, (self.config.crop, self.config.crop)), 2)
-        pooled = self.conv5(crop).mean(dim=(2, 3))
+        pooled = self.conv5(self._crop(conv4, rois)).mean(dim=(2, 3))
         return BoxOutput(self.classes(pooled).float(), self.codes(pooled).float().unflatten(1, (self.num_classes, 4)))
+
+    def _crop(self, conv4: Tensor, rois: Rois) -> Tensor:
+        """The input of conv5 (R, C, P / 2, P / 2): the maximum over each 2 x 2 samples, or over each moved sub-box."""
+        crop = self._plain_crop(conv4, rois)
+        moves = self._moves(crop)
+        if moves is None or self.config.deformable is None:
+            return crop
+        return F.max_pool2d(deformable_crop_and_resize(conv4, rois, moves, self.config.deformable), 2)
+
+    def moves(self, conv4: Tensor, rois: Rois) -> Tensor | None:
+        """How far each sub-box moves (R, P / 2, P / 2, 2), (y, x) in shares of its box; None where none does."""
+        return self._moves(self._plain_crop(conv4, rois))
+
+    def _plain_crop(self, conv4: Tensor, rois: Rois) -> Tensor:
+        return F.max_pool2d(crop_and_resize(conv4, rois, (self.config.crop, self.config.crop)), 2)
+
+    def _moves(self, crop: Tensor) -> Tensor | None:
+        if self.offsets is None:
+            return None
+        half = self.config.crop // 2
+        with torch.autocast(crop.device.type, enabled=False):  # a place in the picture needs float32
+            offsets: Tensor = self.offsets(crop.flatten(1).float())
+        return offsets.view(-1, half, half, 2) * self.config.deformable_scale
 
     @torch.no_grad()
     def detect(self, output: BoxOutput, proposals: Proposals, sizes: Tensor) -> BoxDetections:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from masklab.config import Config
 from masklab.model.backbone import Features
+from masklab.model.mask_branch import MaskBranch
 from masklab.model.masklab import build_model
 from masklab.ops.crop import Rois
 from masklab.structures import ClassTable
@@ -43,7 +44,6 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
         conv5 = branch.conv5(features.conv4)
         crops = torch.empty(proposals, features.conv4.shape[1], half, half, device="meta")
         pooled = torch.empty(proposals, head.classes.in_features, device="meta")
-        logits = [part for part in (branch.semantic, branch.direction) if part is not None]
         parts: dict[str, list[tuple[nn.Module, Tensor]]] = {
             "conv1-conv3": [
                 (backbone.conv1, images),
@@ -51,23 +51,26 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
                 (backbone.conv3, features.conv2),
             ],
             "conv4": [(backbone.conv4, features.conv3)],
-            "conv5, semantic and direction": [(branch.conv5, features.conv4)],
-            "semantic and direction logits": [(part, conv5) for part in logits],
+            "mask conv5": [(branch.conv5, features.conv4)],
+            "mask maps": [(layer, conv5) for layer in branch.map_layers()],
             "region proposal network": [(model.rpn, features.conv4)],
             "box classifier conv5": [(head.conv5, crops)],
             "box classifier linear": [(head.classes, pooled), (head.codes, pooled)],
         }
+        if head.offsets is not None:
+            parts["deformable crop offsets"] = [(head.offsets, crops.flatten(1))]
         costs = {name: _cost(modules) for name, modules in parts.items()}
-        # written as a weighted sum: one multiply-add a sample and logit
-        weights = branch.coarse.weight.numel()
-        costs["coarse mask 1 x 1"] = PartCost(weights + 1, weights * config.model.mask.crop**2 * detections)
+        pictures = torch.zeros(detections, dtype=torch.long, device="meta")
+        rois, maps = Rois(torch.empty(detections, 4, device="meta"), pictures), branch(features.conv4)
+        with FlopCounterMode(display=False) as counter:
+            coarse = branch.coarse_masks(maps, rois, pictures)
+        own = _parameters(branch) - sum(costs[name].parameters for name in ("mask conv5", "mask maps"))
+        # a 1 x 1 convolution that is written as a weighted sum: one multiply-add a sample and logit
+        summed = branch.coarse.weight.numel() * coarse.numel() if isinstance(branch, MaskBranch) else 0
+        costs["coarse masks"] = PartCost(own, counter.get_total_flops() / 2 + summed)
         if model.refinement is not None:
-            rois = Rois(
-                torch.empty(detections, 4, device="meta"), torch.zeros(detections, dtype=torch.long, device="meta")
-            )
-            coarse = torch.empty(detections, config.model.mask.crop, config.model.mask.crop, device="meta")
             with FlopCounterMode(display=False) as counter:
-                model.refinement(coarse, features, rois)
+                model.refinement(coarse, model.refinement.maps(features), rois)
             costs["refinement"] = PartCost(_parameters(model.refinement), counter.get_total_flops() / 2)
     costs["total"] = PartCost(_parameters(model), sum(cost.macs for cost in costs.values()))
     return costs

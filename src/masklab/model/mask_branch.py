@@ -31,8 +31,8 @@ class MaskBranch(nn.Module):
         super().__init__()
         self.config = config
         self.conv5 = conv5
-        self.semantic = _logits(channels, num_classes) if config.semantic else None
-        self.direction = _logits(channels, config.directions * config.distance_bins) if config.direction else None
+        self.semantic = logit_layer(channels, num_classes) if config.semantic else None
+        self.direction = logit_layer(channels, config.directions * config.distance_bins) if config.direction else None
         weights = [0.5] * config.semantic + [1.0] * config.direction
         self.coarse = nn.Conv2d(len(weights), 1, 1)
         with torch.no_grad():
@@ -50,6 +50,10 @@ class MaskBranch(nn.Module):
             self.direction(conv5) if self.direction is not None else None,
         )
 
+    def map_layers(self) -> list[nn.Module]:
+        """The layers on conv5 that run once a picture."""
+        return [layer for layer in (self.semantic, self.direction) if layer is not None]
+
     def coarse_masks(self, logits: MaskLogits, rois: Rois, labels: Tensor) -> Tensor:
         """Coarse mask logits (R, P, P), float32, of boxes with the classes ``labels`` (R,)."""
         size = (self.config.crop, self.config.crop)
@@ -64,7 +68,8 @@ class MaskBranch(nn.Module):
         return total if len(crops) == 1 else torch.addcmul(total, crops[1], weight[1])
 
 
-def _logits(channels: int, outputs: int) -> nn.Conv2d:
+def logit_layer(channels: int, outputs: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that starts with small logits."""
     layer = nn.Conv2d(channels, outputs, 1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

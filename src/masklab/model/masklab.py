@@ -13,20 +13,25 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from masklab.config import Config
+from masklab.config import Config, MaskConfig, ModelConfig
 from masklab.errors import InputError
 from masklab.hardware import autocast
 from masklab.instances import Instances
 from masklab.model.backbone import Backbone, Features, build_backbone
+from masklab.model.baselines import FCISHead, MaskRCNNHead
 from masklab.model.box_classifier import BoxClassifier
-from masklab.model.mask_branch import MaskBranch, MaskLogits
-from masklab.model.refinement import Refinement
+from masklab.model.mask_branch import MaskBranch
+from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.model.rpn import RPN
 from masklab.ops.crop import Rois
 from masklab.pictures import network_size, normalise, padded_size, read_picture, resize
 from masklab.structures import ClassTable, Detections
 
 BOXES_AT_ONCE = 256
+UNTUNED_THRESHOLD = 0.5
+
+MaskHead = MaskBranch | MaskRCNNHead | FCISHead
+"""Called once a picture, it gives maps; ``coarse_masks(maps, rois, labels)`` gives mask logits (R, P, P)."""
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow picture, or uint8 values ``(C, H, W)``."""
@@ -47,8 +52,8 @@ class MaskLab(nn.Module):
         backbone: Backbone,
         rpn: RPN,
         box_classifier: BoxClassifier,
-        mask_branch: MaskBranch,
-        refinement: Refinement | None,
+        mask_branch: MaskHead,
+        refinement: Refinement | SharedRefinement | None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -64,6 +69,11 @@ class MaskLab(nn.Module):
     def stride(self) -> int:
         """Pixels a cell of the coarsest map: inputs are padded to a multiple of it, plus one in ``exact`` mode."""
         return self.config.model.backbone.output_stride
+
+    @property
+    def threshold(self) -> float:
+        """The score from which an object counts as found: the tuned ``score_threshold``, or 0.5 where there is none."""
+        return UNTUNED_THRESHOLD if self.score_threshold is None else self.score_threshold
 
     def rois(self, boxes: Tensor, pictures: Tensor, images: Tensor) -> Rois:
         """Where pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) lie on every feature map."""
@@ -88,18 +98,17 @@ class MaskLab(nn.Module):
         Works on a few hundred boxes at a time, so that memory does not grow with their number.
         """
         logits = self.mask_branch(features.conv4)
+        maps = [] if self.refinement is None else self.refinement.maps(features)
         picture, row = (torch.arange(boxes.shape[1], device=boxes.device) < count[:, None]).nonzero(as_tuple=True)
         crop = self.config.model.mask.crop
         masks = torch.zeros(*boxes.shape[:2], crop, crop, device=boxes.device)
         for some in zip(picture.split(BOXES_AT_ONCE), row.split(BOXES_AT_ONCE), strict=True):
             rois = self.rois(boxes[some], some[0], images)
-            masks[some] = self.mask_logits(features, logits, rois, labels[some])[1].sigmoid()
+            mask = self.mask_branch.coarse_masks(logits, rois, labels[some])
+            if self.refinement is not None:
+                mask = self.refinement(mask, maps, rois)
+            masks[some] = mask.sigmoid()
         return masks
-
-    def mask_logits(self, features: Features, logits: MaskLogits, rois: Rois, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Coarse and refined mask logits, (R, P, P) each; the same tensor twice without refinement."""
-        coarse = self.mask_branch.coarse_masks(logits, rois, labels)
-        return coarse, coarse if self.refinement is None else self.refinement(coarse, features, rois)
 
     @overload
     def predict(self, pictures: Picture) -> Instances: ...  # type: ignore[overload-overlap]
@@ -112,14 +121,14 @@ class MaskLab(nn.Module):
 
         A picture is a file, a Pillow picture, or uint8 values ``(C, H, W)``; it is resized and normalised
         as in training.  Returns one `Instances` a picture, in its own pixels, best first; use
-        ``instances.above(model.score_threshold)`` for those that count as found.  Works in evaluation mode
+        ``instances.above(model.threshold)`` for those that count as found.  Works in evaluation mode
         whatever mode the model is in.  Raises `InputError` for a picture that cannot be read.
         """
         if isinstance(pictures, (list, tuple)):
             return [self.predict(picture) for picture in pictures]
         picture = _as_tensor(pictures, self.config.model.backbone.in_channels)
-        with self._inference():
-            image, size = self._network_input(picture)
+        with self.inference():
+            image, size = self.network_input(picture)
             found = self(image, size)
         count = int(found.count[0])
         return self._instances(
@@ -138,8 +147,8 @@ class MaskLab(nn.Module):
         `Instances` in the same order, with score 1.
         """
         values = _as_tensor(picture, self.config.model.backbone.in_channels)
-        with self._inference():
-            image, size = self._network_input(values)
+        with self.inference():
+            image, size = self.network_input(values)
             scale = size[:, [1, 0, 1, 0]] / size.new_tensor([values.shape[2], values.shape[1]] * 2)
             given = torch.as_tensor(boxes, dtype=torch.float32, device=image.device).view(1, -1, 4) * scale
             classes = torch.as_tensor(labels, dtype=torch.long, device=image.device).view(1, -1)
@@ -148,7 +157,7 @@ class MaskLab(nn.Module):
         return self._instances(values, size, given[0], torch.ones(classes.shape[1]), classes[0], masks[0])
 
     @contextmanager
-    def _inference(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
         """Evaluation mode, no gradients, and the number format of the configuration; the mode is put back."""
         was_training = self.training
         self.eval()
@@ -158,8 +167,8 @@ class MaskLab(nn.Module):
         finally:
             self.train(was_training)
 
-    def _network_input(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
+    def network_input(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """A picture (C, H, W) uint8 as a batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
         config, device = self.config, next(self.parameters()).device
         size = network_size((picture.shape[1], picture.shape[2]), config.pictures)
         image = normalise(resize(picture, size), config.pictures)
@@ -207,12 +216,28 @@ def build_model(config: Config, classes: ClassTable, load_pretrained: bool = Tru
         BoxClassifier(
             model.box,
             make_conv5(model.box.rates, dense=True, pretrained=model.box.from_imagenet),
+            channels["conv4"],
             make_conv5.channels,
             num_classes,
         ),
-        MaskBranch(mask, make_conv5(mask.rates), make_conv5.channels, num_classes),
-        Refinement(mask.refine_levels, channels, mask.refine_channels) if mask.refine_levels else None,
+        _mask_head(model, make_conv5(mask.rates), make_conv5.channels, num_classes),
+        _refinement(mask, channels),
     )
+
+
+def _mask_head(model: ModelConfig, conv5: nn.Module, channels: int, num_classes: int) -> MaskHead:
+    if model.mask.head == "mask_rcnn":
+        return MaskRCNNHead(model.mask.crop, conv5, channels, round(256 * model.backbone.width), num_classes)
+    if model.mask.head == "fcis":
+        return FCISHead(model.mask.crop, conv5, channels, num_classes)
+    return MaskBranch(model.mask, conv5, channels, num_classes)
+
+
+def _refinement(mask: MaskConfig, channels: dict[str, int]) -> Refinement | SharedRefinement | None:
+    if not mask.refine_levels:
+        return None
+    kind = SharedRefinement if mask.refinement == "shared" else Refinement
+    return kind(mask.refine_levels, channels, mask.refine_channels)
 
 
 def _owners(boxes: Tensor) -> Tensor:

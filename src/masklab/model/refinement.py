@@ -1,4 +1,7 @@
-"""Refinement of the coarse mask by features of lower layers (paper, section 3, Fig. 4 and Table 4)."""
+"""Refinement of the coarse mask by features of lower layers (paper, section 3, Fig. 4 and Table 4).
+
+Both kinds make ``maps`` once a picture and then work box by box.  R boxes, P samples a side.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from torch import Tensor, nn
 from masklab.model.backbone import Features
 from masklab.ops.crop import Rois, crop_and_resize
 
+SHARE = 4  # a box works on this many times fewer channels than are made once a picture
+RATES = (1, 2, 4, 8, 1)
+
 
 class Refinement(nn.Module):
-    """Three 5 x 5 convolutions and a 1 x 1 predictor over the coarse logit and the crops of ``levels``."""
+    """The paper's: three 5 x 5 convolutions and a 1 x 1 predictor over the coarse logit and the crops of ``levels``."""
 
     def __init__(self, levels: Sequence[str], level_channels: dict[str, int], channels: int) -> None:
         super().__init__()
@@ -21,17 +27,72 @@ class Refinement(nn.Module):
         inputs = 1 + sum(level_channels[level] for level in levels)
         self.convs = nn.ModuleList(nn.Conv2d(inputs if i == 0 else channels, channels, 5, padding=2) for i in range(3))
         self.predict = nn.Conv2d(channels, 1, 1)
-        for layer in (*self.convs, self.predict):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        _initialise([*self.convs, self.predict])
 
-    def forward(self, coarse: Tensor, features: Features, rois: Rois) -> Tensor:
+    def maps(self, features: Features) -> list[Tensor]:
+        """What the boxes are cropped from: the levels as they are."""
+        return [getattr(features, level) for level in self.levels]
+
+    def forward(self, coarse: Tensor, maps: list[Tensor], rois: Rois) -> Tensor:
         """Refined mask logits (R, P, P), float32, from coarse ones (R, P, P); gradients reach both inputs."""
-        size = (coarse.shape[1], coarse.shape[2])
-        crops = [crop_and_resize(getattr(features, level), rois, size) for level in self.levels]
-        # joined as (R, P, P, C), the crops' own memory, which the convolutions want
-        rows = [coarse[..., None].to(crops[0].dtype), *(crop.permute(0, 2, 3, 1) for crop in crops)]
-        hidden = torch.cat(rows, dim=-1).permute(0, 3, 1, 2)
+        hidden = _join(coarse, maps, rois)
         for conv in self.convs:
             hidden = F.relu(conv(hidden))
         return self.predict(hidden)[:, 0].float()
+
+
+class SharedRefinement(nn.Module):
+    """Not the paper's: the wide part of the work is done once a picture, and each box only works on a few channels.
+
+    Once a picture, each level becomes ``channels`` maps by a 1 x 1 convolution; they are summed on the finest
+    level's grid, and a 3 x 3 convolution makes a quarter as many of the sum.  For a box, five 3 x 3
+    convolutions of as few filters run over the crop of these maps and the coarse logit.  Their rates 1, 2, 4,
+    8, 1 let every sample see most of the box.  What they give is added to the coarse logit, so that
+    training begins near the coarse mask.
+    """
+
+    def __init__(self, levels: Sequence[str], level_channels: dict[str, int], channels: int) -> None:
+        super().__init__()
+        few = max(1, channels // SHARE)
+        self.levels = sorted(levels)  # the finest first
+        self.reduce = nn.ModuleList(nn.Conv2d(level_channels[level], channels, 1) for level in self.levels)
+        self.mix = nn.Conv2d(channels, few, 3, padding=1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(few + (i == 0), few, 3, padding=rate, dilation=rate) for i, rate in enumerate(RATES)
+        )
+        self.predict = nn.Conv2d(few, 1, 1)
+        _initialise([*self.reduce, self.mix, *self.convs, self.predict])
+        nn.init.normal_(self.predict.weight, std=0.01)
+
+    def maps(self, features: Features) -> list[Tensor]:
+        """The one map that all boxes of a picture share, (N, channels / 4, H, W) on the finest level's grid."""
+        total, *others = (
+            layer(getattr(features, level)) for layer, level in zip(self.reduce, self.levels, strict=True)
+        )
+        for other in others:
+            # the first and last cells of all levels lie at the same places (see `Rois`)
+            total = total + F.interpolate(other, total.shape[-2:], mode="bilinear", align_corners=True)
+        return [self.mix(F.relu(total))]
+
+    def forward(self, coarse: Tensor, maps: list[Tensor], rois: Rois) -> Tensor:
+        """Refined mask logits (R, P, P), float32, from coarse ones (R, P, P); gradients reach both inputs."""
+        hidden = _join(coarse, maps, rois)
+        for conv in self.convs:
+            hidden = F.relu(conv(hidden))
+        return coarse + self.predict(hidden)[:, 0].float()
+
+
+def _join(coarse: Tensor, maps: list[Tensor], rois: Rois) -> Tensor:
+    """The coarse logit and a crop of each map, (R, 1 + C, P, P)."""
+    size = (coarse.shape[1], coarse.shape[2])
+    crops = [crop_and_resize(features, rois, size) for features in maps]
+    # joined as (R, P, P, C), the crops' own memory, which the convolutions want
+    rows = [coarse[..., None].to(crops[0].dtype), *(crop.permute(0, 2, 3, 1) for crop in crops)]
+    return torch.cat(rows, dim=-1).permute(0, 3, 1, 2)
+
+
+def _initialise(layers: list[nn.Module]) -> None:
+    for layer in layers:
+        assert isinstance(layer, nn.Conv2d)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

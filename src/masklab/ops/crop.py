@@ -3,7 +3,7 @@
 `crop_and_resize` has the semantics of TensorFlow's operation of that name, which the paper is built
 on: samples lie on the box's edges, a sample outside the map is 0.  `crop_channels` is its twin that
 reads one channel a sample, so that nothing as large as boxes x channels x samples is ever built.
-`Rois` says where boxes in pixels lie on any feature map of the picture.
+`sample_map` samples at any positions.  `Rois` says where boxes in pixels lie on any feature map of the picture.
 
 R boxes, N pictures, C channels, H x W cells, P x Q samples.
 """
@@ -55,7 +55,7 @@ class Rois:
 
 
 class _Taps(NamedTuple):
-    """Where the samples of one axis fall: two neighbouring cells and the share of the second, (R, P) each."""
+    """Where samples fall on one axis: two neighbouring cells and the share of the second, in the positions' shape."""
 
     low: Tensor
     high: Tensor
@@ -63,12 +63,15 @@ class _Taps(NamedTuple):
     inside: Tensor
 
 
-def _taps(start: Tensor, stop: Tensor, samples: int, cells: int, slack: float) -> _Taps:
+def even_positions(start: Tensor, stop: Tensor, samples: int) -> Tensor:
+    """Positions ``(R, samples)`` from ``start`` to ``stop`` ``(R,)``, both included; a single one is the middle."""
     if samples == 1:
-        position = ((start + stop) / 2)[:, None]
-    else:
-        step = torch.arange(samples, device=start.device, dtype=start.dtype) / (samples - 1)
-        position = start[:, None] + (stop - start)[:, None] * step
+        return ((start + stop) / 2)[:, None]
+    step = torch.arange(samples, device=start.device, dtype=start.dtype) / (samples - 1)
+    return start[:, None] + (stop - start)[:, None] * step
+
+
+def _taps(position: Tensor, cells: int, slack: float) -> _Taps:
     inside = (position >= -slack) & (position <= 1 + slack)
     cell = (position * (cells - 1)).clamp(0, cells - 1)
     low = cell.detach().floor()
@@ -90,29 +93,38 @@ def crop_and_resize(features: Tensor, rois: Rois, size: tuple[int, int]) -> Tens
     The result is in channels-last memory; while gradients are recorded it is float32, so that they
     are summed in float32.
     """
-    channels, height, width = features.shape[1:]
     boxes = rois.boxes
-    x = _taps(boxes[:, 0], boxes[:, 2], size[1], width, rois.slack[0])
-    y = _taps(boxes[:, 1], boxes[:, 3], size[0], height, rois.slack[1])
+    x = even_positions(boxes[:, 0], boxes[:, 2], size[1])[:, None, :]
+    y = even_positions(boxes[:, 1], boxes[:, 3], size[0])[:, :, None]
+    return sample_map(features, rois, x, y)
+
+
+def sample_map(features: Tensor, rois: Rois, x: Tensor, y: Tensor) -> Tensor:
+    """Bilinear samples ``(R, C, P, Q)`` at positions ``x`` and ``y``, in the units of ``rois``.
+
+    ``x`` is ``(R, 1, Q)`` or ``(R, P, Q)``, ``y`` ``(R, P, 1)`` or ``(R, P, Q)``; ``rois`` says which picture and how
+    much slack, its boxes are not read.  Differentiable in ``features``, ``x`` and ``y``; else as `crop_and_resize`.
+    """
+    channels, height, width = features.shape[1:]
+    across, down = _taps(x, width, rois.slack[0]), _taps(y, height, rois.slack[1])
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
     if torch.is_grad_enabled() and rows.dtype in (torch.bfloat16, torch.float16):
         rows = rows.float()
-    top = (rois.pictures[:, None] * height + y.low)[:, :, None] * width
-    bottom = (rois.pictures[:, None] * height + y.high)[:, :, None] * width
-    left, right = x.low[:, None, :], x.high[:, None, :]
+    first = rois.pictures[:, None, None] * height
+    top, bottom = (first + down.low) * width, (first + down.high) * width
+    left, right = across.low, across.high
     index = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1)
-    (up, down), (before, after) = _axis_weights(y), _axis_weights(x)
-    up, down, before, after = up[:, :, None], down[:, :, None], before[:, None, :], after[:, None, :]
-    weight = torch.stack([up * before, up * after, down * before, down * after], dim=-1).to(rows.dtype)
+    (above, below), (before, after) = _axis_weights(down), _axis_weights(across)
+    weight = torch.stack([above * before, above * after, below * before, below * after], dim=-1).to(rows.dtype)
     samples = F.embedding_bag(index.view(-1, 4), rows, mode="sum", per_sample_weights=weight.view(-1, 4))
-    return samples.view(len(rois), size[0], size[1], channels).permute(0, 3, 1, 2)
+    return samples.view(*index.shape[:3], channels).permute(0, 3, 1, 2)
 
 
 def crop_channels(features: Tensor, rois: Rois, size: tuple[int, int], channels: Tensor) -> Tensor:
     """Bilinear samples ``(R, P, Q)`` of one channel each: what `crop_and_resize` gives, then selected.
 
     ``channels`` int64 names the channel of each sample: ``(P, Q)``, a table that all boxes share (direction
-    pooling), or ``(R,)``, one channel a box (the semantic logits of its class).  Differentiable in
+    pooling), ``(R,)``, one channel a box (the semantic logits of its class), or ``(R, P, Q)``.  Differentiable in
     ``features`` only; raises ``ValueError`` when the boxes ask for a gradient.  Samples are float32.
     """
     if rois.boxes.requires_grad:
@@ -130,9 +142,14 @@ class _CropChannels(torch.autograd.Function):
         ctx.channels_last = features.is_contiguous(memory_format=torch.channels_last)
         flat = (features.permute(0, 2, 3, 1) if ctx.channels_last else features).reshape(-1)
         out = torch.empty(len(rois), *size, device=features.device)
+        places = _places(ctx)
         for chunk in _chunks(rois, size):
-            parts = [flat[index].float().mul_(weight) for index, weight in _single_taps(ctx, chunk)]
-            out[chunk] = (parts[0] + parts[1]) + (parts[2] + parts[3])
+            index, above, below, before, after = places.of(chunk)
+            top, bottom = (
+                _read(flat, index, line).mul_(before).addcmul_(_read(flat, index, line + places.right), after)
+                for line in (0, places.down)
+            )
+            torch.mul(top, above, out=out[chunk]).addcmul_(bottom, below)
         return out
 
     @staticmethod
@@ -140,10 +157,14 @@ class _CropChannels(torch.autograd.Function):
         (gradient,) = gradients
         pictures, channels, height, width = ctx.shape
         flat = torch.zeros(ctx.shape.numel(), device=gradient.device)
+        places = _places(ctx)
         for chunk in _chunks(ctx.rois, ctx.size):
-            incoming = gradient[chunk]
-            for index, weight in _single_taps(ctx, chunk):
-                flat.scatter_add_(0, index.reshape(-1), (incoming * weight).reshape(-1))
+            index, above, below, before, after = places.of(chunk)
+            index = index.view(-1).long()
+            for line, share in ((0, above), (places.down, below)):
+                incoming = gradient[chunk] * share
+                flat[line:].scatter_add_(0, index, (incoming * before).reshape(-1))
+                flat[line + places.right :].scatter_add_(0, index, incoming.mul_(after).reshape(-1))
         if ctx.channels_last:
             return flat.view(pictures, height, width, channels).permute(0, 3, 1, 2).to(ctx.dtype), None, None, None
         return flat.view(ctx.shape).to(ctx.dtype), None, None, None
@@ -154,23 +175,48 @@ def _chunks(rois: Rois, size: tuple[int, int]) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(rois), step)]
 
 
-def _single_taps(ctx: Any, chunk: slice) -> list[tuple[Tensor, Tensor]]:
-    """The four cells of each sample as (flat index, weight), both (r, P, Q)."""
+def _read(flat: Tensor, index: Tensor, start: int) -> Tensor:
+    """Float32 values at ``start + index``, several times faster than ``flat[start + index]``."""
+    return flat[start:].index_select(0, index.view(-1)).view(index.shape).float()
+
+
+class _Places(NamedTuple):
+    """The four cells of single-channel samples, whose flat indices are ``y + channels + x`` and, from there, ``right``
+    and ``down``; their weights, 0 outside the map.  Along x (R, 1, Q), along y (R, P, 1)."""
+
+    x: Tensor
+    y: Tensor
+    channels: Tensor
+    right: int
+    down: int
+    weights: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def of(self, chunk: slice) -> tuple[Tensor, ...]:
+        """Indices (r, P, Q) of the first cells, and the weights above, below, before and after, of some boxes."""
+        channels = self.channels if self.channels.shape[0] == 1 else self.channels[chunk]
+        index = (self.y[chunk] + self.x[chunk]).add_(channels)
+        return (index, *(weight[chunk] for weight in self.weights))
+
+
+def _places(ctx: Any) -> _Places:
     _, count, height, width = ctx.shape
-    boxes, pictures = ctx.rois.boxes[chunk], ctx.rois.pictures[chunk]
-    x = _taps(boxes[:, 0], boxes[:, 2], ctx.size[1], width, ctx.rois.slack[0])
-    y = _taps(boxes[:, 1], boxes[:, 3], ctx.size[0], height, ctx.rois.slack[1])
-    channels = ctx.channels[None] if ctx.channels.dim() == 2 else ctx.channels[chunk][:, None, None]
-    if ctx.channels_last:
-        cell, row = count, count * width
-        base = pictures[:, None, None] * (height * row) + channels
-    else:
-        cell, row = 1, width
-        base = (pictures[:, None, None] * count + channels) * (height * width)
-    (up, down), (before, after) = _axis_weights(y), _axis_weights(x)
-    taps = []
-    for line, vertical in ((y.low, up), (y.high, down)):
-        start = base + line[:, :, None] * row
-        for column, horizontal in ((x.low, before), (x.high, after)):
-            taps.append((start + column[:, None, :] * cell, vertical[:, :, None] * horizontal[:, None, :]))
-    return taps
+    boxes, pictures, slack = ctx.rois.boxes, ctx.rois.pictures, ctx.rois.slack
+    x = _inner(_taps(even_positions(boxes[:, 0], boxes[:, 2], ctx.size[1])[:, None, :], width, slack[0]), width)
+    y = _inner(_taps(even_positions(boxes[:, 1], boxes[:, 3], ctx.size[0])[:, :, None], height, slack[1]), height)
+    cell, row, channel = (count, count * width, 1) if ctx.channels_last else (1, width, height * width)
+    channels = ctx.channels[:, None, None] if ctx.channels.dim() == 1 else ctx.channels.view(-1, *ctx.size)
+    kind = torch.int32 if ctx.shape.numel() < 2**31 else torch.int64
+    return _Places(
+        (x.low * cell).to(kind),
+        (y.low * row + pictures[:, None, None] * (count * height * width)).to(kind),
+        (channels * channel).to(kind),
+        cell if width > 1 else 0,
+        row if height > 1 else 0,
+        (*_axis_weights(y), *_axis_weights(x)),
+    )
+
+
+def _inner(taps: _Taps, cells: int) -> _Taps:
+    """The same places, with a lower cell that is never the map's last, so that the upper one is always the next."""
+    low = taps.low.clamp(max=max(cells - 2, 0))
+    return taps._replace(low=low, share=taps.share + (taps.low - low))

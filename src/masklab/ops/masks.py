@@ -22,7 +22,7 @@ Polygon = list[Integers]
 
 THRESHOLD = 0.5
 SLACK = 1e-4  # pixels: a pixel on the box's edge is inside, whatever the rounding
-STRIP = 1 << 17  # pixels interpolated at a time: what stays in cache
+STRIP = 1 << 16  # pixels interpolated at a time: what stays in cache
 BATCH = 1 << 22  # pixels of whole objects held at a time on the way to run lengths
 
 

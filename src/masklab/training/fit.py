@@ -7,7 +7,9 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from masklab.data.coco import CocoSplit
 from masklab.data.loader import SplitPictures, train_loader
 from masklab.errors import InputError
 from masklab.evaluation import overlaps, tune_score_threshold
+from masklab.files import whole
 from masklab.model.masklab import MaskLab, build_model
 from masklab.training.module import TrainingModule
 from masklab.weights import load_model, read_notes, save_model
@@ -46,16 +49,38 @@ def train(
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
-    folder, run = _required(data or config.data, "--data"), _required(output or config.output, "--output")
-    settings, checkpoint = config.train, run / CHECKPOINT
+    folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
     train_split = CocoSplit.find(folder, "train")
     val_split = CocoSplit.find(folder, "val", train_split.categories)
-    first_step = _open_run(run, resume)
+    first_step = open_run(run, resume)
     print(train_split.summary())
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.train.seed)
     model = build_model(config, train_split.categories).to(memory_format=torch.channels_last)
-    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    fit(
+        TrainingModule(model, val_split),
+        config,
+        WeightsSaver(run, "mask_AP", partial(save_model, model)),
+        train_loader(train_split, config, first_step),
+        val_split,
+        resume,
+    )
+    return _tune(run, train_split)
 
+
+def fit(
+    module: pl.LightningModule,
+    config: Config,
+    saver: WeightsSaver,
+    batches: DataLoader[Any],
+    val: CocoSplit,
+    resume: bool,
+) -> None:
+    """Run ``batches`` through a module as ``config.train`` says, in the run folder of ``saver``.
+
+    It is validated on the pictures of ``val``, one at a time.  ``resume`` goes on from the saver's checkpoint.
+    """
+    run, settings = saver.run, config.train
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     in_terminal = sys.stdout.isatty()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -70,7 +95,7 @@ def train(
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
         logger=[CSVLogger(run, name=None, version=""), TensorBoardLogger(run, name=None, version="")],
-        callbacks=[WeightsSaver(run), RichProgressBar() if in_terminal else ProgressLines()],
+        callbacks=[saver, RichProgressBar() if in_terminal else ProgressLines()],
         enable_progress_bar=in_terminal,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -78,25 +103,27 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch, and on this folder and machine
         trainer.fit(
-            TrainingModule(model, val_split),
-            train_loader(train_split, config, first_step),
-            DataLoader(SplitPictures(val_split, config.model.backbone.in_channels), batch_size=None),
-            ckpt_path=checkpoint if resume else None,
+            module,
+            batches,
+            DataLoader(SplitPictures(val, config.model.backbone.in_channels), batch_size=None),
+            ckpt_path=run / saver.checkpoint if resume else None,
             weights_only=True,
         )
-    return _tune(run, train_split)
 
 
-def _open_run(run: Path, resume: bool) -> int:
-    """Make the run folder, or check that the one there can be continued; returns the step to begin at."""
-    checkpoint, log = run / CHECKPOINT, run / "metrics.csv"
+def open_run(run: Path, resume: bool, name: str = CHECKPOINT) -> int:
+    """Make the run folder, or check that the one there can be continued; returns the step to begin at.
+
+    ``name`` is that of the checkpoint, which says what kind of run it is.
+    """
+    checkpoint, log = run / name, run / "metrics.csv"
     if not resume:
         if log.exists() or checkpoint.exists():
             raise InputError(f"{run} already holds a run: give another --output, or --resume true to continue it.")
         run.mkdir(parents=True, exist_ok=True)
         return 0
     if not checkpoint.is_file():
-        raise InputError(f"{run} has no {CHECKPOINT} to resume from: check --output, or leave --resume out.")
+        raise InputError(f"{run} has no {name} to resume from: check --output, or leave --resume out.")
     step = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
     if log.exists():
         os.replace(log, run / f"metrics-until-{step}.csv")
@@ -104,11 +131,14 @@ def _open_run(run: Path, resume: bool) -> int:
 
 
 class WeightsSaver(Callback):
-    """After each validation writes ``last.safetensors``, ``best.safetensors`` when mask AP has not been higher, and
-    the checkpoint that a run is resumed from."""
+    """After each validation writes ``last.safetensors``, ``best.safetensors`` when the ``figure`` has not been higher,
+    and the checkpoint that a run is resumed from; ``save(path, notes)`` writes the weights."""
 
-    def __init__(self, run: Path) -> None:
-        self.run, self.best, self.began = run, -1.0, time.monotonic()
+    def __init__(
+        self, run: Path, figure: str, save: Callable[[Path, dict[str, Any]], None], checkpoint: str = CHECKPOINT
+    ) -> None:
+        self.run, self.figure, self.save, self.checkpoint = run, figure, save, checkpoint
+        self.best, self.began = -1.0, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "seconds": time.monotonic() - self.began}
@@ -117,19 +147,17 @@ class WeightsSaver(Callback):
         self.best, self.began = state_dict["best"], time.monotonic() - state_dict["seconds"]
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         val = {name.removeprefix("val/"): None if value != value else value for name, value in metrics.items()}
         minutes = round((time.monotonic() - self.began) / 60, 1)
         notes = {"step": trainer.global_step, "minutes": minutes, "val": val}
-        save_model(module.model, self.run / "last.safetensors", notes)
-        score = val.get("mask_AP") or 0.0
+        self.save(self.run / "last.safetensors", notes)
+        score = val.get(self.figure) or 0.0
         if score >= self.best:
             self.best = score
-            save_model(module.model, self.run / "best.safetensors", notes)
-        beside = self.run / f"{CHECKPOINT}.part"
-        trainer.save_checkpoint(beside)
-        os.replace(beside, self.run / CHECKPOINT)
+            self.save(self.run / "best.safetensors", notes)
+        with whole(self.run / self.checkpoint) as beside:
+            trainer.save_checkpoint(beside)
 
 
 class ProgressLines(Callback):
@@ -168,7 +196,8 @@ def _tune(run: Path, split: CocoSplit) -> MaskLab:
     return model
 
 
-def _required(folder: str | Path | None, option: str) -> Path:
+def required(folder: str | Path | None, option: str) -> Path:
+    """The folder as a path; `InputError` naming the ``option`` if there is none."""
     if folder is None:
         raise InputError(f"training needs a folder: give {option} DIR.")
     return Path(folder)

@@ -17,6 +17,7 @@ from masklab.data.coco import CocoSplit
 from masklab.errors import BrokenLossError
 from masklab.evaluation import coco_metrics
 from masklab.hardware import autocast, memory_in_use
+from masklab.model.box_classifier import BoxClassifier
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
 from masklab.training.step import TrainingStep
@@ -108,9 +109,7 @@ class TrainingModule(pl.LightningModule):
                 )
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.config)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.config))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return optimizer_and_schedule(self.model, self.config)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -134,15 +133,34 @@ def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; those of one dimension (norms, biases) do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    """SGD or AdamW over the trainable parameters; those of one dimension (norms, biases) do not decay.
+
+    The layer that predicts a deformable crop's offsets learns at ``deformable_rate`` times the learning rate.
+    """
+    rates = {
+        parameter: head.config.deformable_rate
+        for head in model.modules()
+        if isinstance(head, BoxClassifier) and head.offsets is not None
+        for parameter in head.offsets.parameters()
+    }
+    groups = []
+    for rate in dict.fromkeys([1.0, *rates.values()]):
+        parameters = [p for p in model.parameters() if p.requires_grad and rates.get(p, 1.0) == rate]
+        lr = config.learning_rate * rate
+        groups += [
+            {"params": [p for p in parameters if p.dim() > 1], "lr": lr, "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "lr": lr, "weight_decay": 0.0},
+        ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def optimizer_and_schedule(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
+    """The optimiser and its schedule, moved on each step, as Lightning takes them."""
+    optimizer = build_optimizer(model, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

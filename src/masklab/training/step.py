@@ -22,7 +22,8 @@ class TrainingStep(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Losses ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box``, ``mask_coarse`` and ``mask_refined``.
+        """Losses ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box``, ``mask_coarse`` and ``mask_refined``,
+        the last only where the model refines.
 
         Each is a float32 scalar, finite and connected to its parameters whatever the batch holds.
         ``generator`` (on the CPU) draws the samples; None draws them from the global state.
@@ -94,6 +95,7 @@ class TrainingStep(nn.Module):
             some = torch.cat(
                 [draw((owners == i).nonzero().flatten(), config.train_refined, generator) for i in range(pictures)]
             )
-            refined = model.refinement(coarse[some], features, model.rois(boxes[some], owners[some], batch.images))
+            rois = model.rois(boxes[some], owners[some], batch.images)
+            refined = model.refinement(coarse[some], model.refinement.maps(features), rois)
             losses["mask_refined"] = config.refined_weight * mask_loss(refined, masks[some], owners[some], pictures)
         return losses

@@ -1,0 +1,71 @@
+"""The network that semantic pretraining trains: MaskLab's backbone and conv5 under a layer of class logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from masklab.config import BackboneConfig, ModelConfig
+from masklab.model.backbone import (
+    SEGMENTATION_FORMAT,
+    Backbone,
+    backbone_facts,
+    build_backbone,
+    trained_norm,
+)
+from masklab.model.tensors import write_tensors
+from masklab.structures import ClassTable
+
+
+class SegmentationNetwork(nn.Module):
+    """conv1 to conv5 and a 1 x 1 convolution to K + 1 logits, background last (paper, section 4, "Seg")."""
+
+    def __init__(self, backbone: Backbone, conv5: nn.Module, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.conv5 = conv5
+        self.logits = nn.Conv2d(channels, num_classes + 1, 1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K + 1, H / stride, W / stride), float32, of normalised pictures (N, C, H, W)."""
+        logits: Tensor = self.logits(self.conv5(self.backbone(images).conv4))
+        return logits.float()
+
+
+def build_segmentation(config: ModelConfig, num_classes: int) -> SegmentationNetwork:
+    """The network of a configuration, with the atrous rates that MaskLab's own conv5 will have.
+
+    Where MaskLab freezes its batch norm, here it is trained; where it starts from ``segmentation_weights``, which
+    this network is to make, it starts from ImageNet's.  Raises `InputError` as `build_backbone` does.
+    """
+    changes = {"norm": trained_norm(config.backbone.norm), "segmentation_weights": None}
+    trainable = config.backbone.model_copy(update=changes)
+    backbone, make_conv5 = build_backbone(trainable)
+    return SegmentationNetwork(backbone, make_conv5(config.mask.rates), make_conv5.channels, num_classes)
+
+
+def save_segmentation(
+    network: SegmentationNetwork,
+    config: BackboneConfig,
+    classes: ClassTable,
+    path: str | Path,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Write conv1 to conv5, without the logits, as a file that ``model.backbone.segmentation_weights`` can name.
+
+    The header holds what the file must have in common with a model (``backbone``), the ``classes`` that were
+    learnt and ``notes``: how the weights came about and what they scored.
+    """
+    header = {
+        "format": SEGMENTATION_FORMAT,
+        "backbone": json.dumps(backbone_facts(config)),
+        "classes": json.dumps({"ids": classes.ids, "names": classes.names}),
+        "notes": json.dumps(notes or {}),
+    }
+    conv5 = {f"conv5.{name}": tensor for name, tensor in network.conv5.state_dict().items()}
+    write_tensors(path, network.backbone.state_dict() | conv5, header)

@@ -1,0 +1,273 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from contracts import assert_finite_and_connected, assert_instances
+
+from masklab.config import load_recipe, validate
+from masklab.data.coco import CocoSplit
+from masklab.data.loader import InstanceDataset, collate
+from masklab.errors import InputError
+from masklab.model import masklab as masklab_module
+from masklab.model.baselines import FCISHead, MaskRCNNHead, part_table
+from masklab.model.cost import model_cost
+from masklab.model.masklab import build_model
+from masklab.model.refinement import SharedRefinement
+from masklab.ops.crop import Rois, crop_and_resize, crop_channels
+from masklab.training.step import TrainingStep
+from masklab.weights import load_model, save_model
+
+MASK_RCNN = {"head": "mask_rcnn", "crop": 28, "refine_levels": []}
+FCIS = {"head": "fcis", "crop": 15, "refine_levels": []}
+SHARED = {"refinement": "shared", "refine_channels": 16}
+VARIANTS = pytest.mark.parametrize("mask", [MASK_RCNN, FCIS, SHARED], ids=["mask_rcnn", "fcis", "shared"])
+
+
+def variant(tiny_config, mask):
+    values = tiny_config.model_dump()
+    values["model"]["mask"] |= mask
+    return validate(values, "test")
+
+
+def build(tiny_config, classes, mask):
+    torch.manual_seed(0)
+    return build_model(variant(tiny_config, mask), classes)
+
+
+def random_rois(count, pictures=2):
+    generator = torch.Generator().manual_seed(2)
+    first = torch.rand(count, 2, generator=generator) * 0.5
+    return Rois(
+        torch.cat([first, first + 0.1 + torch.rand(count, 2, generator=generator) * 0.4], dim=1),
+        torch.randint(0, pictures, (count,), generator=generator),
+    )
+
+
+def drawn_batch(shapes, config, rows):
+    """Pictures as they were drawn, with targets of the size that ``config`` asks for."""
+    dataset = InstanceDataset(CocoSplit.find(shapes, "train"), config, augmented=False)
+    return collate([dataset[row] for row in rows], 8, "exact")
+
+
+def row_with_objects(shapes):
+    split = CocoSplit.find(shapes, "train")
+    return next(row for row in range(len(split)) if len(split.objects(row)) >= 3)
+
+
+@VARIANTS
+def test_a_picture_without_boxes(tiny_config, classes, mask):
+    model = build(tiny_config, classes, mask).eval()
+    found = model.segment(np.zeros((3, 50, 60), np.uint8), np.zeros((0, 4)), np.zeros(0))
+    assert len(found) == 0
+    assert_instances(found, model)
+
+
+@VARIANTS
+@pytest.mark.parametrize("empty", [False, True])
+def test_losses_are_finite_and_reach_every_parameter(shapes, tiny_config, classes, mask, empty):
+    config = variant(tiny_config, mask)
+    batch = drawn_batch(shapes, config, [row_with_objects(shapes)])
+    if empty:
+        none, target = torch.zeros(0, dtype=torch.long), batch.targets[0]
+        target.boxes, target.masks = target.boxes[:0], target.masks[:0]
+        target.labels = target.mask_rows = none
+    step = TrainingStep(build(tiny_config, classes, mask)).train()
+    losses = step(batch, torch.Generator().manual_seed(0))
+    assert {name for name in losses if name.startswith("mask")} == (
+        {"mask_coarse", "mask_refined"} if mask is SHARED else {"mask_coarse"}
+    )
+    assert_finite_and_connected(losses, step)
+
+
+@VARIANTS
+def test_masks_of_one_picture_are_learnt(shapes, tiny_config, classes, mask):
+    """With annotated boxes, which is what the masks are trained on."""
+    model = build(tiny_config, classes, mask).train()
+    step, batch = TrainingStep(model), drawn_batch(shapes, model.config, [row_with_objects(shapes)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for seed in range(40):
+        losses = step._mask_losses(model.backbone(batch.images), batch, torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    for name in history[0]:
+        assert history[-1][name] < 0.4 * history[0][name], name
+
+
+@VARIANTS
+def test_save_load_predict(tiny_config, classes, mask, tmp_path):
+    model = build(tiny_config, classes, mask).eval()
+    save_model(model, tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    picture = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
+    found, expected = again.predict(picture), model.predict(picture)
+    assert_instances(found, again)
+    assert found.masks.shape[1:] == (again.config.model.mask.crop,) * 2
+    np.testing.assert_allclose(found.masks, expected.masks, atol=1e-5)
+
+
+@VARIANTS
+def test_boxes_in_chunks_equal_boxes_at_once(tiny_config, classes, mask, monkeypatch):
+    """And what is made once a picture is made once, however many chunks there are."""
+    model = build(tiny_config, classes, mask).eval()
+    corners = torch.rand(9, 2) * 40
+    boxes = torch.cat([corners, corners + 5 + torch.rand(9, 2) * 40], dim=1).numpy()
+    labels, picture = np.arange(9) % 3, np.random.default_rng(0).integers(0, 255, (3, 90, 90), dtype=np.uint8)
+    whole = model.segment(picture, boxes, labels)
+    calls = []
+    (model.refinement.mix if mask is SHARED else model.mask_branch).register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(masklab_module, "BOXES_AT_ONCE", 2)
+    np.testing.assert_allclose(model.segment(picture, boxes, labels).masks, whole.masks, atol=1e-5)
+    assert len(calls) == 1
+
+
+@VARIANTS
+def test_bf16_keeps_the_logit_in_float32(tiny_config, classes, mask):
+    model = build(tiny_config, classes, mask).eval()
+    rois, labels = random_rois(4, pictures=1), torch.tensor([0, 1, 2, 0])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        features = model.backbone(torch.randn(1, 3, 97, 113))
+        logits = model.mask_branch.coarse_masks(model.mask_branch(features.conv4), rois, labels)
+        if model.refinement is not None:
+            logits = model.refinement(logits, model.refinement.maps(features), rois)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_fcis_equals_crop_everything_then_select(memory):
+    head = FCISHead(9, torch.nn.Identity(), 4, 3)
+    maps = torch.randn(2, 3 * 2 * 49, 8, 7).to(memory_format=memory)
+    rois, labels = random_rois(5), torch.tensor([2, 0, 1, 1, 2])
+    fast, slow = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    everything = crop_and_resize(slow, rois, (9, 9))
+    inside, outside = torch.zeros(5, 9, 9, dtype=torch.long), torch.zeros(5, 9, 9, dtype=torch.long)
+    for r, label in enumerate(labels.tolist()):
+        for i in range(9):
+            for j in range(9):
+                part = int((i + 0.5) / 9 * 7) * 7 + int((j + 0.5) / 9 * 7)
+                inside[r, i, j] = label * 98 + part
+                outside[r, i, j] = label * 98 + 49 + part
+    expected = reference.select_channels(everything, inside) - reference.select_channels(everything, outside)
+    found = head.coarse_masks(fast, rois, labels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    weight = torch.randn_like(found)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(fast.grad, slow.grad, atol=1e-5, rtol=0)
+    # the original's softmax over the two sides
+    probability = torch.stack([expected, torch.zeros_like(expected)]).softmax(dim=0)[0]
+    torch.testing.assert_close(found.sigmoid(), probability)
+
+
+def test_a_channel_for_each_sample_of_each_box():
+    features, rois = torch.randn(2, 6, 9, 7), random_rois(60)
+    channels = torch.randint(0, 6, (60, 41, 41))
+    found = crop_channels(features, rois, (41, 41), channels)  # more than one chunk
+    some = torch.tensor([0, 38, 39, 59])
+    crops = crop_and_resize(features, Rois(rois.boxes[some], rois.pictures[some]), (41, 41))
+    expected = crops.gather(1, channels[some][:, None])[:, 0]
+    torch.testing.assert_close(found[some], expected, atol=1e-5, rtol=0)
+
+
+def test_parts_are_alike_and_symmetric():
+    for crop in (15, 21, 41):
+        table = part_table(crop)
+        assert table.unique().tolist() == list(range(49))
+        assert torch.equal(table.flip(0, 1), 48 - table)
+        assert torch.equal(table // 7, (table % 7).t())
+        assert (table[0].bincount() - crop / 7).abs().max() < 1
+    assert part_table(14)[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+
+
+def test_mask_rcnn_picks_the_labels_filter():
+    """Equal to all classes' logits and then a choice."""
+    torch.manual_seed(0)
+    head = MaskRCNNHead(8, torch.nn.Identity(), 5, 6, 3)
+    torch.nn.init.normal_(head.classes.bias)
+    maps, rois, labels = head(torch.randn(2, 5, 9, 7)), random_rois(4), torch.tensor([1, 0, 2, 2])
+    seen = []
+    head.enlarge.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    found = head.coarse_masks(maps, rois, labels)
+    everything = head.classes(seen[0].relu())
+    assert everything.shape == (4, 3, 8, 8)
+    torch.testing.assert_close(found, everything[torch.arange(4), labels], atol=1e-5, rtol=0)
+
+
+def test_mask_rcnn_samples_lie_midway_between_the_two_they_become():
+    """Through filters that copy, a ramp comes out as the mean of each pair of the mask's samples."""
+    head = MaskRCNNHead(28, torch.nn.Identity(), 1, 1, 1)
+    with torch.no_grad():
+        for conv in head.convs:
+            conv.weight.zero_()[..., 1, 1] = 1
+        head.enlarge.weight.fill_(1)
+        head.classes.weight.fill_(1)
+    ramp = (torch.arange(9.0)[:, None] * 3 + torch.arange(11.0)).view(1, 1, 9, 11)
+    rois = random_rois(6, pictures=1)
+    found = head.coarse_masks(ramp, rois, torch.zeros(6, dtype=torch.long))
+    expected = crop_and_resize(ramp, rois, (28, 28))
+    pairs = torch.nn.functional.avg_pool2d(expected, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(found, pairs[:, 0], atol=1e-4, rtol=0)
+
+
+def test_shared_refinement_starts_near_the_coarse_mask_and_passes_gradients_to_both(tiny_config, classes):
+    model = build(tiny_config, classes, SHARED)
+    features = model.backbone(torch.randn(2, 3, 97, 113))
+    for level in features:
+        level.retain_grad()
+    coarse, rois = torch.randn(3, 15, 15, requires_grad=True), random_rois(3)
+    refined = model.refinement(coarse, model.refinement.maps(features), rois)
+    assert (refined - coarse).abs().max() < 0.5
+    refined.square().sum().backward()
+    assert (coarse.grad != 0).any()
+    assert (features.conv1.grad != 0).any()
+    assert (features.conv2.grad != 0).any()
+
+
+def test_shared_maps_of_all_levels_lie_on_the_same_pixels():
+    """The same ramp over the pixels on each level sums to a ramp on the finest level's grid."""
+    shared = SharedRefinement(["conv2", "conv1"], {"conv1": 1, "conv2": 1}, 1)
+    with torch.no_grad():
+        for layer in (*shared.reduce, shared.mix):
+            layer.weight.zero_()
+            layer.weight[..., layer.kernel_size[0] // 2, layer.kernel_size[0] // 2] = 1
+    conv1, conv2 = (torch.arange(0.0, 33, s).expand(1, 1, 32 // s + 1, -1) for s in (2, 4))
+    (found,) = shared.maps(type("Levels", (), {"conv1": conv1, "conv2": conv2}))
+    torch.testing.assert_close(found, 2 * conv1, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"head": "fcis"}, "head fcis has no refinement but refine_levels"),
+        ({"head": "mask_rcnn", "crop": 41, "refine_levels": []}, "head mask_rcnn doubles its crop but crop is 41"),
+        ({"refinement": "shared", "refine_levels": []}, "refinement is shared but refine_levels is empty"),
+    ],
+)
+def test_contradictions_are_refused_with_both_names(tiny_config, mask, message):
+    with pytest.raises(InputError, match=message):
+        variant(tiny_config, mask)
+
+
+def test_cost_of_the_heads():
+    """Mask R-CNN's on 14 x 14 x 256 and FCIS's 2 x 80 x 49 maps, worked out by hand for 800 x 1200."""
+    cells, boxes = 100 * 150, 100
+
+    def cost(mask):
+        return model_cost(load_recipe("resnet101", {"model": {"mask": mask}}), 80, (800, 1200))
+
+    found = cost(MASK_RCNN)
+    assert found["mask maps"].macs == 2048 * 256 * cells
+    per_box = 4 * 9 * 256 * 256 * 196 + 4 * 256 * 256 * 196 + 256 * 784
+    assert found["coarse masks"].macs == pytest.approx(boxes * per_box)
+    assert found["coarse masks"].parameters == 4 * (9 * 256 * 256 + 256) + (4 * 256 * 256 + 256) + 80 * 257
+    found = cost(FCIS)
+    assert found["mask maps"].macs == 2048 * 7840 * cells
+    assert found["coarse masks"].parameters == 0
+    found = cost({"refinement": "shared"})
+    once = 400 * 600 * (64 * 64 + 9 * 64 * 16) + 200 * 300 * 256 * 64
+    per_box = 41 * 41 * (9 * 17 * 16 + 4 * 9 * 16 * 16 + 16)
+    assert found["refinement"].macs == pytest.approx(once + boxes * per_box)
+    assert found["total"].parameters == sum(part.parameters for name, part in found.items() if name != "total")
