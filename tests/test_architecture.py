@@ -12,14 +12,14 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = [
     {"errors"},
-    {"config"},
-    {"structures", "ops", "hardware"},
+    {"config", "paper"},
+    {"structures", "ops", "hardware", "files"},
     {"pictures", "instances"},
     {"model", "data", "visualize"},
     {"weights"},
     {"evaluation"},
-    {"training", "predict"},
-    {"demo", "doctor"},
+    {"training", "predict", "submission"},
+    {"demo", "doctor", "figures", "ablate", "comparison"},
     {"cli", ""},
 ]
 

@@ -134,7 +134,20 @@ def test_data_shapes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["demo"], ["train"], ["evaluate"], ["predict"], ["data"], ["data", "shapes"], ["info"], ["doctor"]]
+    "verb",
+    [
+        [],
+        ["demo"],
+        ["train"],
+        ["ablate"],
+        ["evaluate"],
+        ["predict"],
+        ["show"],
+        ["data"],
+        ["data", "shapes"],
+        ["info"],
+        ["doctor"],
+    ],
 )
 def test_help(verb, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -216,7 +229,7 @@ def test_bad_data_is_named(shapes, tmp_path, capsys):
             (folder / "train" / name).write_bytes((folder / "train" / name).read_bytes()[:300])
 
     assert "is not JSON" in train_on(lambda f: (f / "train.json").write_text("{"))
-    assert "not a COCO instances file" in train_on(lambda f: (f / "train.json").write_text("[]"))
+    assert "not a COCO file" in train_on(lambda f: (f / "train.json").write_text("[]"))
     assert first in train_on(lambda f: (f / "train" / first).unlink())
     assert "is damaged or cut off" in train_on(truncate)
     assert "wide and" in train_on(lambda f: [Image.new("RGB", (20, 10)).save(f / "train" / name) for name in every])

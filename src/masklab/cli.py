@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
-from masklab.config import Config, load_recipe, recipe_names, validate
-from masklab.errors import BrokenLossError, InputError
+from masklab.config import Config, common_recipes, load_recipe, validate
+from masklab.errors import BrokenLossError, FailedRunsError, InputError
+from masklab.paper import TABLES, print_recipes, table_rows
 
 Verb = Callable[[Namespace], None]
 
@@ -34,10 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except ArgumentError as error:
         return _fail(_one_sentence(str(error)), 2)
-    except BrokenLossError as error:
+    except (BrokenLossError, FailedRunsError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("stopped.", 130)
+    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -66,8 +71,14 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
     verbs = parser.add_subcommands(required=True, metavar="VERB", title="verbs")
     verbs.add_subcommand("demo", _demo_parser(), help="draw pictures, train on them, show what came out (minutes)")
     verbs.add_subcommand("train", _train_parser(words), help="train a model on your pictures")
+    verbs.add_subcommand("pretrain", _pretrain_parser(words), help="train a backbone on semantic segmentation first")
+    verbs.add_subcommand(
+        "ablate", _ablate_parser(words), help="train and evaluate every row of one of the paper's tables"
+    )
     verbs.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on annotated pictures")
     verbs.add_subcommand("predict", _predict_parser(), help="find the objects of pictures")
+    verbs.add_subcommand("show", _show_parser(), help="draw what a model sees in a picture, or where it fails")
+    verbs.add_subcommand("submit", _submit_parser(), help="predict a list of pictures into files for COCO's server")
     data = _verb("Make or look at data sets.")
     verbs.add_subcommand("data", data, help="make or look at data sets")
     data.add_subcommands(required=True, metavar="WHAT").add_subcommand(
@@ -79,8 +90,12 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
     return parser, {
         "demo": _demo,
         "train": _train,
+        "pretrain": _pretrain,
+        "ablate": _ablate,
         "evaluate": _evaluate,
         "predict": _predict,
+        "show": _show,
+        "submit": _submit,
         "data shapes": _shapes,
         "info": _info,
         "recipes": _recipes,
@@ -92,6 +107,7 @@ def _verb(description: str) -> ArgumentParser:
     return ArgumentParser(description=description, exit_on_error=False)
 
 
+RECIPE_HELP = f"one of {common_recipes()}, another of `masklab recipes`, or a YAML file"
 MODEL_HELP = "a run folder that `masklab train` wrote, or a weights file"
 
 
@@ -112,32 +128,117 @@ def _demo(arguments: Namespace) -> None:
 
 
 def _train_parser(words: list[str]) -> ArgumentParser:
+    return _recipe_parser("train", "Train a model.", words)
+
+
+def _pretrain_parser(words: list[str]) -> ArgumentParser:
+    return _recipe_parser(
+        "pretrain",
+        "Train the recipe's backbone to name the class of each pixel, and write weights for `masklab train RECIPE "
+        "--model.backbone.segmentation_weights FILE`. Of the model, only the backbone and mask.rates are used.",
+        words,
+    )
+
+
+def _recipe_parser(verb: str, description: str, words: list[str]) -> ArgumentParser:
     parser = _verb(
-        "Train a model. Every field of the recipe can be changed here, for example "
+        f"{description} Every field of the recipe can be changed here, for example "
         "--train.steps 1000 --model.mask.directions 4; the defaults below are those of the recipe you name."
     )
-    parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    named = words[1] if len(words) > 1 and words[0] == "train" and not words[1].startswith("-") else None
-    config = load_recipe(named) if named else Config()
+    parser.add_argument("recipe", help=RECIPE_HELP)
+    named = words[1] if len(words) > 1 and words[0] == verb and not words[1].startswith("-") else None
+    _add_fields(parser, load_recipe(named) if named else Config())
+    parser.add_argument("--resume", type=bool, default=False, help="true continues the run in --output")
+    return parser
+
+
+def _add_fields(parser: ArgumentParser, config: Config) -> None:
+    """An option for every field, with the values of ``config``."""
     for name, field in Config.model_fields.items():
         parser.add_argument(
             f"--{name}", type=field.annotation, default=getattr(config, name), help=field.description or name
         )
-    parser.add_argument("--resume", type=bool, default=False, help="true continues the run in --output")
-    return parser
 
 
 def _train(arguments: Namespace) -> None:
     from masklab.training.fit import train
 
+    train(_recipe(arguments), resume=arguments.resume)
+
+
+def _pretrain(arguments: Namespace) -> None:
+    from masklab.training.pretrain import pretrain
+
+    pretrain(_recipe(arguments), resume=arguments.resume)
+
+
+def _recipe(arguments: Namespace) -> Config:
+    """The recipe with the fields that the command line changed."""
     values = {name: _plain(arguments[name]) for name in Config.model_fields}
-    train(validate(values, f"recipe {arguments.recipe}"), resume=arguments.resume)
+    return validate(values, f"recipe {arguments.recipe}")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Namespace):
         return value.as_dict()
     return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def _ablate_parser(words: list[str]) -> ArgumentParser:
+    parser = _verb(
+        "Train and evaluate every row of one of the paper's tables, on any data set and from any recipe, and write the "
+        "figures beside the paper's. Fields that all rows share can be changed as for `masklab train`, for example "
+        "--train.steps 1000. Run the same command again to go on after an interruption."
+    )
+    parser.add_argument("table", choices=list(TABLES), help="the table: what its rows change is in `masklab recipes`")
+    parser.add_argument(
+        "--recipe", type=str | None, default=None, help="recipe that the rows change, if not the table's own"
+    )
+    parser.add_argument("--seeds", type=PositiveInt, default=1, help="runs of each row")
+    parser.add_argument("--rows", nargs="+", default=None, help="rows to run, if not all")
+    _add_fields(parser, _ablate_start(words))
+    return parser
+
+
+def _ablate_start(words: list[str]) -> Config:
+    """The recipe that the rows change, as far as it can be told before the words are parsed."""
+    if len(words) < 2 or words[0] != "ablate":
+        return Config()
+    named = [b for a, b in pairwise(words) if a == "--recipe"] + [w[9:] for w in words if w.startswith("--recipe=")]
+    if named:
+        return load_recipe(named[-1])
+    return load_recipe(table_rows(words[1])[0].start) if words[1] in TABLES else Config()
+
+
+def _ablate(arguments: Namespace) -> None:
+    from masklab.ablate import ablate
+    from masklab.training.fit import required
+
+    start = load_recipe(arguments.recipe or table_rows(arguments.table)[0].start)
+    values = {name: _plain(arguments[name]) for name in ("model", "pictures", "train")}
+    changed = validate(values, f"recipe {arguments.recipe}")
+    ablate(
+        arguments.table,
+        required(arguments.data or start.data, "--data"),
+        required(arguments.output or start.output, "--output"),
+        arguments.seeds,
+        arguments.recipe,
+        _changes(changed.model_dump(), start.model_dump()),
+        arguments.rows,
+    )
+
+
+def _changes(values: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """The nested fields that differ from those of ``start``."""
+    changed = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(start[name], dict):
+            value = _changes(value, start[name])
+            if value:
+                changed[name] = value
+        elif value != start[name]:
+            changed[name] = value
+    return changed
 
 
 def _evaluate_parser() -> ArgumentParser:
@@ -185,6 +286,58 @@ def _predict(arguments: Namespace) -> None:
     predict_folder(load_model(arguments.model), arguments.pictures, arguments.output, arguments.score)
 
 
+def _submit_parser() -> ArgumentParser:
+    parser = _verb(
+        "Predict the pictures that a COCO list names, such as image_info_test-dev2017.json, and write the two zip files "
+        "that COCO's evaluation server takes: one of masks, one of boxes, with the best 100 detections of each picture."
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--list", type=Path, required=True, help="COCO JSON that names the pictures")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of the pictures, such as test2017")
+    parser.add_argument("--output", type=Path, default=Path("submission"), help="folder to write to")
+    return parser
+
+
+def _submit(arguments: Namespace) -> None:
+    from masklab.submission import write_submission
+    from masklab.weights import load_model
+
+    for path in write_submission(load_model(arguments.model), arguments.list, arguments.pictures, arguments.output):
+        print(f"written to {path}")
+
+
+def _show_parser() -> ArgumentParser:
+    parser = _verb(
+        "Draw figures, as PNG files. Of one PICTURE: the objects found, the semantic and the direction logits they are "
+        "made of, how the best masks come about, and where a deformable crop looks. With --data instead: the split's "
+        "worst pictures, with every missed, wrong and badly outlined object marked."
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("picture", nargs="?", default=None, help="the picture; leave it out with --data")
+    parser.add_argument("--output", type=Path, default=Path("figures"), help="folder to write to")
+    parser.add_argument(
+        "--score", type=float | None, default=None, help="least score of an object shown, if not the model's own"
+    )
+    parser.add_argument("--data", type=Path | None, default=None, help="data set folder, for the worst pictures")
+    parser.add_argument("--split", default="val", help="which split of --data to search")
+    parser.add_argument("--worst", type=int, default=9, help="how many pictures of --data to draw")
+    return parser
+
+
+def _show(arguments: Namespace) -> None:
+    from masklab.figures.gallery import show_failures
+    from masklab.figures.show import show
+    from masklab.weights import load_model
+
+    if (arguments.picture is None) == (arguments.data is None):
+        raise InputError("show takes either a picture or --data DIR: name one of the two.")
+    model = load_model(arguments.model)
+    if arguments.data is None:
+        show(model, arguments.picture, arguments.output, arguments.score)
+    else:
+        show_failures(model, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)
+
+
 def _shapes_parser() -> ArgumentParser:
     parser = _verb(
         "Draw a data set of dense, overlapping, textured shapes of several classes, and write it as a COCO folder."
@@ -205,7 +358,7 @@ def _shapes(arguments: Namespace) -> None:
 
 def _info_parser() -> ArgumentParser:
     parser = _verb("Parameters and multiply-adds of a recipe's model, part by part.")
-    parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
+    parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--classes", type=int, default=80, help="number of classes")
     parser.add_argument("--height", type=int, default=800, help="height of the network's input")
     parser.add_argument("--width", type=int, default=1200, help="width of the network's input")
@@ -220,10 +373,7 @@ def _info(arguments: Namespace) -> None:
 
 
 def _recipes(arguments: Namespace) -> None:
-    from masklab.config import describe_recipes
-
-    for name, description in describe_recipes().items():
-        print(f"{name:12} {description}")
+    print_recipes()
 
 
 def _doctor(arguments: Namespace) -> None:

@@ -1,0 +1,196 @@
+"""The paper's tables on any data set: every row trained and evaluated with some seeds, and what came out."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from masklab.comparison import FIGURES, Result, print_results, write_results
+from masklab.config import Config, load_recipe, merge, read_recipe, validate
+from masklab.data.coco import CocoSplit
+from masklab.errors import FailedRunsError, InputError
+from masklab.evaluation import write_metrics
+from masklab.evaluation.run import evaluate
+from masklab.model.masklab import build_model
+from masklab.paper import TABLES, Row, table_rows
+from masklab.structures import ClassTable
+from masklab.training.fit import CHECKPOINT, train
+
+METRICS = "metrics.json"
+SEGMENTATION = "model.backbone.segmentation_weights"
+FROM_IMAGENET = "model.box.from_imagenet"
+
+
+class Run(NamedTuple):
+    """A row with one seed; the configuration names its data and its folder."""
+
+    row: str
+    config: Config
+    folder: Path
+
+
+def ablate(
+    table: str,
+    data: str | Path,
+    output: str | Path,
+    seeds: int = 1,
+    recipe: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    rows: Sequence[str] | None = None,
+) -> list[Result]:
+    """Train and evaluate the rows of a table; writes ``TABLE.md``, ``TABLE.csv`` and ``TABLE.png`` into ``output``.
+
+    ``table`` is one of `masklab.paper.TABLES`.  Its rows change ``recipe``, or the one that the paper's table
+    starts from; ``overrides`` are further fields, nested, that all rows share, and ``rows`` names the rows to run,
+    if not all.  Run k of a row has a ``train.seed`` k above the recipe's, so it sees the pictures in the same order
+    as run k of every other row; its folder is ``output/ROW/seedS``.  Finished runs are kept, interrupted ones
+    resumed; a run that fails is reported at the end.
+
+    Raises `InputError`, before anything is trained, for data that cannot be used, rows that cannot be had from
+    the recipe and runs in ``output`` of other settings; and `FailedRunsError` at the end if a run failed.
+    """
+    chosen = _choose(table, rows)
+    start = recipe or chosen[0].start
+    configs = {row.name: row_config(row, start, overrides or {}, chosen) for row in chosen}
+    runs = [_run(name, config, k, data, output) for k in range(seeds) for name, config in configs.items()]
+    classes = CocoSplit.find(data, "train").categories
+    CocoSplit.find(data, "val", classes)
+    for name, config in configs.items():
+        _check_row(name, config, classes)
+    for run in runs:
+        _check_folder(run)
+    failed = {}
+    about = f"Rows trained and evaluated on {data}, starting from recipe {start}."
+    for number, run in enumerate(runs, 1):
+        print(f"\n{run.folder}: run {number} of {len(runs)}", flush=True)
+        try:
+            _train_and_evaluate(run)
+        except Exception as error:  # whatever broke this run, the others may go well
+            failed[run.folder] = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            (run.folder / "error.txt").write_text(traceback.format_exc())
+            print(f"{run.folder} failed: {failed[run.folder]}", flush=True)
+        results = [Result(row, _figures(runs, row)) for row in chosen]
+        write_results(Path(output), table, about, results)
+    print_results(table, results)
+    if failed:
+        raise FailedRunsError(
+            f"{len(failed)} of {len(runs)} runs failed ({'; '.join(f'{run}: {why}' for run, why in failed.items())}); "
+            "remove the cause and run this again, which keeps what is finished."
+        )
+    return results
+
+
+def row_config(row: Row, start: str, overrides: dict[str, Any], rows: Sequence[Row]) -> Config:
+    """The configuration of a row of the table ``rows`` from the recipe ``start`` with ``overrides``.
+
+    Where rows ask for segmentation weights, a file in the overrides is for them alone.  Raises `InputError` when
+    the overrides hold another field that a row changes, and when the row makes no sense in the recipe.
+    """
+    changes, shared = _flat(row.changes), _flat(overrides)
+    if any(SEGMENTATION in _flat(other.changes) for other in rows) and SEGMENTATION in shared:
+        weights = shared.pop(SEGMENTATION)
+        changes |= {SEGMENTATION: weights} if SEGMENTATION in changes else {}
+    for other in rows:
+        for field in _flat(other.changes).keys() & shared.keys():
+            raise InputError(f"{field} is what row {other.name} of the table changes: leave --{field} out.")
+    config = validate(merge(load_recipe(start, _nested(shared)).model_dump(), _nested(changes)), f"row {row.name}")
+    backbone, own = config.model.backbone, _flat(read_recipe(row.name).changes)
+    if FROM_IMAGENET in own and not (backbone.pretrained or backbone.segmentation_weights):
+        raise InputError(
+            f"row {row.name} changes {FROM_IMAGENET} but model.backbone.pretrained is false, so there are no weights to "
+            "start from: set model.backbone.pretrained to true, or name the rows to run with --rows."
+        )
+    return config
+
+
+def _choose(table: str, names: Sequence[str] | None) -> list[Row]:
+    rows = table_rows(table)
+    unknown = set(names or ()) - {row.name for row in rows}
+    if unknown:
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: {table} has no such row; choose from {', '.join(TABLES[table].rows)}."
+        )
+    return [row for row in rows if not names or row.name in names]
+
+
+def _run(name: str, config: Config, k: int, data: str | Path, output: str | Path) -> Run:
+    seed = config.train.seed + k
+    folder = Path(output) / name / f"seed{seed}"
+    settings = config.train.model_copy(update={"seed": seed})
+    return Run(name, config.model_copy(update={"train": settings, "data": Path(data), "output": folder}), folder)
+
+
+def _check_row(name: str, config: Config, classes: ClassTable) -> None:
+    """Build the row's model on no device, so that what cannot be built is refused before hours of other rows."""
+    weights = config.model.backbone.segmentation_weights
+    if weights is not None and not weights.is_file():
+        raise InputError(
+            f"row {name}: {SEGMENTATION}: there is no file {weights}; give one that `masklab pretrain` wrote as "
+            f"--{SEGMENTATION} FILE, or name the rows to run with --rows."
+        )
+    try:
+        with torch.device("meta"):
+            build_model(config, classes, load_pretrained=False)
+    except InputError as error:
+        raise InputError(f"row {name}: {error}") from None
+
+
+def _check_folder(run: Run) -> None:
+    """Refuse a folder whose run had other settings: its figures would stand for something else."""
+    written = run.folder / "config.yaml"
+    if not written.is_file():
+        return
+    there, here = _flat(yaml.safe_load(written.read_text())), _flat(run.config.model_dump(mode="json"))
+    for field in here:
+        if field != "output" and there.get(field) != here[field]:
+            raise InputError(
+                f"{run.folder} holds a run with {field} {there.get(field)}, not {here[field]}: give another --output."
+            )
+
+
+def _train_and_evaluate(run: Run) -> None:
+    if (run.folder / METRICS).is_file():
+        print("finished before")
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    resume = (run.folder / CHECKPOINT).is_file()
+    if not resume:
+        (run.folder / "metrics.csv").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+    model = train(run.config, resume=resume)
+    write_metrics(run.folder / METRICS, evaluate(model, run.config.data or "", "val"))
+    (run.folder / "error.txt").unlink(missing_ok=True)
+
+
+def _figures(runs: Sequence[Run], row: Row) -> list[dict[str, float | None]]:
+    """What the finished runs of a row measured, in percent."""
+    found = []
+    for run in runs:
+        if run.row == row.name and (run.folder / METRICS).is_file():
+            metrics = json.loads((run.folder / METRICS).read_text())
+            values = {name: metrics[kind][key] for name, (kind, key) in FIGURES.items()}
+            found.append({name: None if value is None else 100 * value for name, value in values.items()})
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        nested = merge(nested, value)
+    return nested

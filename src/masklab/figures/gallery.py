@@ -1,0 +1,218 @@
+"""A model's worst pictures of a split, with what went wrong marked on them (paper, Fig. 9, last row)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.progress import track
+
+from masklab.data.coco import CocoSplit, Picture
+from masklab.errors import InputError
+from masklab.evaluation.matching import match, overlaps
+from masklab.figures import panels
+from masklab.figures.look import INSIDE, as_rgb
+from masklab.figures.panels import GAP, Size
+from masklab.figures.show import make_folder, save
+from masklab.instances import Instances
+from masklab.model.masklab import MaskLab
+from masklab.ops import rle
+from masklab.ops.masks import runs_to_polygons
+from masklab.visualize import PALETTE, Colour
+
+BAD_OUTLINE = 0.75  # IoU below which a matched object counts as badly outlined
+COLUMNS = 3
+ORANGE, SKY, YELLOW, WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
+SOLID: tuple[float, ...] = ()
+DASHED, DOTTED = (14.0, 8.0), (3.0, 6.0)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What went wrong in one picture.
+
+    ``annotations`` are its COCO annotations and ``found`` the detections that count; ``missed`` are rows of the
+    first, ``wrong`` of the second, ``badly_outlined`` (detection, annotation, IoU).  ``score`` is
+    TP / (TP + FP + FN) at IoU 0.5.
+    """
+
+    picture: Picture
+    annotations: list[dict[str, Any]]
+    found: Instances
+    matched: int
+    missed: list[int]
+    wrong: list[int]
+    badly_outlined: list[tuple[int, int, float]]
+
+    @property
+    def score(self) -> float:
+        total = self.matched + len(self.wrong) + len(self.missed)
+        return self.matched / total if total else 1.0
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Lowest first."""
+        return self.score, -len(self.missed) - len(self.wrong) - len(self.badly_outlined)
+
+    @property
+    def title(self) -> str:
+        parts = f"{self.matched} / ({self.matched} + {len(self.wrong)} wrong + {len(self.missed)} missed)"
+        return f"{self.picture.path.name}\nAP(0.5) = {self.score:.2f} = {parts}"
+
+
+def find_failures(
+    picture: Picture, annotations: list[dict[str, Any]], categories: list[Any], found: Instances
+) -> Failures:
+    """Compare the detections that count with a picture's annotations, as `masklab.evaluation.matching` does.
+
+    ``annotations`` and ``categories`` are COCO's; crowds are neither missed nor do they make a detection wrong.
+    """
+    image = {"id": picture.image_id, "height": picture.size[0], "width": picture.size[1]}
+    truth = {"images": [image], "annotations": annotations, "categories": categories}
+    shared = overlaps(truth, found.to_coco(picture.image_id))
+    detections, objects, ious = match(shared, score_threshold=-np.inf)
+    crowds = [row for row, annotation in enumerate(annotations) if annotation.get("iscrowd", 0)]
+    pairs = zip(detections.tolist(), objects.tolist(), ious.tolist(), strict=True)
+    return Failures(
+        picture,
+        annotations,
+        found,
+        matched=len(detections),
+        missed=sorted(set(range(len(annotations))) - set(objects.tolist()) - set(crowds)),
+        wrong=sorted(set(np.flatnonzero(~shared.in_crowd).tolist()) - set(detections.tolist())),
+        badly_outlined=[pair for pair in pairs if pair[2] < BAD_OUTLINE],
+    )
+
+
+def show_failures(
+    model: MaskLab,
+    data: str | Path,
+    output: str | Path,
+    split: str = "val",
+    worst: int = 9,
+    score: float | None = None,
+) -> list[Path]:
+    """Write the worst pictures of a split into the folder ``output``; returns their paths.
+
+    Worst is the lowest AP(0.5) = TP / (TP + FP + FN) of a picture, of detections with at least ``score``, by
+    default the model's own threshold.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one by
+    one.  Pictures without any failure are left out.
+
+    Raises `InputError` for data that cannot be used and for a folder that cannot be written to.
+    """
+    if worst < 1:
+        raise InputError(f"--worst is {worst}: give the number of pictures to show, at least 1.")
+    score = model.threshold if score is None else score
+    source = CocoSplit.find(data, split, model.classes)
+    output = make_folder(output)
+    groups: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in source.ground_truth["annotations"]:
+        groups[annotation["image_id"]].append(annotation)
+    kept: list[Failures] = []
+    totals = np.zeros(4, np.int64)
+    for picture in track(source.pictures, description="predicting", transient=True):
+        found = model.predict(picture.path).above(score)
+        failures = find_failures(picture, groups[picture.image_id], source.ground_truth["categories"], found)
+        totals += (failures.matched, *_counts(failures))
+        if any(_counts(failures)):
+            kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
+    matched, missed, wrong, bad = totals.tolist()
+    print(
+        f"{len(source)} pictures at score {score:.2f}: {matched} objects found ({bad} badly outlined), "
+        f"{missed} missed, {wrong} wrong"
+    )
+    if not kept:
+        print("no failure figures: every picture is right.")
+        return []
+    channels = model.config.model.backbone.in_channels
+    pictures = [as_rgb(source.read(source.pictures.index(failures.picture), channels)) for failures in kept]
+    written = [save(_sheet(kept, pictures), output / "failures.png")]
+    for place, (failures, values) in enumerate(zip(kept, pictures, strict=True), 1):
+        name = f"failure_{place:02d}_{failures.picture.path.stem}.png"
+        written.append(save(failure_figure(failures, values), output / name))
+    return written
+
+
+def _counts(failures: Failures) -> tuple[int, int, int]:
+    return len(failures.missed), len(failures.wrong), len(failures.badly_outlined)
+
+
+def failure_figure(failures: Failures, picture: panels.Bytes) -> Image.Image:
+    """One picture ``(H, W, 3)``, plain where there is room and with its failures marked, and the legend with counts."""
+    size = panels.shown_size(failures.picture.size, (1200, INSIDE))
+    half = panels.shown_size(failures.picture.size, (1200, (INSIDE - GAP) // 2))
+    beside = half == size or half[0] >= 2 * picture.shape[0]
+    size = half if beside else size
+    shown = [marked(failures, picture, size, named=True)]
+    if beside:
+        shown.insert(0, Image.fromarray(panels.scaled(picture, size)))
+    return panels.figure(failures.title, panels.row(shown), _legend([failures]))
+
+
+def _sheet(kept: Sequence[Failures], pictures: Sequence[panels.Bytes]) -> Image.Image:
+    """All of them, small, in the order of their rank."""
+    width = (INSIDE - (COLUMNS - 1) * GAP) // COLUMNS
+    tiles = []
+    for place, (failures, values) in enumerate(zip(kept, pictures, strict=True), 1):
+        size = panels.shown_size(failures.picture.size, (width, width))
+        tile = panels.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
+        tiles.append(panels.widened(tile, width))
+    rows = [panels.row(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+    return panels.figure("The pictures with the lowest AP(0.5)", *rows, _legend(kept))
+
+
+def _legend(kept: Sequence[Failures]) -> Image.Image:
+    missed, wrong, bad = np.sum([_counts(failures) for failures in kept], axis=0).tolist()
+    return panels.legend(
+        [
+            (f"{missed} missed: annotated, not found", ORANGE, SOLID),
+            (f"{wrong} wrong: found, not annotated or of another class", SKY, DASHED),
+            (f"{bad} badly outlined: found, but with an IoU under {BAD_OUTLINE}", YELLOW, DOTTED),
+            ("the annotated outline of these", WHITE, SOLID),
+        ]
+    )
+
+
+def marked(failures: Failures, picture: panels.Bytes, size: Size, named: bool) -> Image.Image:
+    """The picture ``(H, W, 3)`` at ``size`` with the outlines of its failures, and names and figures if ``named``."""
+    image = Image.fromarray(panels.scaled(picture, size))
+    found, names = failures.found, failures.found.class_names
+    table = dict(zip(found.category_ids, names, strict=True))
+    marks: list[tuple[rle.Runs | None, Colour, tuple[float, ...], str]] = []
+    for detection, row, iou in failures.badly_outlined:
+        marks.append((_runs(failures, row), WHITE, SOLID, ""))
+        marks.append((found.runs[detection], YELLOW, DOTTED, f"IoU {iou:.2f}"))
+    for detection in failures.wrong:
+        text = f"{found.scores[detection]:.2f}"
+        text = f"{names[int(found.labels[detection])]} {text}" if len(names) > 1 else text
+        marks.append((found.runs[detection], SKY, DASHED, text))
+    for row in failures.missed:
+        text = table[failures.annotations[row]["category_id"]] if len(names) > 1 else ""
+        marks.append((_runs(failures, row), ORANGE, SOLID, text))
+    draw, labels = ImageDraw.Draw(image), panels.Labels(image)
+    scale = np.array([size[1] / failures.picture.size[1], size[0] / failures.picture.size[0]])
+    for runs, colour, pattern, text in marks:
+        rings = (
+            [ring * scale for polygon in runs_to_polygons(runs, failures.picture.size) for ring in polygon]
+            if runs is not None
+            else []
+        )
+        for ring in rings:
+            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == WHITE else 3)
+        if named and rings:
+            labels.add(text, np.concatenate(rings).min(axis=0))
+    labels.draw()
+    return image
+
+
+def _runs(failures: Failures, row: int) -> rle.Runs | None:
+    """The mask of an annotation; none where it cannot be drawn, as a polygon of two points."""
+    try:
+        return rle.runs_from_segmentation(failures.annotations[row].get("segmentation"), failures.picture.size)
+    except ValueError:
+        return None

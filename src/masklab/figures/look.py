@@ -1,0 +1,134 @@
+"""One picture and everything that a model makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from masklab.figures import panels
+from masklab.figures.panels import GAP, PAGE, Bytes, Floats, Size
+from masklab.instances import Instances
+from masklab.model.backbone import Features
+from masklab.model.mask_branch import MaskBranch, MaskLogits
+from masklab.model.masklab import MaskLab
+from masklab.ops.crop import Rois, crop_channels
+
+INSIDE = PAGE - 2 * GAP
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture and everything that a model made of it.
+
+    ``picture`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those with at least ``score``;
+    ``size`` is (height, width) of the network's input before padding and ``image`` ``(1, C, h, w)`` after.
+    """
+
+    model: MaskLab
+    name: str
+    picture: Bytes
+    score: float
+    detections: Instances
+    found: Instances
+    size: Size
+    image: Tensor
+    features: Features
+    maps: Any  # what the mask branch makes once a picture
+
+    @classmethod
+    def at(cls, model: MaskLab, name: str, values: Bytes, score: float) -> Look:
+        """Look at a picture ``(C, H, W)``."""
+        detections = model.predict(values)
+        with model.inference():
+            image, size = model.network_input(torch.as_tensor(values))
+            features = model.backbone(image)
+            maps = model.mask_branch(features.conv4)
+        height, width = size[0].tolist()
+        found = detections.above(score)
+        return cls(model, name, as_rgb(values), score, detections, found, (height, width), image, features, maps)
+
+    def logits(self, kind: str) -> Tensor | None:
+        """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``, if the model has such."""
+        return getattr(self.maps, kind) if isinstance(self.maps, MaskLogits) else None
+
+    def without(self, kind: str) -> str:
+        """Why there are no logits of a kind."""
+        head = self.model.config.model.mask.head
+        field = f"model.mask.{kind} is false" if head == "masklab" else f"model.mask.head is {head}"
+        return f"this model has no {kind} logits ({field})."
+
+    def rois(self, boxes: NDArray[np.float32]) -> Rois:
+        """Boxes ``(R, 4)`` in the picture's pixels, on the feature maps."""
+        scale = np.array([self.size[1] / self.picture.shape[1], self.size[0] / self.picture.shape[0]] * 2)
+        pixels = torch.as_tensor(boxes * scale, dtype=torch.float32, device=self.image.device)
+        return self.model.rois(pixels, torch.zeros(len(boxes), dtype=torch.long, device=pixels.device), self.image)
+
+    def channel(self, maps: Tensor, channel: int, size: Size) -> Floats:
+        """One channel of a map at the pixels of the picture, shown at ``size``: float32 of that size."""
+        height, width = self.picture.shape[:2]
+        x, y = 0.5 * width / size[1], 0.5 * height / size[0]  # the middle of the first shown pixel
+        rois = self.rois(np.array([[x, y, width - x, height - y]], np.float32))
+        values: Floats = crop_channels(maps, rois, size, torch.tensor([channel], device=maps.device))[0].cpu().numpy()
+        return values
+
+    def shown(self, size: Size) -> Bytes:
+        """The picture at ``size``."""
+        return panels.scaled(self.picture, size)
+
+    def room(self, height: int, width: int) -> Size:
+        """The size at which the picture is shown in a room."""
+        return panels.shown_size((self.picture.shape[0], self.picture.shape[1]), (height, width))
+
+    @cached_property
+    def table(self) -> NDArray[np.int64]:
+        """The table of direction pooling, ``(P, P)``; only for models with direction logits."""
+        assert isinstance(self.model.mask_branch, MaskBranch)
+        table: NDArray[np.int64] = self.model.mask_branch.table.cpu().numpy()
+        return table
+
+    @property
+    def table_colours(self) -> Bytes:
+        """The colour of the direction that each sample of a box reads, ``(P, P, 3)``."""
+        count = self.model.config.model.mask.directions
+        return panels.circle(count)[self.table % count]
+
+    def pooled(self, maps: Tensor, n: int) -> Floats:
+        """Direction logits of object ``n`` after direction pooling, ``(P, P)``."""
+        table = torch.as_tensor(self.table, device=maps.device)
+        rois, size = self.rois(self.found.boxes[n : n + 1]), (len(table), len(table))
+        pooled: Floats = crop_channels(maps, rois, size, table)[0].cpu().numpy()
+        return pooled
+
+    def counted(self) -> str:
+        if not len(self.found):
+            best = (
+                f"; the best of {len(self.detections)} has {self.detections.scores.max():.2f}"
+                if len(self.detections)
+                else ""
+            )
+            return f"No detection has a score of {self.score:.2f} or more{best}"
+        counts = Counter(self.found.class_names[label] for label in self.found.labels.tolist()).most_common()
+        classes = ", ".join(f"{count} {name}" for name, count in counts)
+        return f"Score of {self.score:.2f} or more: {classes}"
+
+
+def as_rgb(values: Bytes) -> Bytes:
+    """``(C, H, W)`` of any number of channels as ``(H, W, 3)``: the first three, or the first as grey."""
+    rgb = values[:3] if len(values) >= 3 else np.repeat(values[:1], 3, axis=0)
+    return np.ascontiguousarray(rgb.transpose(1, 2, 0))
+
+
+def draw_boxes(image: Image.Image, boxes: NDArray[np.float32]) -> None:
+    """White on black, ``(R, 4)`` in the pixels of the image."""
+    draw = ImageDraw.Draw(image)
+    for x1, y1, x2, y2 in boxes.tolist():
+        draw.rectangle((x1 - 1, y1 - 1, max(x2, x1), max(y2, y1)), outline="black")
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline="white")

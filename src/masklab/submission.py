@@ -1,0 +1,43 @@
+"""Files that COCO's evaluation server takes (the paper's Tables 7 and 8 are such figures, on test-dev)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from masklab.data.coco import listed_pictures
+from masklab.files import whole
+from masklab.model.masklab import MaskLab
+
+DETECTIONS = 100
+"""Detections a picture that COCO counts."""
+
+
+def write_submission(model: MaskLab, listing: str | Path, pictures: str | Path, output: str | Path) -> list[Path]:
+    """Predict the pictures that the COCO JSON ``listing`` names; returns the zip of masks and the zip of boxes.
+
+    ``OUTPUT/mask/detections_SPLIT_masklab_results.zip`` and the same under ``box`` hold one JSON list each: the best
+    100 detections of each picture with the listing's image ids and the training data's category ids.  SPLIT is
+    the listing's name without ``image_info_`` or ``instances_``.  Raises `InputError` for a listing or picture
+    that cannot be used; nothing is written then.
+    """
+    split = Path(listing).stem.removeprefix("image_info_").removeprefix("instances_")
+    results: dict[str, list[dict[str, Any]]] = {"mask": [], "box": []}
+    for picture in track(listed_pictures(listing, pictures), description="predicting", transient=True):
+        for entry in model.predict(picture.path).to_coco(picture.image_id)[:DETECTIONS]:
+            mask, box = entry.pop("segmentation"), entry.pop("bbox")
+            results["mask"].append(entry | {"segmentation": mask})
+            results["box"].append(entry | {"bbox": box})
+    return [_write(Path(output) / kind, f"detections_{split}_masklab_results", rows) for kind, rows in results.items()]
+
+
+def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.zip"
+    with whole(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.json", json.dumps(rows))
+    return path

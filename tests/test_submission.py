@@ -1,0 +1,60 @@
+"""The files for COCO's server: pycocotools reads them, with the listing's ids and nothing beyond 100 a picture."""
+
+import contextlib
+import io
+import json
+import zipfile
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from masklab import submission
+from masklab.cli import main
+from masklab.errors import InputError
+from masklab.model.masklab import build_model
+from masklab.structures import ClassTable
+from masklab.weights import save_model
+
+
+@pytest.fixture
+def listing(shapes, tmp_path):
+    """A test split as COCO gives it out: pictures and categories, no annotations."""
+    truth = json.loads((shapes / "val.json").read_text())
+    del truth["annotations"]
+    path = tmp_path / "image_info_test-dev2017.json"
+    path.write_text(json.dumps(truth))
+    return path
+
+
+def test_pycocotools_reads_both_files(listing, shapes, tiny_config, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    truth = json.loads((shapes / "val.json").read_text())
+    model = build_model(tiny_config, ClassTable.from_categories(truth["categories"], listing))
+    save_model(model, tmp_path / "model.safetensors")
+    monkeypatch.setattr(submission, "DETECTIONS", 3)
+    arguments = ["submit", str(tmp_path / "model.safetensors"), "--list", str(listing), "--pictures"]
+    assert main([*arguments, str(shapes / "val"), "--output", str(tmp_path / "out")]) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = COCO(str(shapes / "val.json"))
+    for kind, field, other in (("mask", "segmentation", "bbox"), ("box", "bbox", "segmentation")):
+        path = tmp_path / "out" / kind / "detections_test-dev2017_masklab_results.zip"
+        assert str(path) in capsys.readouterr().out or kind == "box"
+        with zipfile.ZipFile(path) as archive:
+            assert archive.namelist() == ["detections_test-dev2017_masklab_results.json"]
+            rows = json.loads(archive.read(archive.namelist()[0]))
+        assert rows
+        assert all(field in row and other not in row for row in rows)
+        counts = [sum(row["image_id"] == image["id"] for row in rows) for image in truth["images"]]
+        assert sum(counts) == len(rows)
+        assert max(counts) == 3
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert len(oracle.loadRes(rows).anns) == len(rows)
+
+
+def test_a_listing_that_is_not_coco_is_refused(tmp_path, shapes):
+    path = tmp_path / "list.json"
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"list\.json.*images"):
+        submission.write_submission(None, path, shapes / "val", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
