@@ -61,6 +61,11 @@ def test_the_written_tables_hold_what_the_runs_measured(finished):
         first, second = (100 * found[f"{row['row']}/seed{k}"]["AP50"] for k in (0, 1))
         assert float(row["mask_AP50"]) == pytest.approx((first + second) / 2)
         assert float(row["mask_AP50_sd"]) == pytest.approx(abs(first - second) / 2**0.5)
+        masks_alone = [
+            json.loads((folder / row["row"] / f"seed{k}" / "metrics.json").read_text())["mask_in_true_boxes"]["AP"]
+            for k in (0, 1)
+        ]
+        assert float(row["mask_AP_in_true_boxes"]) == pytest.approx(50 * sum(masks_alone))
     text = (folder / "table3.md").read_text()
     assert "| table3-4 | 2 |" in text
     assert "34.39" in text

@@ -50,7 +50,8 @@ def ablate(
     starts from; ``overrides`` are further fields, nested, that all rows share, and ``rows`` names the rows to run,
     if not all.  Run k of a row has a ``train.seed`` k above the recipe's, so it sees the pictures in the same order
     as run k of every other row; its folder is ``output/ROW/seedS``.  Finished runs are kept, interrupted ones
-    resumed; a run that fails is reported at the end.
+    resumed; a run that fails is reported at the end.  Each is evaluated with its own boxes and with the annotated
+    ones, which shows the masks alone.
 
     Raises `InputError`, before anything is trained, for data that cannot be used, rows that cannot be had from
     the recipe and runs in ``output`` of other settings; and `FailedRunsError` at the end if a run failed.
@@ -163,7 +164,9 @@ def _train_and_evaluate(run: Run) -> None:
     if not resume:
         (run.folder / "metrics.csv").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     model = train(run.config, resume=resume)
-    write_metrics(run.folder / METRICS, evaluate(model, run.config.data or "", "val"))
+    data = run.config.data or ""
+    masks_alone = evaluate(model, data, "val", ground_truth_boxes=True)["mask"]
+    write_metrics(run.folder / METRICS, evaluate(model, data, "val") | {"mask_in_true_boxes": masks_alone})
     (run.folder / "error.txt").unlink(missing_ok=True)
 
 
