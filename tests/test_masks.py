@@ -149,6 +149,21 @@ def test_rle_equals_pycocotools_on_the_whole_picture(mode: str, monkeypatch: pyt
         assert all(r["size"] == [13, 18] for r in found)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("samples", [1, 2, 9, 41])
+def test_runs_equal_the_pasted_pixels_above_a_half(mode: str, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes smaller and larger than the mask, noise, and values that are exactly a half."""
+    size = (97, 131)
+    masks, boxes = scene(2, 80, size, samples)
+    masks[::2] = np.round(masks[::2] * 4) / 4
+    monkeypatch.setattr(ops, "STRIP", 700)
+    regions = ops.paste(masks, boxes, size, mode)
+    expected, lengths = rle.encode_flat(regions.values > 0.5, regions.boxes, size)
+    found = ops.masks_to_runs(masks, boxes, size, mode)
+    assert [len(runs) for runs in found] == lengths.tolist()
+    assert np.concatenate(found).tolist() == expected.tolist()
+
+
 def test_half_is_background() -> None:
     runs = ops.masks_to_runs(np.full((1, 3, 3), 0.5, np.float32), np.array([[0, 0, 4, 4]], np.float32), (4, 4))
     assert runs[0].tolist() == [16]

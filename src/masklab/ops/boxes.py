@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-__all__ = ["box_iou", "clip", "decode", "encode", "overlap_share"]
+__all__ = ["box_iou", "clip", "decode", "encode", "inside", "overlap_share"]
 
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
 LARGEST_GROWTH = math.log(1000 / 16)
@@ -43,6 +43,11 @@ def clip(boxes: Tensor, size: Tensor) -> Tensor:
     height, width = size[..., 0], size[..., 1]
     limit = torch.stack([width, height, width, height], dim=-1).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def inside(boxes: Tensor, size: Tensor) -> Tensor:
+    """Which boxes ``(..., 4)`` do not cross the border of pictures of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
+    return (boxes == clip(boxes, size)).all(dim=-1)
 
 
 def overlap_share(boxes: Tensor, regions: Tensor) -> Tensor:

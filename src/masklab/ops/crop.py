@@ -84,7 +84,7 @@ def _axis_weights(taps: _Taps) -> tuple[Tensor, Tensor]:
 
 
 def crop_and_resize(features: Tensor, rois: Rois, size: tuple[int, int]) -> Tensor:
-    """Bilinear samples ``(R, C, P, Q)`` on a ``size = (P, Q)`` grid spanning each box (SPEC of TensorFlow's op).
+    """Bilinear samples ``(R, C, P, Q)`` on a ``size = (P, Q)`` grid spanning each box (paper, section 3, Fig. 5).
 
     ``features`` is ``(N, C, H, W)``.  The first and last samples lie on the box's edges; with one sample it
     is the middle.  A box with swapped corners gives a flipped crop.  A sample outside the map is 0 and has

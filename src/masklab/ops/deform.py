@@ -1,4 +1,4 @@
-"""Deformable crop and resize: the samples of a box in sub-boxes that move on their own (paper, section 3, Fig. 8).
+"""Deformable crop and resize: the samples of a box in sub-boxes that move on their own (paper, section 3, Fig. 5).
 
 R boxes, N pictures, C channels, H x W cells, P samples a side, A = P / 2 sub-boxes a side of 2 x 2 samples each.
 """
@@ -16,7 +16,7 @@ SubBoxes = Literal["grid", "cell"]
 
 
 def deformable_crop_and_resize(features: Tensor, rois: Rois, moves: Tensor, sub_boxes: SubBoxes) -> Tensor:
-    """Bilinear samples ``(R, C, P, P)`` of moved sub-boxes (paper, section 3, "deformable crop and resize", Fig. 8).
+    """Bilinear samples ``(R, C, P, P)`` of moved sub-boxes (paper, section 3, "Deformable crop and resize", Fig. 5).
 
     ============  =================  =======  =====================================================
     name          shape              dtype    meaning

@@ -1,4 +1,4 @@
-"""The fixed table of direction pooling: which channel each position inside a box reads (paper, section 3, Fig. 3, 6)."""
+"""The fixed table of direction pooling: which channel each position inside a box reads (paper, Fig. 3 and 6)."""
 
 from __future__ import annotations
 

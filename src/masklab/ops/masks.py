@@ -58,7 +58,22 @@ def paste(masks: Floats, boxes: Floats, size: rle.Size, coord_mode: CoordMode = 
 
     Source: the paper is silent; TensorFlow's object detection library pastes so.
     """
-    samples = masks.shape[-1]
+    placed = _place(boxes, size, coord_mode, masks.shape[-1])
+    wide, tall = (placed.boxes[:, 2:] - placed.boxes[:, :2]).T
+    values = np.empty(int((wide * tall).sum()), np.float32)
+    _interpolate(masks, placed.columns, placed.rows, wide, tall, values)
+    return Regions(placed.boxes, values, np.concatenate(([0], np.cumsum(wide * tall))))
+
+
+class _Placed(NamedTuple):
+    """The pixels that boxes cover, (N, 4) int64, and where their columns and rows fall between the samples."""
+
+    boxes: Integers
+    columns: _Taps
+    rows: _Taps
+
+
+def _place(boxes: Floats, size: rle.Size, coord_mode: CoordMode, samples: int) -> _Placed:
     corners = np.asarray(boxes, np.float64)
     real = np.isfinite(corners).all(axis=1) & (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
     x1, y1, x2, y2 = np.where(real[:, None], corners, 0).T
@@ -69,10 +84,7 @@ def paste(masks: Floats, boxes: Floats, size: rle.Size, coord_mode: CoordMode = 
         edge[empty] = 0
     columns = _taps(x1, x2, left, wide, size[1], coord_mode, samples)
     rows = _taps(y1, y2, top, tall, size[0], coord_mode, samples)
-    values = np.empty(int((wide * tall).sum()), np.float32)
-    _interpolate(masks, columns, rows, wide, tall, values)
-    offsets = np.concatenate(([0], np.cumsum(wide * tall)))
-    return Regions(np.stack((left, top, left + wide, top + tall), axis=1), values, offsets)
+    return _Placed(np.stack((left, top, left + wide, top + tall), axis=1), columns, rows)
 
 
 def _scale(pixels: int, mode: CoordMode) -> tuple[float, float]:
@@ -126,15 +138,68 @@ def _interpolate(masks: Floats, columns: _Taps, rows: _Taps, wide: Integers, tal
     owner = np.repeat(np.arange(len(wide)), wide)
     ends = np.cumsum(tall[owner])
     for a, b in _strips(ends, STRIP):
-        line = owner[a:b] * samples + columns.low[a:b]
-        left = lines[line]
-        middle = (left + columns.share[a:b, None] * (lines[line + step] - left)).ravel()
+        middle = _columns_of_samples(lines, columns, owner, slice(a, b), samples).ravel()
         heights = tall[owner[a:b]]
         pixel = int(ends[a] - heights[0])
         tap = np.arange(int(heights.sum())) + np.repeat(rows.begin[owner[a:b]] - np.cumsum(heights) + heights, heights)
         index = np.repeat(np.arange(b - a) * samples, heights) + rows.low[tap]
         upper = middle[index]
         out[pixel : pixel + tap.size] = upper + rows.share[tap] * (middle[index + step] - upper)
+
+
+def _columns_of_samples(lines: Floats, columns: _Taps, owner: Integers, some: slice, samples: int) -> Floats:
+    """Some of the picture's columns as lines of P samples: ``lines`` (N * P, P), masks column by column, along x."""
+    line = owner[some] * samples + columns.low[some]
+    left = lines.take(line, axis=0)
+    middle = lines.take(line + min(samples - 1, 1), axis=0)
+    middle -= left
+    middle *= columns.share[some, None]
+    middle += left
+    return middle
+
+
+def _stretches(masks: Floats, placed: _Placed, size: rle.Size) -> tuple[Integers, Integers]:
+    """Foreground of every column of every box, as `rle.runs_from_stretches` takes it, without all the pixels.
+
+    Between two samples a column is straight, so it crosses the threshold at most once there, and only where the
+    samples lie on different sides of it; only the pixels of these intervals are interpolated.
+    """
+    samples = masks.shape[-1]
+    wide, tall = (placed.boxes[:, 2:] - placed.boxes[:, :2]).T
+    lines = np.ascontiguousarray(masks.transpose(0, 2, 1), np.float32).reshape(-1, samples)
+    owner = np.repeat(np.arange(len(wide)), wide)
+    origin = placed.boxes[owner, 0] + np.arange(owner.size) - (np.cumsum(wide) - wide)[owner]
+    origin = owner * (size[0] * size[1] + 1) + origin * size[0] + placed.boxes[owner, 1]
+    before = _pixels_before(placed.rows.low, tall, samples)
+    found = []
+    step = max(1, STRIP // samples)
+    for a in range(0, owner.size, step):
+        middle = _columns_of_samples(lines, placed.columns, owner, slice(a, a + step), samples)
+        inside = np.zeros((len(middle), samples + 2), bool)
+        np.greater(middle, THRESHOLD, out=inside[:, 1:-1])
+        column, interval = np.divmod(np.flatnonzero(inside[:, 1:] != inside[:, :-1]), samples + 1)
+        box = owner[a + column]
+        first = before[box, interval]
+        pixels = before[box, interval + 1] - first
+        crossing = np.repeat(np.arange(len(column)), pixels)
+        row = np.arange(len(crossing)) + (placed.rows.begin[box] + first - np.cumsum(pixels) + pixels)[crossing]
+        column_, interval_ = column[crossing], interval[crossing]
+        upper = middle[column_, np.maximum(interval_ - 1, 0)]
+        lower = middle[column_, np.minimum(interval_, samples - 1)]
+        bits = upper + placed.rows.share[row] * (lower - upper) > THRESHOLD
+        still = np.bincount(crossing[bits == inside[column_, interval_]], minlength=len(column))
+        found.append(origin[a + column] + first + still)
+    edges = np.concatenate(found) if found else np.zeros(0, np.int64)
+    starts, ends = edges[0::2], edges[1::2]
+    seen = ends > starts
+    return starts[seen], ends[seen]
+
+
+def _pixels_before(low: NDArray[np.int32], tall: Integers, samples: int) -> Integers:
+    """How many of each box's rows come before sample ``k``, ``k`` from -1 to P: ``(N, P + 2)``."""
+    owner = np.repeat(np.arange(len(tall)), tall)
+    rows = np.bincount(owner * samples + low, minlength=len(tall) * samples).reshape(len(tall), samples)
+    return np.pad(np.cumsum(rows, axis=1), ((0, 0), (2, 0)))
 
 
 def _strips(ends: Integers, most: int) -> Iterator[tuple[int, int]]:
@@ -152,8 +217,8 @@ def masks_to_runs(masks: Floats, boxes: Floats, size: rle.Size, coord_mode: Coor
     pixels = (edges[:, 2:] - edges[:, :2] + 1).clip(0).prod(axis=1).astype(np.int64)
     found: list[rle.Runs] = []
     for a, b in _strips(np.cumsum(pixels), BATCH):
-        regions = paste(masks[a:b], boxes[a:b], size, coord_mode)
-        runs, lengths = rle.encode_flat(regions.values > THRESHOLD, regions.boxes, size)
+        placed = _place(boxes[a:b], size, coord_mode, masks.shape[-1])
+        runs, lengths = rle.runs_from_stretches(*_stretches(masks[a:b], placed, size), b - a, height * width)
         found += np.split(runs, np.cumsum(lengths)[:-1])
     return found
 

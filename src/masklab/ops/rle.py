@@ -264,9 +264,33 @@ def encode_flat(bits: NDArray[np.bool_], boxes: NDArray[np.int64], size: Size) -
     if int((tall * wide).sum()) != bits.size:
         raise ValueError(f"the boxes have {int((tall * wide).sum())} pixels but there are {bits.size} bits")
     starts, ends = _column_runs(bits, boxes, height, pitch=height * width + 1)
+    return runs_from_stretches(starts, ends, len(boxes), height * width)
+
+
+def runs_from_stretches(starts: Runs, ends: Runs, masks: int, pixels: int) -> tuple[Runs, NDArray[np.int64]]:
+    """Run lengths of masks of ``pixels`` each from stretches of foreground, in order, which may touch.
+
+    Positions of mask ``n`` begin at ``n * (pixels + 1)``; ``ends`` are one past the last.  Returns as `encode_flat`.
+    """
     joined = np.flatnonzero(starts[1:] == ends[:-1])
-    starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
-    return _counts(starts, ends, len(boxes), height * width)
+    return _counts(np.delete(starts, joined + 1), np.delete(ends, joined), masks, pixels)
+
+
+def encode_labels(labels: NDArray[Any]) -> tuple[NDArray[Any], list[Runs]]:
+    """The objects of a label image ``(H, W)``, whole numbers, 0 for background: their values, rising, and run lengths.
+
+    Works on the runs of the whole picture, so that its memory and time do not grow with the number of objects.
+    """
+    flat = labels.ravel(order="F")
+    edges = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
+    owners = flat[edges[:-1]]
+    seen = np.flatnonzero(owners)
+    values, numbers = np.unique(owners[seen], return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    shift = numbers[order] * (flat.size + 1)
+    starts, ends = edges[seen[order]] + shift, edges[seen[order] + 1] + shift
+    runs, lengths = _counts(starts, ends, values.size, flat.size)
+    return values, np.split(runs, np.cumsum(lengths)[:-1]) if values.size else []
 
 
 def _column_runs(bits: NDArray[np.bool_], boxes: NDArray[np.int64], height: int, pitch: int) -> tuple[Runs, Runs]:
