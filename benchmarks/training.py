@@ -88,7 +88,7 @@ def show_parts(module: TrainingModule, part: Batch) -> None:
     torch.set_num_threads(1)
 
     def run() -> None:
-        with autocast("cpu", module.config.precision):
+        with autocast("cpu", module.settings.precision):
             losses = step(part)
         torch.stack(list(losses.values())).sum().backward()
 

@@ -1,6 +1,7 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equality bit for bit is a promise of the CPU
 
 from pathlib import Path
 

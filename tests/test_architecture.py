@@ -14,7 +14,7 @@ ROOMS = [
     {"errors"},
     {"config", "paper"},
     {"structures", "ops", "hardware", "files"},
-    {"pictures", "instances"},
+    {"decode", "pictures", "instances"},
     {"model", "data", "visualize"},
     {"weights"},
     {"evaluation"},

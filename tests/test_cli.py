@@ -143,8 +143,15 @@ def test_data_shapes(tmp_path):
         ["evaluate"],
         ["predict"],
         ["show"],
+        ["submit"],
+        ["pretrain"],
+        ["recipes"],
         ["data"],
         ["data", "shapes"],
+        ["data", "convert"],
+        ["data", "check"],
+        ["data", "show"],
+        ["data", "download"],
         ["info"],
         ["doctor"],
     ],
@@ -156,7 +163,10 @@ def test_help(verb, capsys):
     assert len(capsys.readouterr().out) > 100
 
 
-def test_the_readmes_commands_are_understood():
+def test_the_readmes_commands_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/four").mkdir(parents=True)
+    Path("runs/four/config.yaml").write_text("base: nuclei\n")  # of the run that the README stops and resumes
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
     commands = re.findall(r"^.*?uv run masklab ([^#\n]+)", readme, re.MULTILINE)
     assert len(commands) > 6
@@ -181,6 +191,74 @@ def test_bad_words(run, shapes, tmp_path, capsys):
     assert "no such picture or folder" in fails(capsys, "predict", run, tmp_path / "none.png")
     assert "holds no split test" in fails(capsys, "evaluate", run, "--data", shapes, "--split", "test")
     fails(capsys, "frobnicate")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--model.mask.rates", "[1,2,4]"], ["model.mask.rates", "resnet18"]),
+        (["--model.box.rates", "[0,1]"], ["model.box.rates"]),
+        (["--model.rpn.anchor_ratios", "[0]"], ["anchor_ratios"]),
+        (["--model.rpn.anchor_sizes", "[-8]"], ["anchor_sizes"]),
+        (["--model.backbone.pretrained", "true"], ["width", "pretrained"]),
+        (["--model.backbone.pretrained", "true", "--model.backbone.width", "1"], ["norm", "pretrained"]),
+        (["--model.backbone.weights", "w.safetensors"], ["weights", "pretrained"]),
+        (["--model.backbone.segmentation_weights", "w.safetensors"], ["segmentation_weights", "w.safetensors"]),
+        (["--model.backbone.output_stride", "4"], ["output_stride"]),
+        (["--model.mask.directions", "1"], ["directions"]),
+        (["--pictures.std", "[1,0,1]"], ["std"]),
+        (["--train.seed", "99999999999"], ["seed"]),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_anything_is_read(words, named, tmp_path, capsys):
+    said = fails(capsys, "train", "shapes", "--data", "/no/such", "--output", tmp_path / "x", *words)
+    assert "no such data set folder" not in said
+    assert all(name in said for name in named), said
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_bad_annotation_is_left_out_of_training_tuning_and_validation(shapes, tmp_path, capsys):
+    """One without a segmentation in each split: counted, never a reason to stop."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for split in ("train", "val"):
+        values = json.loads((data / f"{split}.json").read_text())
+        del values["annotations"][0]["segmentation"]
+        (data / f"{split}.json").write_text(json.dumps(values))
+    run_folder = tmp_path / "run"
+    words = ["--train.steps", "1", "--train.batch_size", "1", "--train.workers", "0", "--model.backbone.width", "0.25"]
+    assert main(["train", "shapes", "--data", str(data), "--output", str(run_folder), *words]) == 0
+    assert "1 malformed segmentation" in capsys.readouterr().out
+    assert load_model(run_folder).score_threshold is not None
+    assert main(["evaluate", str(run_folder), "--data", str(data)]) == 0
+    assert main(["show", str(run_folder), "--data", str(data), "--output", str(tmp_path / "figures")]) == 0
+
+
+def test_evaluating_pictures_of_another_size_names_the_picture(run, shapes, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    values = json.loads((data / "val.json").read_text())
+    values["images"][1]["width"] += 1
+    values["annotations"] = [a for a in values["annotations"] if a["image_id"] != 2]
+    (data / "val.json").write_text(json.dumps(values))
+    assert "00002.png is 112 wide" in fails(capsys, "evaluate", run, "--data", data)
+
+
+def test_overlays_are_not_written_over_the_pictures(run, shapes, tmp_path, capsys):
+    shutil.copytree(shapes / "val", tmp_path / "pictures")
+    before = (tmp_path / "pictures" / "00001.png").read_bytes()
+    said = fails(capsys, "predict", run, tmp_path / "pictures", "--output", tmp_path / "pictures")
+    assert "would be written over it" in said
+    assert (tmp_path / "pictures" / "00001.png").read_bytes() == before
+
+
+def test_an_output_that_is_a_file_is_named(run, shapes, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be a folder" in fails(capsys, "predict", run, shapes / "val", "--output", tmp_path / "file")
+    assert "cannot be a folder" in fails(
+        capsys, "evaluate", run, "--data", shapes, "--output", tmp_path / "file" / "metrics.json"
+    )
+    assert "cannot be a folder" in fails(capsys, "train", "shapes", "--data", shapes, "--output", tmp_path / "file")
 
 
 def test_weights_of_another_kind(run, shapes, tmp_path, capsys):

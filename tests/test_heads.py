@@ -87,7 +87,7 @@ def test_masks_of_one_picture_are_learnt(shapes, tiny_config, classes, mask):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
     for seed in range(40):
-        losses = step._mask_losses(model.backbone(batch.images), batch, torch.Generator().manual_seed(seed))
+        losses = step._mask_losses(model.backbone(batch.images), batch, [torch.Generator().manual_seed(seed)])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

@@ -176,10 +176,10 @@ def test_predict_leaves_the_training_mode_alone(model):
 
 
 @pytest.mark.parametrize(
-    "values", [np.zeros((3, 40, 40), np.float32), np.zeros((1, 40, 40), np.uint8), np.zeros((40, 40), np.uint8)]
+    "values", [np.zeros((3, 40, 40), np.int64), np.zeros((2, 40, 40), np.uint8), np.zeros((40, 40), np.uint8)]
 )
 def test_predict_refuses_other_values(model, values):
-    with pytest.raises(InputError, match="must be uint8 of shape"):
+    with pytest.raises(InputError, match="must be uint8, uint16 or float32 of shape"):
         model.predict(values)
 
 

@@ -260,7 +260,7 @@ def test_validation_equals_a_slow_version(shapes, tiny_config):
     wanted, found = [], []
     for i in range(len(split)):
         picture = torch.from_numpy(split.read(i, 3))
-        task.validation_step((picture, 0), i)
+        task.validation_step((picture, i), i)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny_config.pictures.mean, tiny_config.pictures.std))
         image = F.pad((picture / 255 - mean) / std, (0, 1, 0, 1))
         with torch.no_grad():
@@ -387,7 +387,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, m
             raise BrokenLossError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_finite", break_at_step_3)
+        patch.setattr("masklab.training.module.check_finite", break_at_step_3)
         with pytest.raises(BrokenLossError):
             pretrain(tiny_config, shapes, tmp_path / "parts")
     with pytest.raises(InputError, match="already holds a run"):
@@ -417,9 +417,10 @@ def test_the_loss_falls(shapes, tiny_config):
 
 def test_too_many_classes_are_refused(shapes, tiny_config, tmp_path):
     folder = tmp_path / "data"
-    (folder / "train").mkdir(parents=True)
     categories = [{"id": i, "name": str(i)} for i in range(255)]
-    (folder / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        (folder / f"{split}.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     with pytest.raises(InputError, match="255 categories but pretraining takes at most 254"):
         pretrain(tiny_config, folder, tmp_path / "run")
 

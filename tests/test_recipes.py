@@ -181,7 +181,8 @@ def test_a_row_is_made_of_what_the_paper_says(name):
     )
     if expected["refine"]:
         assert model.refinement.levels == expected["refine"]
-        assert [conv.out_channels for conv in model.refinement.convs] == [16 if expected["shared"] else 64] * 3
+        filters = [16] * 5 if expected["shared"] else [64] * 3
+        assert [conv.out_channels for conv in model.refinement.convs] == filters
     if expected["head"] != "masklab":
         assert type(head) is {"mask_rcnn": MaskRCNNHead, "fcis": FCISHead}[expected["head"]]
         return

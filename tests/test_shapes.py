@@ -22,8 +22,8 @@ def test_same_seed_same_bytes(drawn, tmp_path):
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     assert all((drawn / p).read_bytes() == (again / p).read_bytes() for p in files)
     other = draw_shapes(tmp_path / "other", {"train": 1}, seed=6)
-    assert (drawn / "train/00000.png").read_bytes() != (other / "train/00000.png").read_bytes()
-    assert (drawn / "train/00000.png").read_bytes() != (drawn / "val/00000.png").read_bytes()
+    assert (drawn / "train/00001.png").read_bytes() != (other / "train/00001.png").read_bytes()
+    assert (drawn / "train/00001.png").read_bytes() != (drawn / "val/00001.png").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "other"]
 
 

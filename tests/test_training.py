@@ -10,6 +10,7 @@ from masklab.data.coco import CocoSplit
 from masklab.data.loader import train_loader
 from masklab.errors import BrokenLossError, InputError
 from masklab.model.masklab import build_model
+from masklab.model.rpn import RPN, RPNOutput
 from masklab.ops.boxes import box_iou
 from masklab.structures import Batch, Targets
 from masklab.training.fit import train
@@ -176,6 +177,27 @@ def test_anchors_across_the_border_are_left_out_when_asked(tiny_config, classes)
     assert (kept[:, 3] <= 97).all()
 
 
+def test_anchors_across_the_border_propose_nothing_in_training_and_are_clipped_at_test(tiny_config, classes):
+    drawn = build_model(tiny_config, classes).rpn
+    rpn = RPN(tiny_config.model.rpn.model_copy(update={"drop_crossing_anchors": True}), 64, 8, "exact")
+    anchors = drawn.anchors(13, 15, torch.device("cpu"))
+    crossing = (anchors[:, :2] < 0).any(dim=1) | (anchors[:, 2] > 113) | (anchors[:, 3] > 97)
+    # the crossing anchors have by far the best scores, and no anchor is moved
+    objectness = torch.stack([torch.zeros(len(anchors)), crossing * 9.0], dim=-1)[None]
+    output = RPNOutput(objectness, torch.zeros(1, len(anchors), 4), anchors)
+    sizes = torch.tensor([[97, 113]])
+    trained = rpn.train().propose(output, sizes)
+    assert trained.real[0] > 0
+    away = trained.boxes[0, : trained.real[0], None] - anchors[~crossing]
+    assert (away.abs().amax(dim=-1).amin(dim=1) < 1e-3).all()
+    tested = rpn.eval().propose(output, sizes)
+    best = tested.boxes[0, 0]
+    clipped = torch.stack([a.clamp(min=0).minimum(torch.tensor([113.0, 97, 113, 97])) for a in anchors[crossing]])
+    assert torch.isclose(best, clipped, atol=1e-4).all(dim=1).any()
+    tiny = RPNOutput(objectness[:, crossing], output.codes[:, crossing], anchors[crossing])
+    assert rpn.train().propose(tiny, sizes).real.tolist() == [0], "nothing left is no error"
+
+
 def test_sampled_proposals_follow_the_rules(tiny_config):
     objects = targets(OBJECTS, ignored=[[0, 60, 40, 97]])
     jitter = torch.tensor(OBJECTS).repeat(30, 1) + torch.randn(90, 4, generator=seeded()) * 4
@@ -267,7 +289,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, m
     assert read_notes(tmp_path / "parts" / "last.safetensors")["step"] == 4
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    assert (tmp_path / "parts" / "metrics-until-2.csv").is_file()
 
 
 def test_a_finished_run_is_not_overwritten(shapes, tiny_config, tmp_path):

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from masklab.comparison import FIGURES, Result, print_results, write_results
-from masklab.config import Config, load_recipe, merge, read_recipe, validate
-from masklab.data.coco import CocoSplit
+from masklab.config import Config, flatten, load_recipe, merge, read_recipe, validate
+from masklab.data.formats import open_split
+from masklab.data.statistics import resolve_auto
 from masklab.errors import FailedRunsError, InputError
 from masklab.evaluation import write_metrics
 from masklab.evaluation.run import evaluate
+from masklab.model.backbone import check_network
 from masklab.model.masklab import build_model
 from masklab.paper import TABLES, Row, table_rows
 from masklab.structures import ClassTable
-from masklab.training.fit import CHECKPOINT, train
+from masklab.training.checkpoints import CHECKPOINT
+from masklab.training.fit import train
+from masklab.training.record import refuse_other_settings
 
 METRICS = "metrics.json"
 SEGMENTATION = "model.backbone.segmentation_weights"
@@ -56,25 +59,31 @@ def ablate(
     Raises `InputError`, before anything is trained, for data that cannot be used, rows that cannot be had from
     the recipe and runs in ``output`` of other settings; and `FailedRunsError` at the end if a run failed.
     """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}: give the number of runs of each row, at least 1.")
     chosen = _choose(table, rows)
     start = recipe or chosen[0].start
-    configs = {row.name: row_config(row, start, overrides or {}, chosen) for row in chosen}
+    configs = {row.name: row_config(row, start, overrides or {}, table_rows(table)) for row in chosen}
+    train_split = open_split(data, "train")
+    configs = {name: resolve_auto(config, train_split) for name, config in configs.items()}
     runs = [_run(name, config, k, data, output) for k in range(seeds) for name, config in configs.items()]
-    classes = CocoSplit.find(data, "train").categories
-    CocoSplit.find(data, "val", classes)
+    classes = train_split.categories
+    open_split(data, "val", classes)
     for name, config in configs.items():
         _check_row(name, config, classes)
     for run in runs:
-        _check_folder(run)
+        refuse_other_settings(run.folder, run.config)
     failed = {}
-    about = f"Rows trained and evaluated on {data}, starting from recipe {start}."
+    fields = ", ".join(f"`{name} {value}`" for name, value in flatten(overrides or {}).items())
+    about = f"Rows trained and evaluated on {data} with {seeds} seeds, starting from recipe {start}"
+    about += f" with {fields}." if fields else "."
     for number, run in enumerate(runs, 1):
         print(f"\n{run.folder}: run {number} of {len(runs)}", flush=True)
         try:
             _train_and_evaluate(run)
         except Exception as error:  # whatever broke this run, the others may go well
             failed[run.folder] = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            (run.folder / "error.txt").write_text(traceback.format_exc())
+            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             print(f"{run.folder} failed: {failed[run.folder]}", flush=True)
         results = [Result(row, _figures(runs, row)) for row in chosen]
         write_results(Path(output), table, about, results)
@@ -93,15 +102,15 @@ def row_config(row: Row, start: str, overrides: dict[str, Any], rows: Sequence[R
     Where rows ask for segmentation weights, a file in the overrides is for them alone.  Raises `InputError` when
     the overrides hold another field that a row changes, and when the row makes no sense in the recipe.
     """
-    changes, shared = _flat(row.changes), _flat(overrides)
-    if any(SEGMENTATION in _flat(other.changes) for other in rows) and SEGMENTATION in shared:
+    changes, shared = flatten(row.changes), flatten(overrides)
+    if any(SEGMENTATION in flatten(other.changes) for other in rows) and SEGMENTATION in shared:
         weights = shared.pop(SEGMENTATION)
         changes |= {SEGMENTATION: weights} if SEGMENTATION in changes else {}
     for other in rows:
-        for field in _flat(other.changes).keys() & shared.keys():
+        for field in flatten(other.changes).keys() & shared.keys():
             raise InputError(f"{field} is what row {other.name} of the table changes: leave --{field} out.")
     config = validate(merge(load_recipe(start, _nested(shared)).model_dump(), _nested(changes)), f"row {row.name}")
-    backbone, own = config.model.backbone, _flat(read_recipe(row.name).changes)
+    backbone, own = config.model.backbone, flatten(read_recipe(row.name).changes)
     if FROM_IMAGENET in own and not (backbone.pretrained or backbone.segmentation_weights):
         raise InputError(
             f"row {row.name} changes {FROM_IMAGENET} but model.backbone.pretrained is false, so there are no weights to "
@@ -136,23 +145,11 @@ def _check_row(name: str, config: Config, classes: ClassTable) -> None:
             f"--{SEGMENTATION} FILE, or name the rows to run with --rows."
         )
     try:
+        check_network(config.model)
         with torch.device("meta"):
             build_model(config, classes, load_pretrained=False)
     except InputError as error:
         raise InputError(f"row {name}: {error}") from None
-
-
-def _check_folder(run: Run) -> None:
-    """Refuse a folder whose run had other settings: its figures would stand for something else."""
-    written = run.folder / "config.yaml"
-    if not written.is_file():
-        return
-    there, here = _flat(yaml.safe_load(written.read_text())), _flat(run.config.model_dump(mode="json"))
-    for field in here:
-        if field != "output" and there.get(field) != here[field]:
-            raise InputError(
-                f"{run.folder} holds a run with {field} {there.get(field)}, not {here[field]}: give another --output."
-            )
 
 
 def _train_and_evaluate(run: Run) -> None:
@@ -163,10 +160,10 @@ def _train_and_evaluate(run: Run) -> None:
     resume = (run.folder / CHECKPOINT).is_file()
     if not resume:
         (run.folder / "metrics.csv").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
-    model = train(run.config, resume=resume)
+    train(run.config, resume=resume)
     data = run.config.data or ""
-    masks_alone = evaluate(model, data, "val", ground_truth_boxes=True)["mask"]
-    write_metrics(run.folder / METRICS, evaluate(model, data, "val") | {"mask_in_true_boxes": masks_alone})
+    masks_alone = evaluate(run.folder, data, "val", ground_truth_boxes=True)["mask"]
+    write_metrics(run.folder / METRICS, evaluate(run.folder, data, "val") | {"mask_in_true_boxes": masks_alone})
     (run.folder / "error.txt").unlink(missing_ok=True)
 
 
@@ -176,21 +173,13 @@ def _figures(runs: Sequence[Run], row: Row) -> list[dict[str, float | None]]:
     for run in runs:
         if run.row == row.name and (run.folder / METRICS).is_file():
             metrics = json.loads((run.folder / METRICS).read_text())
-            values = {name: metrics[kind][key] for name, (kind, key) in FIGURES.items()}
+            values = {name: metrics.get(kind, {}).get(key) for name, (kind, key) in FIGURES.items()}
             found.append({name: None if value is None else 100 * value for name, value in values.items()})
     return found
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`."""
+    """The inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         for part in reversed(name.split(".")):

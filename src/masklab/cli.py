@@ -12,8 +12,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from masklab.config import Config, common_recipes, load_recipe, validate
-from masklab.errors import BrokenLossError, FailedRunsError, InputError
+from masklab.config import VAL_FRACTION, Config, common_recipes, load_recipe, validate
+from masklab.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
+from masklab.files import make_folder
 from masklab.paper import TABLES, print_recipes, table_rows
 
 Verb = Callable[[Namespace], None]
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except ArgumentError as error:
         return _fail(_one_sentence(str(error)), 2)
-    except (BrokenLossError, FailedRunsError) as error:
+    except (BrokenLossError, FailedRunsError, FaultyDataError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("stopped.", 130)
@@ -81,9 +82,12 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
     verbs.add_subcommand("submit", _submit_parser(), help="predict a list of pictures into files for COCO's server")
     data = _verb("Make or look at data sets.")
     verbs.add_subcommand("data", data, help="make or look at data sets")
-    data.add_subcommands(required=True, metavar="WHAT").add_subcommand(
-        "shapes", _shapes_parser(), help="draw a data set"
-    )
+    kinds = data.add_subcommands(required=True, metavar="WHAT")
+    kinds.add_subcommand("shapes", _shapes_parser(), help="draw a data set")
+    kinds.add_subcommand("check", _check_parser(), help="list all that is wrong with a data set")
+    kinds.add_subcommand("show", _show_data_parser(), help="draw a data set's pictures and counts; suggest anchors")
+    kinds.add_subcommand("download", _download_parser(), help="fetch a public data set from its own site")
+    kinds.add_subcommand("convert", _convert_parser(), help="write a data set of any known format in COCO's")
     verbs.add_subcommand("info", _info_parser(), help="parameters and arithmetic of a recipe's model, part by part")
     verbs.add_subcommand("recipes", _verb("The recipes that come with the package."), help="list the recipes")
     verbs.add_subcommand("doctor", _verb("Check versions, devices and operations."), help="check the installation")
@@ -97,6 +101,10 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
         "show": _show,
         "submit": _submit,
         "data shapes": _shapes,
+        "data check": _check,
+        "data show": _show_data,
+        "data download": _download,
+        "data convert": _convert,
         "info": _info,
         "recipes": _recipes,
         "doctor": _doctor,
@@ -242,10 +250,10 @@ def _changes(values: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = _verb("Measure a model on a split of a COCO-format folder and print the figures.")
+    parser = _verb("Measure a model on a split of a data set folder and print the figures.")
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
-    parser.add_argument("--split", default="val", help="which split to measure")
+    parser.add_argument("--split", default="val", help="which split to measure; all is a folder without splits")
     parser.add_argument("--output", type=Path | None, default=None, help="also write the figures to this JSON file")
     parser.add_argument(
         "--ground_truth_boxes", type=bool, default=False, help="true gives the model the annotated boxes: masks alone"
@@ -260,7 +268,7 @@ def _evaluate(arguments: Namespace) -> None:
     metrics = evaluate(arguments.model, arguments.data, arguments.split, arguments.ground_truth_boxes)
     print_report(metrics)
     if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(arguments.output.parent)
         write_metrics(arguments.output, metrics)
         print(f"written to {arguments.output}")
 
@@ -354,6 +362,90 @@ def _shapes(arguments: Namespace) -> None:
 
     draw_shapes(arguments.folder, {"train": arguments.train, "val": arguments.val}, arguments.seed)
     print(f"{arguments.train} + {arguments.val} pictures drawn into {arguments.folder}")
+
+
+def _convert_parser() -> ArgumentParser:
+    parser = _verb(
+        "Write a data set - YOLO segmentation, label images, Cellpose's or Kaggle's layout, or COCO - in the COCO layout, "
+        "its masks exactly, as run lengths. Training reads all of them without it."
+    )
+    parser.add_argument("source", type=Path, help="data set folder")
+    parser.add_argument("folder", type=Path, help="new folder to write to")
+    parser.add_argument(
+        "--val_fraction", type=float, default=VAL_FRACTION, help="share that becomes val, if there is no val"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures for val")
+    return parser
+
+
+def _convert(arguments: Namespace) -> None:
+    from masklab.data.formats import convert
+
+    splits = convert(arguments.source, arguments.folder, arguments.val_fraction, arguments.seed)
+    for name, split in splits.items():
+        print(f"{arguments.folder / name}.json from {split.summary()}")
+
+
+def _check_parser() -> ArgumentParser:
+    parser = _verb(
+        "List all that is wrong with a data set, and what training makes of it. Exit code 1 if training would "
+        "stop or skip something, 0 otherwise."
+    )
+    parser.add_argument("folder", type=Path, help="data set folder")
+    parser.add_argument("--output", type=Path | None, default=None, help="also write every finding to this JSON file")
+    return parser
+
+
+def _check(arguments: Namespace) -> None:
+    from masklab.data.check import check, print_check, write_check
+
+    report = check(arguments.folder)
+    print_check(report)
+    if arguments.output is not None:
+        make_folder(arguments.output.parent)
+        write_check(arguments.output, report)
+        print(f"written to {arguments.output}")
+    if report.fault:
+        raise FaultyDataError(report.fault)
+
+
+def _show_data_parser() -> ArgumentParser:
+    parser = _verb(
+        "Draw a data set: a sheet of pictures with their annotations, counts of classes, sizes of objects and objects a "
+        "picture; and print the anchor sizes and caps that suit it."
+    )
+    parser.add_argument("folder", type=Path, help="data set folder")
+    parser.add_argument("--output", type=Path, default=Path("figures"), help="folder to write to")
+    parser.add_argument("--split", default="train", help="which split to draw")
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help="recipe whose picture size the anchors are for, if not the paper's",
+    )
+    return parser
+
+
+def _show_data(arguments: Namespace) -> None:
+    from masklab.figures.dataset import show_data
+
+    show_data(arguments.folder, arguments.output, arguments.split, arguments.recipe)
+
+
+def _download_parser() -> ArgumentParser:
+    parser = _verb(
+        "Fetch the official archives of a public data set, verify and unpack them. The same command goes on where "
+        "a transfer broke off."
+    )
+    parser.add_argument("name", help="coco2017 (20 GB) or nuclei (2018 Data Science Bowl)")
+    parser.add_argument("folder", type=Path, help="folder to unpack into")
+    return parser
+
+
+def _download(arguments: Namespace) -> None:
+    from masklab.data.download import download
+
+    print(f"{arguments.name} is in {download(arguments.name, arguments.folder)}")
 
 
 def _info_parser() -> ArgumentParser:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from masklab.files import whole
+from masklab.files import make_folder, whole
 from masklab.paper import TABLES, Row
 
 FIGURES = {
@@ -111,13 +111,13 @@ def print_results(table: str, results: Sequence[Result]) -> None:
 
 def write_results(folder: Path, table: str, about: str, results: Sequence[Result]) -> None:
     """Write ``TABLE.md``, ``TABLE.csv`` and ``TABLE.png`` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     head, *rows = _cells(results)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     text = [f"# {TABLES[table].title}", "", about, SAYS, "", *(f"| {' | '.join(cells)} |" for cells in lines)]
     with whole(folder / f"{table}.md") as path:
-        path.write_text("\n".join([*text, "", order_sentence(order_of(results))]) + "\n")
-    with whole(folder / f"{table}.csv") as path, path.open("w", newline="") as opened:
+        path.write_text("\n".join([*text, "", order_sentence(order_of(results))]) + "\n", encoding="utf-8")
+    with whole(folder / f"{table}.csv") as path, path.open("w", newline="", encoding="utf-8") as opened:
         csv.writer(opened).writerows(_csv(results))
     with whole(folder / f"{table}.png") as path:
         draw_results(table, results).save(path, format="PNG")

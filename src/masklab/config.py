@@ -6,9 +6,10 @@ The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is sil
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from masklab.errors import InputError
 
 Positive = Field(gt=0)
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+T = TypeVar("T")
+
+VAL_FRACTION = 0.2  # of the pictures are held out as val where a data set does not say which
 
 
 class Section(BaseModel):
@@ -37,8 +44,13 @@ class BackboneConfig(Section):
     """Frozen batch norm (paper), trainable batch norm, or group norm (for training from scratch)."""
     width: float = Field(1.0, gt=0, le=2)
     """Factor on the channels of conv2 to conv5; other than 1 only from random weights."""
-    in_channels: int = Field(3, ge=1)
-    """Channels of a picture."""
+    in_channels: Count | Auto = "auto"
+    """Channels of a picture; auto is 3 for grey and colour pictures and else the training pictures' own number, of which mean and std are then measured."""
+
+    @property
+    def channels(self) -> int:
+        """The channels that the network takes: 3 for auto, until training has seen pictures of another number."""
+        return 3 if self.in_channels == "auto" else self.in_channels
 
     @model_validator(mode="after")
     def _weights_fit(self) -> BackboneConfig:
@@ -47,13 +59,22 @@ class BackboneConfig(Section):
                 f"width is {self.width} but pretrained is true, and ImageNet weights are of width 1: "
                 "set pretrained to false or width to 1"
             )
+        if self.norm == "group" and self.pretrained and self.segmentation_weights is None:
+            raise ValueError(
+                "norm is group but pretrained is true, and ImageNet weights come with batch norm: "
+                "set pretrained to false or norm to batch or frozen_batch"
+            )
+        if self.weights is not None and not self.pretrained:
+            raise ValueError(
+                f"weights is {self.weights} but pretrained is false: set pretrained to true or weights to null"
+            )
         return self
 
 
 class RPNConfig(Section):
-    anchor_sizes: list[float] = Field([64.0, 128.0, 256.0, 512.0], min_length=1)
-    """Side of the square anchor at each scale, in pixels of the network's input."""
-    anchor_ratios: list[float] = Field([0.5, 1.0, 2.0], min_length=1)
+    anchor_sizes: Annotated[list[Above0], Field(min_length=1)] | Auto = [64.0, 128.0, 256.0, 512.0]
+    """Side of the square anchor at each scale, in pixels of the network's input; auto takes them from the training objects."""
+    anchor_ratios: list[Above0] = Field([0.5, 1.0, 2.0], min_length=1)
     """Width over height of the anchors at each scale."""
     channels: int = Field(512, ge=1)
     """Channels of the 3 x 3 convolution."""
@@ -68,7 +89,7 @@ class RPNConfig(Section):
     positive_fraction: float = Field(0.5, ge=0, le=1)
     """At most this share of the samples is positive."""
     drop_crossing_anchors: bool = True
-    """In training, leave out anchors that cross the picture's border."""
+    """Anchors that cross the picture's border neither learn nor propose in training, and are clipped to the picture at test."""
     nms_iou: float = Field(0.7, ge=0, le=1)
     """Overlap above which the weaker of two proposals is dropped."""
     pre_nms_train: int = Field(12000, ge=1)
@@ -77,8 +98,8 @@ class RPNConfig(Section):
     """The same at test."""
     proposals_train: int = Field(300, ge=1)
     """Proposals a picture kept in training."""
-    proposals_test: int = Field(300, ge=1)
-    """Proposals a picture kept at test."""
+    proposals_test: Count | Auto = 300
+    """Proposals a picture kept at test; auto is twice box.max_detections, at least 300, and raises pre_nms_test with it."""
     objectness_weight: float = Field(1.0, ge=0)
     """Weight of the objectness loss."""
     box_weight: float = Field(2.0, ge=0)
@@ -94,7 +115,7 @@ class RPNConfig(Section):
 class BoxConfig(Section):
     crop: int = Field(14, ge=2, multiple_of=2)
     """Samples a side of the crop; a 2 x 2 maximum follows."""
-    rates: list[int] | None = None
+    rates: list[Count] | None = None
     """Atrous rates of the box classifier's conv5, one a unit; null means 1 everywhere."""
     from_imagenet: bool = True
     """Start the box classifier's conv5 from the backbone's weights, ImageNet's or segmentation_weights' ("BC" in the paper); false draws it anew in either case."""
@@ -120,8 +141,8 @@ class BoxConfig(Section):
     """Detections at or below this class probability are dropped."""
     nms_iou: float = Field(0.6, ge=0, le=1)
     """Overlap above which the weaker of two detections of one class is dropped."""
-    max_detections: int = Field(100, ge=1)
-    """Detections a picture."""
+    max_detections: Count | Auto = 100
+    """Detections a picture; auto is one and a half times the most objects of a training picture, at least 100."""
 
 
 class MaskConfig(Section):
@@ -141,7 +162,7 @@ class MaskConfig(Section):
     """Distance from the box's centre: squares, circles by half the side, circles by half the diagonal."""
     start_degrees: float = 0.0
     """Where the first direction begins."""
-    rates: list[int] | None = None
+    rates: list[Count] | None = None
     """Atrous rates of the conv5 that semantic and direction logits share; null keeps the pretrained function."""
     refine_levels: list[Literal["conv1", "conv2", "conv3"]] = ["conv1", "conv2"]
     """Feature maps that refine the coarse mask; an empty list switches refinement off."""
@@ -196,7 +217,7 @@ class AugmentConfig(Section):
     quarter_turns: bool = False
     """Turn by 0, 90, 180 or 270 degrees."""
     min_sides: list[int] | None = None
-    """Shortest sides to draw from, each with a longest side of 1.5 times as much ("RS" in the paper); null keeps the picture's own."""
+    """Shortest sides to draw from, each with a longest side of 1.5 times as much ("RS" in the paper); null takes min_side and max_side."""
     scale_jitter: tuple[float, float] | None = None
     """Further factor on the scale, drawn log-uniformly between these two."""
     crop: int | None = Field(None, ge=16)
@@ -230,9 +251,13 @@ class PictureConfig(Section):
     """Shortest side of the network's input."""
     max_side: int = Field(1024, ge=1)
     """Longest side of the network's input, which wins over min_side."""
+    value_range: tuple[float, float] | None = None
+    """Numbers in a picture that become 0 and 1, such as [0, 4095]; null is the whole range of 8 or 16 bits, and 0 to 1 of floats, unless percentiles are set."""
+    percentiles: tuple[float, float] | None = None
+    """Percentiles of each channel of each picture that become 0 and 1, such as [0.1, 99.9], in place of value_range; training sets these two where pictures of more than 8 bits are given neither."""
     mean: list[float] = [0.485, 0.456, 0.406]
     """Mean of each channel, of pictures scaled to 0..1."""
-    std: list[float] = [0.229, 0.224, 0.225]
+    std: list[Above0] = [0.229, 0.224, 0.225]
     """Standard deviation of each channel, of pictures scaled to 0..1."""
     augment: AugmentConfig = AugmentConfig()
 
@@ -242,6 +267,14 @@ class PictureConfig(Section):
             raise ValueError("min_side must not be above max_side")
         if len(self.mean) != len(self.std):
             raise ValueError("mean and std must have the same length")
+        if self.value_range is not None and self.percentiles is not None:
+            raise ValueError("value_range and percentiles are both set: set one of them to null")
+        if self.value_range is not None and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:
+            raise ValueError(f"value_range is {list(self.value_range)} but must be two numbers, the smaller one first")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(
+                f"percentiles is {list(self.percentiles)} but must be two from 0 to 100, the smaller one first"
+            )
         if self.scale is not None and self.augment.min_sides is not None:
             raise ValueError(
                 f"scale is {self.scale} but augment.min_sides draws the scale in training: set one of them to null"
@@ -252,8 +285,10 @@ class PictureConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(1_500_000, ge=1)
     """Optimiser steps in all."""
-    batch_size: int = Field(1, ge=1)
-    """Pictures a step."""
+    batch_size: Count | Auto = 1
+    """Pictures a step, those of all processes together; auto takes the largest power of two that a GPU has memory for."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a process works its pictures of a step off in, one after another, to need less memory; their gradients add up."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Stochastic gradient descent with momentum (paper) or AdamW."""
     learning_rate: float = Field(3e-4, gt=0)
@@ -272,19 +307,29 @@ class TrainConfig(Section):
     """Largest norm of the gradient; null does not clip."""
     clip_by: Literal["parameter", "global"] = "parameter"
     """Clip each parameter's gradient (paper's library) or all of them together."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Number format of the convolutions, in training and in prediction; auto takes bf16 where the hardware has it."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of a running average of the weights, such as 0.999, which is then what is validated and saved; null has none."""
+    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    """Number format of the convolutions, in training and in prediction; auto takes bf16 where the hardware has it; fp16 is for GPUs, with scaled gradients."""
     validate_every: int = Field(5000, ge=1)
     """Steps between two validations."""
     validate_pictures: int | None = Field(None, ge=1)
     """Validate on at most this many pictures during training; null uses all."""
+    patience: int | None = Field(None, ge=1)
+    """Stop early after this many validations in a row below the best one; null trains all steps."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between two files to resume from; each validation writes one too."""
     log_every: int = Field(20, ge=1)
     """Steps between two lines of the log."""
     threads: int = Field(2, ge=1)
     """On a CPU, parts of the batch that are worked on at once."""
     workers: int = Field(2, ge=0)
-    """Processes that load pictures."""
-    seed: int = Field(0, ge=0)
+    """Processes that load pictures, for each that trains."""
+    devices: int = Field(1, ge=1)
+    """GPUs of a machine to train on, or processes on a CPU; torchrun's own count wins."""
+    nodes: int = Field(1, ge=1)
+    """Machines to train on; torchrun's own count wins."""
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything that is drawn at random."""
 
 
@@ -302,12 +347,27 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        channels = self.model.backbone.in_channels
+        channels = self.model.backbone.channels
         if len(self.pictures.mean) != channels:
             raise ValueError(
-                f"pictures.mean has {len(self.pictures.mean)} values but model.backbone.in_channels is {channels}: give one mean and std a channel"
+                f"pictures.mean has {len(self.pictures.mean)} values but model.backbone.in_channels is {self.model.backbone.in_channels}"
+                f"{' (3)' if self.model.backbone.in_channels == 'auto' else ''}: give one mean and std a channel, or leave in_channels auto"
             )
+        for field in ("saturation", "hue"):
+            if channels != 3 and getattr(self.pictures.augment, field):
+                raise ValueError(
+                    f"pictures.augment.{field} changes colours but model.backbone.in_channels is {channels}: set it to 0"
+                )
         return self
+
+
+def settled(value: T | Auto, field: str) -> T:
+    """The value of a field that may be "auto", once training has put a number there; `InputError` before."""
+    if value == "auto":
+        raise InputError(
+            f"{field} is auto, which only `masklab train` can settle, from the training pictures: give a value instead."
+        )
+    return value
 
 
 def recipe_names() -> list[str]:
@@ -331,7 +391,8 @@ def validate(values: dict[str, Any], source: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        # where a field may be of two kinds, pydantic adds the kind, such as constrained-int
+        field = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
         if first["type"] == "extra_forbidden":
             parent = ".".join(str(part) for part in first["loc"][:-1])
             hint = f"no such field; `masklab train --help` lists the fields{' of ' + parent if parent else ''}"
@@ -382,6 +443,14 @@ def read_recipe(recipe: str) -> RecipeFile:
 def common_recipes() -> str:
     """The names of the packaged recipes that are not rows of the paper's tables, as a sentence has them."""
     return ", ".join(sorted(_packaged("recipes")))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -13,5 +13,9 @@ class FailedRunsError(RuntimeError):
     """Some of several runs failed while the others went on: the message names them."""
 
 
+class FaultyDataError(RuntimeError):
+    """A data set has faults that training would stop at or skip: the message counts them."""
+
+
 class BrokenLossError(RuntimeError):
     """A loss became NaN or infinite: the message names the step, the loss and the pictures."""

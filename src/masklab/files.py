@@ -1,11 +1,15 @@
-"""Writing files so that what bears the name is always whole."""
+"""Folders to write to, and writing files so that what bears the name is always whole."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from masklab.errors import InputError
 
 
 @contextmanager
@@ -18,3 +22,34 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def make_folder(output: str | Path) -> Path:
+    """The folder, made if it is missing; `InputError` if it cannot be."""
+    output = Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be a folder to write to ({error.strerror}): name another --output."
+        ) from None
+    return output
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to fill; renamed to ``folder`` at the end, and removed when filling it fails.
+
+    Raises `InputError` if ``folder`` exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty; name a new folder or empty this one.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        beside.chmod(0o755)
+        yield beside
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

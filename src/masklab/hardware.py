@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import Literal
 
 import torch
@@ -27,7 +29,17 @@ LIBRARIES = (
 )
 """The packages whose versions matter to a result."""
 
-Precision = Literal["auto", "bf16", "float32"]
+Precision = Literal["auto", "bf16", "fp16", "float32"]
+
+
+def versions() -> dict[str, str]:
+    """The versions of `LIBRARIES` and of Python."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+
+
+def default_device() -> torch.device:
+    """A CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bf16(device: torch.device | str = "cpu") -> bool:
@@ -47,14 +59,20 @@ def wants_bf16(device: torch.device | str, precision: Precision) -> bool:
 
 
 def autocast(device: torch.device | str, precision: Precision = "auto") -> AbstractContextManager[object]:
-    """A context in which convolutions run in bfloat16, where ``precision`` says so; the rest stays float32."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=wants_bf16(device, precision))
+    """A context in which convolutions run in bfloat16, or float16 on CUDA, where ``precision`` says so.
+
+    The rest stays float32; so does everything where float16 is asked for on another device.
+    """
+    kind = torch.device(device).type
+    if precision == "fp16" and kind == "cuda":
+        return torch.autocast(kind, torch.float16)
+    return torch.autocast(kind, torch.bfloat16, enabled=wants_bf16(device, precision))
 
 
 def memory_in_use(device: torch.device | str) -> int:
-    """Bytes of the device's memory that tensors hold, or, on the CPU, the most this process has held."""
+    """The most bytes that tensors have held on the device, or, on the CPU, that this process has held."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device)
     if resource is None:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,9 +1,8 @@
-"""Pictures: reading any common kind as ``(C, H, W)`` uint8, and making the network's input of them."""
+"""Pictures: reading any common kind as ``(C, H, W)`` at its own depth, and making the network's input of them."""
 
 from __future__ import annotations
 
-import struct
-import zlib
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,11 +10,12 @@ import numpy as np
 import tifffile
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from masklab.config import PictureConfig
+from masklab.decode import TIFF_SUFFIXES, decoding, open_picture_file, pillow_values
 from masklab.errors import InputError
 
 Size = tuple[int, int]
@@ -24,35 +24,108 @@ T = TypeVar("T", bound=Tensor)
 PICTURE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
 )
-TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 LUMA = np.array([0.299, 0.587, 0.114])
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+FULL_RANGE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0), torch.float32: (0.0, 1.0)}
+SLACK = 1e-3  # beyond 0 and 1, where rounding may have left a float
+SAMPLE = 1 << 20  # pixels of a picture that its percentiles are taken from, at most
+
+Box = tuple[int, int, int, int]
+Limits = tuple[list[float], list[float]]
+"""For each channel, the number that becomes black and the one that becomes white."""
 
 
-def read_picture(path: str | Path, channels: int) -> NDArray[np.uint8]:
-    """Read a picture as ``(channels, H, W)`` uint8, upright.
+def read_picture(path: str | Path, channels: int | None) -> NDArray[Any]:
+    """Read a picture as ``(channels, H, W)`` at its own depth, upright.
 
-    The EXIF orientation is applied.  Grey, palette and transparent pictures become RGB for 3 channels
-    and grey for 1; any other number must be the file's own.  Pictures of more than 8 bits are stretched
-    so that their 0.1 % and 99.9 % quantiles become 0 and 255, all channels of an RGB picture together
-    and those of any other each on its own: the full range of 16 bits is seldom used.
+    uint8 and uint16 stay what they are and bits become 0 and 255; all other numbers become float32.  The EXIF
+    orientation is applied.  Grey, palette and transparent pictures become RGB for 3 channels and grey for 1; any
+    other number must be the file's own, which None takes, without alpha.  Of 16-bit colour in JPEG 2000 and PPM,
+    Pillow reads 8 bits.
 
-    Raises `InputError` naming the file when it is missing, is damaged, is not a picture or has another
+    Raises `InputError` naming the file when it is missing, is damaged, is not a picture, is a stack or has another
     number of channels.
     """
+    return read_window(path, channels)[0]
+
+
+def read_window(path: str | Path, channels: int | None, box: Box | None = None) -> tuple[NDArray[Any], Size]:
+    """The part of a picture inside ``box`` (xyxy, whole pixels), and ``(height, width)`` of all of it.
+
+    Everything else is as in `read_picture`.  Of a TIFF only that part is read, or the tiles or strips that it meets;
+    other kinds, and TIFF that is not stored upright or needs Pillow's decoder, are decoded whole.
+    """
+    x1, y1, x2, y2 = box or (None, None, None, None)
+    with open_picture_file(Path(path), channels) as opened:
+        return _values(opened.part(slice(y1, y2), slice(x1, x2)), channels, path), opened.size
+
+
+def read_sample(path: str | Path, channels: int | None) -> NDArray[Any]:
+    """A picture thinned out evenly to about a million pixels at most, otherwise as in `read_picture`."""
+    with open_picture_file(Path(path), channels) as opened:
+        some = slice(None, None, _sampling(opened.size))
+        return _values(opened.part(some, some), channels, path)
+
+
+def read_limits(path: str | Path, channels: int | None, percentiles: tuple[float, float]) -> Limits:
+    """The `value_limits` of a picture, without holding all of it where it can be read in parts."""
+    return _percentiles(read_sample(path, channels), percentiles)
+
+
+def picture_kind(path: str | Path) -> tuple[int, np.dtype[Any]]:
+    """The number of channels of a picture, alpha left out, and the type of its numbers in the file."""
+    with open_picture_file(Path(path), None) as opened:
+        return opened.channels, opened.values.dtype
+
+
+def from_pillow(picture: Image.Image, channels: int) -> NDArray[Any]:
+    """A Pillow picture of any mode as `read_picture` gives a file, but as it lies: its EXIF orientation is not applied."""
+    return _values(pillow_values(picture, channels), channels, "the picture")
+
+
+def _fit_channels(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
+    """``(H, W, C)`` to ``(channels, H, W)``, contiguous and writable: grey repeated, or the luminance of RGB."""
+    found = values.shape[2]
+    if found == 1 and channels == 3:
+        values = np.repeat(values, 3, axis=2)
+    elif found == 3 and channels == 1:
+        grey = values @ LUMA
+        values = (grey if values.dtype.kind == "f" else np.rint(grey)).astype(values.dtype)[:, :, None]
+    elif channels not in (None, found):
+        raise InputError(
+            f"{name} has {found} channels but {channels} are expected; "
+            f"train with model.backbone.in_channels {found} or convert the picture."
+        )
+    return np.array(values.transpose(2, 0, 1), order="C")
+
+
+def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
+    """``(H, W, C)`` of any number type to ``(channels, H, W)`` uint8, uint16 or float32."""
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * np.uint8(255)
+    if values.size == 0 or values.dtype.kind not in "iuf":
+        raise InputError(f"{name} holds no numbers that make a picture ({values.dtype}); convert it to 8 or 16 bits.")
+    kept = values.dtype.newbyteorder("=")
+    values = values.astype(kept if kept in (np.uint8, np.uint16) else np.float32, copy=False)
+    return _fit_channels(values, channels, name)
+
+
+def picture_size(path: str | Path) -> Size:
+    """``(height, width)`` of a picture as `read_picture` turns it upright, from the file's header alone.
+
+    Raises `InputError` naming the file when it is missing or its header cannot be read.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such picture file; correct the path or restore the file.")
-    try:
-        values = _read_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow(path, channels)
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not a picture that can be read; convert it to PNG, JPEG or TIFF.") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{path} has too many pixels to be read as {path.suffix}; convert it to TIFF.") from None
-    except DAMAGED as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from None
-    return _fit_channels(_to_bytes(values, path), channels, path)
+    with decoding(path):
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            with tifffile.TiffFile(path) as tiff:
+                sides = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
+                height, width = sides["Y"], sides["X"]
+                orientation = int(tiff.pages.first.tags.valueof(274, 1))
+        else:
+            with Image.open(path) as picture:
+                width, height = picture.size
+                orientation = picture.getexif().get(274, 1)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def list_pictures(path: str | Path) -> list[Path]:
@@ -71,105 +144,11 @@ def list_pictures(path: str | Path) -> list[Path]:
     return found
 
 
-def _read_pillow(path: Path, channels: int) -> NDArray[Any]:
-    """Decode with Pillow: ``(H, W, C)``, 8 bits or more."""
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode[0] in "IF":
-            return np.asarray(picture)[:, :, None]
-        if channels == 1:
-            picture = picture.convert("L")
-        elif channels == 3 or picture.mode not in ("LA", "RGBA", "CMYK"):
-            picture = picture.convert("RGB")
-        values = np.asarray(picture)
-    return values[:, :, None] if values.ndim == 2 else values
-
-
-def _read_tiff(path: Path) -> NDArray[Any]:
-    """Decode with tifffile, or with Pillow where that has no codec for the compression: ``(H, W, C)``."""
-    try:
-        with tifffile.TiffFile(path) as opened:
-            page, series = opened.pages.first, opened.series[0]
-            if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-                return _read_pillow(path, 3)
-            values, axes = series.asarray(), series.axes
-            orientation = int(page.tags.valueof(274, 1))
-    except tifffile.TiffFileError:
-        raise UnidentifiedImageError from None
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        return _read_pillow(path, 3)
-    return _orient(_channels_last(values, axes), orientation)
-
-
-def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
-    extra = [k for k, axis in enumerate(axes) if axis not in "YX" and values.shape[k] > 1]
-    if len(extra) > 1 or "Y" not in axes or "X" not in axes:
-        raise ValueError(f"its axes {axes} {values.shape} are not those of one flat picture")
-    order = [axes.index("Y"), axes.index("X"), *extra]
-    rest = [k for k in range(values.ndim) if k not in order]
-    moved = values.transpose(*order, *rest)
-    return moved.reshape(moved.shape[0], moved.shape[1], -1)
-
-
-def _orient(values: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn ``(H, W, C)`` upright from one of TIFF's eight orientations."""
-    if orientation in (5, 6, 7, 8):
-        values = values.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return values
-
-
-def _to_bytes(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """Scale ``(H, W, C)`` of any number type to 8 bits."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == bool:
-        return values.astype(np.uint8) * np.uint8(255)
-    if values.size == 0 or values.dtype.kind not in "iuf":
-        raise InputError(f"{path} holds no numbers that make a picture ({values.dtype}); convert it to 8 or 16 bits.")
-    together = values.shape[2] == 3
-    stretched = np.empty(values.shape, np.uint8)
-    for k in range(1 if together else values.shape[2]):
-        part = slice(None) if together else slice(k, k + 1)
-        stretched[:, :, part] = _stretch(values[:, :, part].astype(np.float32))
-    return stretched
-
-
-def _stretch(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    values = np.nan_to_num(values, copy=False)
-    low, high = np.quantile(values, (0.001, 0.999))
-    if high <= low:
-        low, high = values.min(), values.max()
-    return np.rint(255 * np.clip((values - low) / max(high - low, 1e-12), 0, 1)).astype(np.uint8)
-
-
-def _fit_channels(values: NDArray[np.uint8], channels: int, path: Path) -> NDArray[np.uint8]:
-    """``(H, W, C)`` to ``(channels, H, W)``, contiguous and writable."""
-    found = values.shape[2]
-    if found == 4 and channels == 3:
-        values = values[:, :, :3]
-    elif found == 1 and channels == 3:
-        values = np.repeat(values, 3, axis=2)
-    elif found in (3, 4) and channels == 1:
-        values = np.rint(values[:, :, :3] @ LUMA).astype(np.uint8)[:, :, None]
-    elif found != channels:
-        raise InputError(
-            f"{path} has {found} channels but {channels} are expected; "
-            f"set model.backbone.in_channels to {found} or convert the picture."
-        )
-    return np.array(values.transpose(2, 0, 1), order="C")
-
-
 def network_scale(size: Size, config: PictureConfig) -> float:
     """Factor from a picture of ``(height, width)`` to the network's input.
 
     ``scale`` if it is set; otherwise the shortest side becomes ``min_side``, or the longest ``max_side``
-    if it would be longer (the rule of the detector that the paper builds on, its section 4).
+    if it would be longer (the rule of the detector that the paper builds on, its section 4.1).
     """
     if config.scale is not None:
         return config.scale
@@ -194,13 +173,84 @@ def padded_size(size: Size, stride: int, coord_mode: Literal["exact", "tf"]) -> 
     return height, width
 
 
+def brightness(
+    picture: Tensor, config: PictureConfig, limits: Limits | None = None, name: str | Path = "the picture"
+) -> Tensor:
+    """The numbers of a picture ``(C, H, W)`` uint8, uint16 or float32 as brightness from 0, black, to 255, white.
+
+    ``config.value_range`` or ``config.percentiles`` say which numbers are black and white, or else the whole range
+    of the type does; numbers beyond become black or white.  uint8 stays as it is where its whole range counts, and
+    everything else becomes float32.  ``limits`` are the `value_limits` of the picture that this one is a part of.
+    Training, prediction and figures all come through here.
+
+    Raises `InputError` naming the picture for floats beyond 0 to 1 of which the configuration does not say more.
+    """
+    if picture.dtype == torch.uint8 and config.value_range is None and config.percentiles is None:
+        return picture
+    values = picture.to(torch.float32, copy=True)
+    if config.percentiles is not None:
+        low, high = limits or value_limits(picture, config.percentiles)
+    else:
+        black, white = config.value_range or FULL_RANGE[picture.dtype]
+        if config.value_range is None and picture.dtype == torch.float32:
+            _check_unit_range(picture, name)
+        low, high = [black], [white]
+    first, last = (torch.tensor(side, device=values.device).view(-1, 1, 1) for side in (low, high))
+    return values.sub_(first).mul_(255 / (last - first)).nan_to_num_(0, 255, 0).clamp_(0, 255)
+
+
+def value_limits(picture: Tensor, percentiles: tuple[float, float]) -> Limits:
+    """The numbers at two percentiles of each channel of a picture ``(C, H, W)``.
+
+    About a million pixels at most are looked at, evenly spread; those that are not finite are left out.
+    """
+    step = _sampling((picture.shape[1], picture.shape[2]))
+    return _percentiles(picture[:, ::step, ::step].cpu().numpy(), percentiles)
+
+
+def _sampling(size: Size) -> int:
+    """Every how many pixels, down and across, a picture of a size is looked at."""
+    return max(1, math.ceil(math.sqrt(size[0] * size[1] / SAMPLE)))
+
+
+def _percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) -> Limits:
+    low, high = [], []
+    for channel in sample.reshape(len(sample), -1):
+        finite = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
+        black, white = np.percentile(finite, percentiles).tolist() if finite.size else (0.0, 1.0)
+        if white <= black:  # almost all the same: what little there is counts
+            black, white = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        low.append(black)
+        high.append(white if white > black else black + 1)
+    return low, high
+
+
+def _check_unit_range(picture: Tensor, name: str | Path) -> None:
+    least, most = picture.nan_to_num(0).aminmax()
+    if least < -SLACK or most > 1 + SLACK:
+        raise InputError(
+            f"{name} holds numbers from {least:g} to {most:g} where floats from 0 to 1 are expected: scale them, "
+            "or train with pictures.value_range or pictures.percentiles."
+        )
+
+
+def displayed(values: NDArray[Any], config: PictureConfig, name: str | Path = "the picture") -> NDArray[np.uint8]:
+    """A picture ``(C, H, W)`` of any depth as ``(3, H, W)`` uint8 to look at: its first three channels, or the first as grey.
+
+    Raises `InputError` as `brightness` does.
+    """
+    shown = brightness(torch.from_numpy(values), config, name=name)
+    shown = shown[:3] if len(shown) >= 3 else shown[:1].expand(3, -1, -1)
+    return (shown if shown.dtype == torch.uint8 else shown.round().to(torch.uint8)).numpy()
+
+
 def normalise(picture: Tensor, config: PictureConfig) -> Tensor:
-    """``(C, H, W)`` uint8 to float32 of mean 0 and deviation 1, by the configured mean and std."""
+    """``(C, H, W)`` of `brightness` 0 to 255 to float32 of mean 0 and deviation 1, by the configured mean and std."""
     mean = torch.tensor(config.mean, device=picture.device).view(-1, 1, 1) * 255
     std = torch.tensor(config.std, device=picture.device).view(-1, 1, 1) * 255
-    return picture.to(torch.float32).sub_(mean).div_(std)
+    return picture.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 def resize(inpt: T, size: Size) -> T:
-    """A picture ``(C, H, W)`` uint8 or a `masklab.data.transforms.Geometry` to ``size``, bilinear, with a wider kernel when shrinking."""
+    """A picture ``(C, H, W)`` or a `masklab.data.transforms.Geometry` to ``size``, bilinear, with a wider kernel when shrinking."""
     return F.resize(inpt, list(size), antialias=True)

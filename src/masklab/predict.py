@@ -11,9 +11,9 @@ from typing import Any
 from rich.progress import track
 
 from masklab.errors import InputError
-from masklab.files import whole
+from masklab.files import make_folder, whole
 from masklab.model.masklab import MaskLab
-from masklab.pictures import list_pictures, read_picture
+from masklab.pictures import displayed, list_pictures, read_picture
 from masklab.visualize import overlay
 
 
@@ -32,24 +32,25 @@ def predict_folder(
     pictures = [picture for source in sources for picture in list_pictures(source)]
     _refuse_namesakes(pictures)
     min_score = model.threshold if min_score is None else min_score
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(output)
+    _spare_sources(pictures, output)
     results: list[dict[str, Any]] = []
     broken, shown, capped = [], 0, 0
     for path in track(pictures, description="predicting", transient=True):
         try:
-            picture = read_picture(path, model.config.model.backbone.in_channels)
+            picture = read_picture(path, model.config.model.backbone.channels)
+            shown_picture = displayed(picture, model.config.pictures, path)
         except InputError as error:
             print(f"masklab: {error}", file=sys.stderr)
             broken.append(path)
             continue
         instances = model.predict(picture)
-        capped += len(instances) == model.config.model.box.max_detections
+        capped += len(instances) == model.box_classifier.max_detections
         shown += len(instances.above(min_score))
         image_id = int(path.stem) if path.stem.isdigit() else path.name
         results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
         with whole(output / f"{path.stem}.png") as beside:
-            overlay(picture, instances, min_score).save(beside, "PNG")
+            overlay(shown_picture, instances, min_score).save(beside, "PNG")
     target = output / "predictions.json"
     with whole(target) as beside:
         beside.write_text(json.dumps(results))
@@ -59,7 +60,7 @@ def predict_folder(
     )
     if capped:
         print(
-            f"{capped} pictures reached the cap of {model.config.model.box.max_detections} detections, so objects may "
+            f"{capped} pictures reached the cap of {model.box_classifier.max_detections} detections, so objects may "
             "be missing: train with a larger model.box.max_detections."
         )
     if broken:
@@ -67,6 +68,14 @@ def predict_folder(
             f"{len(broken)} of {len(pictures)} pictures could not be read: replace {broken[0]} and the others named above."
         )
     return target
+
+
+def _spare_sources(pictures: list[Path], output: Path) -> None:
+    """Refuse to write an overlay over one of the pictures."""
+    for path in pictures:
+        overlay_path = output / f"{path.stem}.png"
+        if overlay_path.exists() and overlay_path.samefile(path):
+            raise InputError(f"the overlay of {path} would be written over it: name another --output.")
 
 
 def _refuse_namesakes(pictures: list[Path]) -> None:

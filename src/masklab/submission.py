@@ -10,7 +10,8 @@ from typing import Any
 from rich.progress import track
 
 from masklab.data.coco import listed_pictures
-from masklab.files import whole
+from masklab.errors import InputError
+from masklab.files import make_folder, whole
 from masklab.model.masklab import MaskLab
 
 DETECTIONS = 100
@@ -28,7 +29,13 @@ def write_submission(model: MaskLab, listing: str | Path, pictures: str | Path, 
     split = Path(listing).stem.removeprefix("image_info_").removeprefix("instances_")
     results: dict[str, list[dict[str, Any]]] = {"mask": [], "box": []}
     for picture in track(listed_pictures(listing, pictures), description="predicting", transient=True):
-        for entry in model.predict(picture.path).to_coco(picture.image_id)[:DETECTIONS]:
+        found = model.predict(picture.path)
+        if found.size != picture.size:
+            raise InputError(
+                f"{picture.path} has {found.size[0]} x {found.size[1]} pixels but {listing} says "
+                f"{picture.size[0]} x {picture.size[1]}: name the folder that the list belongs to."
+            )
+        for entry in found.to_coco(picture.image_id)[:DETECTIONS]:
             mask, box = entry.pop("segmentation"), entry.pop("bbox")
             results["mask"].append(entry | {"segmentation": mask})
             results["box"].append(entry | {"bbox": box})
@@ -36,8 +43,7 @@ def write_submission(model: MaskLab, listing: str | Path, pictures: str | Path, 
 
 
 def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.zip"
+    path = make_folder(folder) / f"{name}.zip"
     with whole(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{name}.json", json.dumps(rows))
     return path

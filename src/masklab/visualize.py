@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,16 +46,26 @@ def overlay(
         raise ValueError(f"the picture is {picture.shape} but the instances' size is {instances.size}")
     shown = instances.above(min_score)
     factor = max(1, min(-(-LEGIBLE // min(instances.size)), LARGEST // max(instances.size))) if enlarge else 1
-    colours = _colours(shown.boxes)
-    original = np.ascontiguousarray(picture.transpose(1, 2, 0))
-    canvas = original.repeat(factor, axis=0).repeat(factor, axis=1)
-    width = 1 if min(canvas.shape[:2]) < 800 else 2
-    for n in sorted(range(len(shown)), key=lambda n: -rle.area(shown.runs[n])):
-        _paint(canvas, original, shown.runs[n], colours[n], factor, width)
-    image = Image.fromarray(canvas)
+    image, colours = tinted(picture, shown.runs, shown.boxes, factor)
     if len(shown) <= MOST_LABELLED and min(instances.size) >= LEAST_LABELLED:
         _annotate(image, shown, colours, factor)
     return image
+
+
+def tinted(
+    picture: NDArray[np.uint8], masks: Sequence[rle.Runs], boxes: NDArray[np.float32], factor: int = 1
+) -> tuple[Image.Image, list[Colour]]:
+    """A picture ``(3, H, W)`` ``factor`` times larger with objects tinted and outlined, and the colour of each.
+
+    ``masks`` are run lengths, ``boxes`` ``(n, 4)`` around them; smaller objects lie on top.
+    """
+    colours = _colours(boxes)
+    original = np.ascontiguousarray(picture.transpose(1, 2, 0))
+    canvas = original.repeat(factor, axis=0).repeat(factor, axis=1)
+    width = 1 if min(canvas.shape[:2]) < 800 else 2
+    for n in sorted(range(len(masks)), key=lambda n: -rle.area(masks[n])):
+        _paint(canvas, original, masks[n], colours[n], factor, width)
+    return Image.fromarray(canvas), colours
 
 
 def _colours(boxes: NDArray[np.float32]) -> list[Colour]:

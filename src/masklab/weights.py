@@ -10,6 +10,7 @@ import torch
 
 from masklab.config import validate
 from masklab.errors import InputError
+from masklab.hardware import default_device
 from masklab.model.masklab import MaskLab, build_model
 from masklab.model.tensors import read_tensors, write_tensors
 from masklab.structures import ClassTable
@@ -50,8 +51,8 @@ def find_weights(model: str | Path) -> Path:
     )
 
 
-def load_model(model: str | Path, device: str | torch.device = "cpu") -> MaskLab:
-    """Load MaskLab from a run folder or a weights file, in evaluation mode on ``device``.
+def load_model(model: str | Path, device: str | torch.device | None = None) -> MaskLab:
+    """Load MaskLab from a run folder or a weights file, in evaluation mode on ``device``, by default a GPU if there is one.
 
     Raises `InputError` for a missing file, one of another kind, and one whose tensors do not fit its header.
     """
@@ -68,7 +69,7 @@ def load_model(model: str | Path, device: str | torch.device = "cpu") -> MaskLab
             "take the file as it was written."
         ) from None
     loaded.score_threshold = json.loads(header["score_threshold"])
-    return loaded.to(device).to(memory_format=torch.channels_last).eval()
+    return loaded.to(device or default_device()).to(memory_format=torch.channels_last).eval()
 
 
 def read_notes(model: str | Path) -> dict[str, Any]:

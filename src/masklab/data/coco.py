@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from numpy.typing import NDArray
 from masklab.data.objects import Objects
 from masklab.errors import InputError
 from masklab.ops import rle
-from masklab.pictures import read_picture
+from masklab.pictures import Box, Limits, read_limits, read_window
 from masklab.structures import ClassTable
+
+FARTHEST = 2**31  # pixels: no box is as far out
+
+
+MALFORMED = "malformed segmentation"
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,8 @@ def find_split(folder: str | Path, split: str) -> tuple[Path, Path]:
     Raises `InputError` that says what was looked for.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such data set folder; correct the path.")
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
-        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
-    simple = folder / f"{split}.json"
-    pairs = [(simple, folder / split)] if simple.is_file() else []
-    pattern = re.compile(rf"instances_({re.escape(split)}(?:\d{{4}})?)\.json")
-    official = folder / "annotations"
-    for entry in sorted(official.iterdir()) if official.is_dir() else []:
-        if match := pattern.fullmatch(entry.name):
-            pairs.append((entry, folder / match[1]))
+    check_names(folder, split)
+    pairs = split_files(folder).get(split, [])
     complete = [pair for pair in pairs if pair[1].is_dir()]
     if len(complete) > 1:
         names = ", ".join(str(pair[0].relative_to(folder)) for pair in complete)
@@ -65,36 +62,69 @@ def find_split(folder: str | Path, split: str) -> tuple[Path, Path]:
     )
 
 
+def check_names(folder: Path, split: str) -> None:
+    """Raise `InputError` unless ``folder`` is there and ``split`` is a plain name."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such data set folder; correct the path.")
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
+        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
+
+
+def split_files(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
+    """The JSON files in a folder that may be splits: name of the split to each file and where its pictures should be.
+
+    ``annotations/instances_train2017.json`` is found as ``train`` and as ``train2017``.
+    """
+    found: defaultdict[str, list[tuple[Path, Path]]] = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        found[path.stem].append((path, folder / path.stem))
+    for path in sorted(folder.glob("annotations/instances_*.json")):
+        name = path.stem.removeprefix("instances_")
+        for split in {name, re.sub(r"\d{4}$", "", name)}:
+            found[split].append((path, folder / name))
+    return found
+
+
 def listed_pictures(json_path: str | Path, folder: str | Path) -> list[Picture]:
     """The pictures that a COCO JSON names, with or without annotations, such as COCO's ``image_info_test-dev2017.json``.
 
     Raises `InputError` for a file that is not COCO and for a picture that is not in ``folder``.
     """
     json_path = Path(json_path)
-    return _read_pictures(_read_json(json_path, ("images",))["images"], json_path, Path(folder))
+    return _read_pictures(read_json(json_path, ("images",))["images"], json_path, Path(folder))
 
 
 class CocoSplit:
     """One split of a COCO data set, read and checked once.
 
     ``pictures`` are in the order of the JSON, those without objects included; ``categories`` is the
-    class table; ``ground_truth`` is the JSON as it was read.  Masks become run lengths when a picture's
-    objects are first asked for, and stay so.  Annotations that cannot be trained on are left out and
-    counted by reason in ``skipped``, as pictures are met; `summary` meets them all.
+    class table; ``ground_truth`` is the JSON as it was read, or as given where ``json_path`` is no more than
+    a name.  Masks become run lengths when a picture's objects are first asked for, and stay so.  Annotations
+    that cannot be trained on are left out and counted by reason in ``skipped``, as pictures are met;
+    `summary` meets them all.  ``note`` says how the split was drawn, if it was.
 
     Raises `InputError` for a file that is not COCO, or that contradicts itself or the folder.
     """
 
-    def __init__(self, json_path: str | Path, picture_folder: str | Path, categories: ClassTable | None = None) -> None:
+    def __init__(
+        self,
+        json_path: str | Path,
+        picture_folder: str | Path,
+        categories: ClassTable | None = None,
+        ground_truth: dict[str, Any] | None = None,
+    ) -> None:
         self.json_path, self.folder = Path(json_path), Path(picture_folder)
-        self.ground_truth = _read_json(self.json_path)
+        self.ground_truth = read_json(self.json_path) if ground_truth is None else ground_truth
         own = ClassTable.from_categories(self.ground_truth["categories"], self.json_path)
         self.categories = categories or own
         self.categories.check_covers(own, self.json_path)
         self.pictures = _read_pictures(self.ground_truth["images"], self.json_path, self.folder)
+        self.note = ""
         self.skipped: Counter[str] = Counter()
+        self._unreadable: set[int] = set()
         self._annotations = self._by_picture()
         self._objects: dict[int, Objects] = {}
+        self._limits: dict[tuple[int, int, tuple[float, float]], Limits] = {}
 
     @classmethod
     def find(cls, folder: str | Path, split: str, categories: ClassTable | None = None) -> CocoSplit:
@@ -107,7 +137,7 @@ class CocoSplit:
     @property
     def most_objects(self) -> int:
         """The largest number of annotations of one picture, crowds left out."""
-        return max((sum(not _is_crowd(a) for a in group) for group in self._annotations), default=0)
+        return max((sum(not is_crowd(a) for a in group) for group in self._annotations), default=0)
 
     def objects(self, index: int) -> Objects:
         """The objects of picture ``index``."""
@@ -115,17 +145,26 @@ class CocoSplit:
             self._objects[index] = self._convert(index)
         return self._objects[index]
 
-    def read(self, index: int, channels: int) -> NDArray[np.uint8]:
-        """Picture ``index`` as ``(channels, H, W)`` uint8; `InputError` if its size is not the JSON's."""
+    def read(self, index: int, channels: int | None, box: Box | None = None) -> NDArray[Any]:
+        """Picture ``index`` as ``(channels, H, W)``, or the part of it inside ``box`` (xyxy); see `read_window`.
+
+        Raises `InputError` for a picture that cannot be read, and if its size is not the JSON's.
+        """
         picture = self.pictures[index]
-        values = read_picture(picture.path, channels)
-        found = values.shape[1:]
+        values, found = read_window(picture.path, channels, box)
         if found != picture.size:
             raise InputError(
                 f"{picture.path} is {found[1]} wide and {found[0]} high (EXIF orientation applied) but {self.json_path} "
                 f"says {picture.size[1]} wide and {picture.size[0]} high; correct the JSON or replace the picture."
             )
         return values
+
+    def limits(self, index: int, channels: int, percentiles: tuple[float, float]) -> Limits:
+        """The numbers at two percentiles of each channel of picture ``index``, measured once; see `read_limits`."""
+        key = index, channels, percentiles
+        if key not in self._limits:
+            self._limits[key] = read_limits(self.pictures[index].path, channels, percentiles)
+        return self._limits[key]
 
     def summary(self) -> str:
         """One line on what the split holds and what was skipped; converts every mask on the way."""
@@ -139,7 +178,15 @@ class CocoSplit:
         if self.skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
             line += f"; skipped {self.skipped.total()} annotations ({reasons})"
-        return line
+        return f"{line}; {self.note}" if self.note else line
+
+    @cached_property
+    def truth(self) -> dict[str, Any]:
+        """The JSON to measure by: ``ground_truth`` without the annotations that have no readable mask or no category."""
+        for index in range(len(self)):
+            self.objects(index)
+        kept = [a for a in self.ground_truth["annotations"] if id(a) not in self._unreadable]
+        return self.ground_truth | {"annotations": kept}
 
     def _by_picture(self) -> list[list[dict[str, Any]]]:
         place = {picture.image_id: index for index, picture in enumerate(self.pictures)}
@@ -164,9 +211,11 @@ class CocoSplit:
         for annotation in self._annotations[index]:
             category = annotation.get("category_id")
             label = self.categories.labels.get(category) if isinstance(category, int) else None
-            runs = _runs_or_reason(annotation, size)
-            if _is_crowd(annotation):
-                box = _annotated_box(annotation, size) if isinstance(runs, str) else rle.bounds(runs, size)
+            runs = runs_or_reason(annotation, size)
+            if label is None or (isinstance(runs, str) and runs == MALFORMED):
+                self._unreadable.add(id(annotation))
+            if is_crowd(annotation):
+                box = annotated_box(annotation, size) if isinstance(runs, str) else rle.bounds(runs, size)
                 if box is not None:
                     ignored.append(box)
                     crowds.append(None if isinstance(runs, str) else runs)
@@ -181,39 +230,44 @@ class CocoSplit:
         return Objects.build(size, masks, labels, ignored, crowds)
 
 
-def _is_crowd(annotation: dict[str, Any]) -> bool:
+def is_crowd(annotation: dict[str, Any]) -> bool:
+    """Whether an annotation is a crowd region: neither an object nor background."""
     return bool(annotation.get("iscrowd", 0))
 
 
-def _runs_or_reason(annotation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.int64] | str:
+def runs_or_reason(annotation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.int64] | str:
     """The run lengths of an annotation, or why it has none."""
     try:
         runs = rle.runs_from_segmentation(annotation.get("segmentation"), size)
     except ValueError:
-        return "malformed segmentation"
+        return MALFORMED
     if rle.area(runs):
         return runs
     box: Any = annotation.get("bbox")
-    if _is_box(box) and min(box[2:]) > 0 and _annotated_box(annotation, size) is None:
+    if is_box(box) and min(box[2:]) > 0 and annotated_box(annotation, size) is None:
         return "outside the picture"
     return "empty mask"
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and v == v for v in box)
+def is_box(box: Any) -> bool:
+    """Whether a ``bbox`` is four numbers that can be pixels."""
+    return (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < FARTHEST for v in box)
+    )
 
 
-def _annotated_box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[float, ...] | None:
+def annotated_box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[float, ...] | None:
     """COCO's own ``bbox`` (x, y, width, height) as ``xyxy`` inside the picture; ``None`` if nothing is left."""
     box = annotation.get("bbox")
-    if not isinstance(box, list) or not _is_box(box):
+    if not isinstance(box, list) or not is_box(box):
         return None
     x1, y1 = max(box[0], 0), max(box[1], 0)
     x2, y2 = min(box[0] + box[2], size[1]), min(box[1] + box[3], size[0])
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
 
 
-def _read_json(path: Path, lists: Iterable[str] = ("images", "annotations", "categories")) -> dict[str, Any]:
+def read_json(path: Path, lists: Iterable[str] = ("images", "annotations", "categories")) -> dict[str, Any]:
+    """Read a COCO file; `InputError` names it when it is not JSON or one of ``lists`` is not there."""
     try:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
@@ -228,7 +282,7 @@ def _read_json(path: Path, lists: Iterable[str] = ("images", "annotations", "cat
 
 
 def _read_pictures(images: Iterable[Any], json_path: Path, folder: Path) -> list[Picture]:
-    pictures = [_read_entry(entry, json_path, folder) for entry in images]
+    pictures = [read_entry(entry, json_path, folder) for entry in images]
     repeated = [image_id for image_id, n in Counter(p.image_id for p in pictures).items() if n > 1]
     if repeated:
         raise InputError(f"{json_path}: image id {repeated[0]} occurs twice; give each image its own id.")
@@ -246,7 +300,8 @@ def _read_pictures(images: Iterable[Any], json_path: Path, folder: Path) -> list
     return pictures
 
 
-def _read_entry(entry: Any, json_path: Path, folder: Path) -> Picture:
+def read_entry(entry: Any, json_path: Path, folder: Path) -> Picture:
+    """Check one entry of ``images``; `InputError` for one without id, size or a file name inside ``folder``."""
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
         raise InputError(f"{json_path}: an entry of images has no id; correct the file.")
     image_id, name = entry["id"], entry.get("file_name")

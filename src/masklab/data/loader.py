@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from masklab.config import Config
+from masklab.config import Config, settled
 from masklab.data.coco import CocoSplit
 from masklab.data.objects import make_targets
-from masklab.data.transforms import Geometry, augment
+from masklab.data.transforms import Geometry, Window, augment_window, cut, draw_window
 from masklab.errors import InputError
-from masklab.pictures import network_size, normalise, padded_size, resize
+from masklab.pictures import Box, brightness, network_size, normalise, padded_size, resize
 from masklab.structures import Batch, Targets
 
 Sample = tuple[Tensor, Targets, "int | str"]
 
-ORDER, CHANGES = 1, 2  # two kinds of random numbers that must not be the same
+ORDER, CHANGES, SAMPLES = 1, 2, 3  # kinds of random numbers that must not be the same
 
 
 class InstanceDataset(Dataset[Sample]):
@@ -62,28 +62,53 @@ def open_picture(
     """Picture ``index`` of a split at a position of the training stream.
 
     Returns it as ``(C, H, W)`` float32, normalised, where its pixels came from, and the random numbers that
-    go on from its augmentation.
+    go on from its augmentation.  Only the window that is shown of it is read, where its format allows that.
     """
-    rng = np.random.default_rng([config.train.seed, CHANGES, position])
-    picture = torch.from_numpy(split.read(index, config.model.backbone.in_channels))
-    geometry = Geometry.identity((picture.shape[1], picture.shape[2]))
+    rng, rule = np.random.default_rng([config.train.seed, CHANGES, position]), config.pictures
+    size = split.pictures[index].size
+    window = draw_window(size, rule, rng) if augmented else Window(None, network_size(size, rule))
+    picture, geometry = _read_bright(split, config, index, window.box), Geometry.identity(size)
+    if window.box is not None:
+        geometry = cut(geometry, window.box)
     if augmented:
-        picture, geometry = augment(picture, geometry, config.pictures, rng)
+        picture, geometry = augment_window(picture, geometry, window.target, rule.augment, rng)
     else:
-        size = network_size(geometry.canvas_size, config.pictures)
-        picture, geometry = resize(picture, size), resize(geometry, size)
-    return normalise(picture, config.pictures), geometry, rng
+        picture, geometry = resize(picture, window.target), resize(geometry, window.target)
+    return normalise(picture, rule), geometry, rng
+
+
+def _read_bright(split: CocoSplit, config: Config, index: int, box: Box | None) -> Tensor:
+    """A part of a picture as `brightness`, its percentiles those of the whole picture."""
+    channels, rule = config.model.backbone.channels, config.pictures
+    picture = torch.from_numpy(split.read(index, channels, box))
+    limits = None if box is None or rule.percentiles is None else split.limits(index, channels, rule.percentiles)
+    return brightness(picture, rule, limits, split.pictures[index].path)
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Batches of ``(position, index)``: every picture once, in random order, then again in another.
 
-    Batch ``i`` holds the positions ``i * batch_size`` and following, whatever step the stream begins at.
+    Batch ``i`` holds the positions ``i * batch_size`` and following, whatever step the stream begins at; of
+    several processes (``share`` is one's number and how many there are) each has an equal run of them.
     """
 
-    def __init__(self, pictures: int, batch_size: int, steps: int, seed: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        pictures: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        first_step: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self.pictures, self.batch_size, self.steps = pictures, batch_size, steps
         self.seed, self.first_step = seed, first_step
+        rank, processes = share
+        if batch_size % processes:
+            raise InputError(
+                f"train.batch_size is {batch_size} but {processes} processes share it: make it a multiple of {processes}."
+            )
+        self.own = range(rank * batch_size // processes, (rank + 1) * batch_size // processes)
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -92,7 +117,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         round_, order = -1, np.zeros(0, np.int64)
         for step in range(self.first_step, self.steps):
             batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            for position in (step * self.batch_size + place for place in self.own):
                 if position // self.pictures != round_:
                     round_ = position // self.pictures
                     order = np.random.default_rng([self.seed, ORDER, round_]).permutation(self.pictures)
@@ -136,27 +161,37 @@ def pad_pictures(pictures: list[Tensor], stride: int, coord_mode: Literal["exact
     return images, sizes
 
 
-def train_loader(split: CocoSplit, config: Config, first_step: int = 0) -> DataLoader[Batch]:
+def train_loader(
+    split: CocoSplit, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
+) -> DataLoader[Batch]:
     """The batches of steps ``first_step`` to ``config.train.steps``, one each; see `stream_loader`."""
     model = config.model
     together = partial(collate, stride=model.backbone.output_stride, coord_mode=model.coord_mode)
-    return stream_loader(InstanceDataset(split, config), together, split, config, first_step)
+    return stream_loader(InstanceDataset(split, config), together, split, config, first_step, share)
 
 
 def stream_loader(
-    dataset: Dataset[Any], collate_fn: Callable[[list[Any]], Any], split: CocoSplit, config: Config, first_step: int
+    dataset: Dataset[Any],
+    collate_fn: Callable[[list[Any]], Any],
+    split: CocoSplit,
+    config: Config,
+    first_step: int,
+    share: tuple[int, int],
 ) -> DataLoader[Any]:
-    """Batches of ``dataset[position, index]``, put together by ``collate_fn``.
+    """Batches of ``dataset[position, index]``, put together by ``collate_fn``; for ``share`` see `StreamSampler`.
 
     Batch ``i`` is the same whatever ``first_step`` and the number of workers are.  Raises `InputError`
-    when the split has no pictures, or, while it runs, for a picture that cannot be read.
+    when the split has no pictures or the processes cannot share a batch equally, or, while it runs, for a picture
+    that cannot be read.
     """
     if not len(split):
         raise InputError(f"{split.json_path} has no pictures to train on; name another split.")
     train = config.train
     return _Loader(
         dataset,
-        batch_sampler=StreamSampler(len(split), train.batch_size, train.steps, train.seed, first_step),
+        batch_sampler=StreamSampler(
+            len(split), settled(train.batch_size, "train.batch_size"), train.steps, train.seed, first_step, share
+        ),
         collate_fn=collate_fn,
         num_workers=train.workers,
         worker_init_fn=_one_thread,
@@ -168,8 +203,8 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-class SplitPictures(Dataset[tuple[Tensor, "int | str"]]):
-    """The pictures of a split as they are: ``(C, H, W)`` uint8 and the image id, for prediction."""
+class SplitPictures(Dataset[tuple[Tensor, int]]):
+    """The pictures of a split as they are: ``(C, H, W)`` of their own depth and the index, for prediction."""
 
     def __init__(self, split: CocoSplit, channels: int) -> None:
         self.split, self.channels = split, channels
@@ -177,5 +212,5 @@ class SplitPictures(Dataset[tuple[Tensor, "int | str"]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | str]:
-        return torch.from_numpy(self.split.read(index, self.channels)), self.split.pictures[index].image_id
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(self.split.read(index, self.channels)), index

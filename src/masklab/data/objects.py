@@ -92,7 +92,7 @@ def make_targets(
     coord_mode: Literal["exact", "tf"] = "exact",
     input_size: Size | None = None,
 ) -> Targets:
-    """The training targets of one picture after its transforms (paper section 3, "Mask").
+    """The training targets of one picture after its transforms (paper, sections 4.1 and 4.2, "Mask crop size").
 
     ``geometry`` says where the picture went.  An object is what is left of its mask inside the picture;
     it is dropped when that is under 1 pixel or its tight box has a side under 2.  ``max_masks`` objects,

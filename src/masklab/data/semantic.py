@@ -36,7 +36,7 @@ class SemanticBatch(NamedTuple):
 
 
 def paint(objects: Objects, background: int) -> LabelMap:
-    """The class of every pixel of a picture, ``(H, W)`` (SPEC of the paper's section 4, "Seg").
+    """The class of every pixel of a picture, ``(H, W)`` (paper, section 4.2, "Seg").
 
     Small objects are painted over large ones, and all of them over crowd regions, which are 255: the whole
     box of a crowd whose mask is not known.
@@ -94,7 +94,9 @@ def collate_semantic(samples: list[tuple[Tensor, Tensor, int | str]], stride: in
     return SemanticBatch(images, labels, [image_id for _, _, image_id in samples])
 
 
-def semantic_loader(split: CocoSplit, config: Config, first_step: int = 0) -> DataLoader[SemanticBatch]:
+def semantic_loader(
+    split: CocoSplit, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
+) -> DataLoader[SemanticBatch]:
     """The batches of steps ``first_step`` to ``config.train.steps``; see `masklab.data.loader.stream_loader`."""
     collate = partial(collate_semantic, stride=config.model.backbone.output_stride)
-    return stream_loader(SemanticDataset(split, config), collate, split, config, first_step)
+    return stream_loader(SemanticDataset(split, config), collate, split, config, first_step, share)

@@ -7,9 +7,6 @@ minutes, which makes it fit for tests and for trying out a change.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklab.errors import InputError
+from masklab.files import whole_folder
 from masklab.ops import rle
 
 Floats = NDArray[np.float64]
@@ -54,21 +52,12 @@ def draw_shapes(
     that is seen.  One picture in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is
     not empty, or when the pictures would be smaller than 32 pixels.
     """
-    folder = Path(folder)
     if min(size) < 32:
         raise InputError(f"pictures of {size[0]} x {size[1]} are too small to draw on; use at least 32 x 32.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; name a new folder or empty this one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        beside.chmod(0o755)
+    with whole_folder(folder) as beside:
         for split, count in ({"train": 200, "val": 50} if pictures is None else pictures).items():
             _draw_split(beside, split, count, seed, size)
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 
 def _draw_split(folder: Path, split: str, count: int, seed: int, size: Size) -> None:
@@ -80,7 +69,7 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: Size) -> 
         scene = _draw_scene(
             rng, size, 0 if k % EMPTY_EVERY == EMPTY_EVERY // 2 else int(rng.integers(FEWEST, MOST + 1))
         )
-        name = f"{k:05d}.png"
+        name = f"{k + 1:05d}.png"  # the number is the image id, as in COCO
         Image.fromarray(np.rint(scene.colours.clip(0, 1) * 255).astype(np.uint8)).save(folder / split / name)
         images.append({"id": k + 1, "file_name": name, "height": size[0], "width": size[1]})
         for entry in _annotate(scene):

@@ -7,7 +7,7 @@ lengths and the geometry (`masklab.data.objects.make_targets`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from torchvision.transforms.v2 import functional as F
 
 from masklab.config import AugmentConfig, PictureConfig
 from masklab.errors import InputError
-from masklab.pictures import Size, network_size, resize
+from masklab.pictures import Box, Size, network_size, resize
 
 Floats = NDArray[np.float64]
+T = TypeVar("T", bound=Tensor)
 
 LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -167,13 +168,38 @@ def quarter_turn(inpt: Any, turns: int) -> Any:
 def augment(
     picture: Tensor, geometry: Geometry, config: PictureConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Bring a picture ``(C, H, W)`` uint8 to the network's scale with the configured random changes.
+    """Bring a picture ``(C, H, W)`` of brightness 0 to 255 to the network's scale with the configured random changes.
 
-    Everything random is drawn from ``rng``.  The window of a random crop is cut before resizing.
+    Everything random is drawn from ``rng``: first `draw_window`, then what `augment_window` draws, which also
+    says what is raised.
+    """
+    window = draw_window(geometry.canvas_size, config, rng)
+    if window.box is not None:
+        picture, geometry = cut(picture, window.box), cut(geometry, window.box)
+    return augment_window(picture, geometry, window.target, config.augment, rng)
+
+
+class Window(NamedTuple):
+    """What a training sample shows: a part of its picture, ``box`` in xyxy, or all of it, and the size that it is resized to."""
+
+    box: Box | None
+    target: Size
+
+
+def cut(inpt: T, box: Box) -> T:
+    """The part of a picture ``(C, H, W)`` or a `Geometry` inside a box of whole pixels."""
+    x1, y1, x2, y2 = box
+    return F.crop(inpt, y1, x1, y2 - y1, x2 - x1)
+
+
+def augment_window(
+    picture: Tensor, geometry: Geometry, target: Size, change: AugmentConfig, rng: np.random.Generator
+) -> tuple[Tensor, Geometry]:
+    """Resize what a window shows to ``target``, then flip, turn and recolour it at random.
+
     Raises `InputError` for changes of colour that need 3 channels when there is another number.
     """
-    change = config.augment
-    picture, geometry = _window(picture, geometry, config, rng)
+    picture, geometry = resize(picture, target), resize(geometry, target)
     if change.horizontal_flip and rng.random() < 0.5:
         picture, geometry = F.horizontal_flip(picture), F.horizontal_flip(geometry)
     if change.vertical_flip and rng.random() < 0.5:
@@ -184,10 +210,8 @@ def augment(
     return _recolour(picture, change, rng), geometry
 
 
-def _window(
-    picture: Tensor, geometry: Geometry, config: PictureConfig, rng: np.random.Generator
-) -> tuple[Tensor, Geometry]:
-    """Scale, jitter and crop."""
+def draw_window(source: Size, config: PictureConfig, rng: np.random.Generator) -> Window:
+    """Draw scale, jitter and crop for a picture of ``(height, width)``, which need not be read for that."""
     factor = 1.0
     if config.augment.min_sides is not None:
         side = int(rng.choice(config.augment.min_sides))
@@ -195,15 +219,13 @@ def _window(
     if config.augment.scale_jitter is not None:
         low, high = np.log(config.augment.scale_jitter)
         factor = float(np.exp(rng.uniform(low, high)))
-    source = geometry.canvas_size
     target = network_size(source, config, factor)
-    if config.augment.crop is not None:
-        wanted = (min(target[0], config.augment.crop), min(target[1], config.augment.crop))
-        height, width = (max(1, round(s * w / t)) for s, w, t in zip(source, wanted, target, strict=True))
-        top, left = int(rng.integers(source[0] - height + 1)), int(rng.integers(source[1] - width + 1))
-        picture, geometry = (F.crop(item, top, left, height, width) for item in (picture, geometry))
-        target = wanted
-    return resize(picture, target), resize(geometry, target)
+    if config.augment.crop is None:
+        return Window(None, target)
+    wanted = (min(target[0], config.augment.crop), min(target[1], config.augment.crop))
+    height, width = (max(1, round(s * w / t)) for s, w, t in zip(source, wanted, target, strict=True))
+    top, left = int(rng.integers(source[0] - height + 1)), int(rng.integers(source[1] - width + 1))
+    return Window((left, top, left + width, top + height), wanted)
 
 
 def _recolour(picture: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
@@ -226,7 +248,10 @@ def _recolour(picture: Tensor, change: AugmentConfig, rng: np.random.Generator) 
         gain, offset = gain * contrast, (1 - contrast) * gain * float(values.mean())
     if change.invert and rng.random() < change.invert:
         gain, offset = -gain, 255 - offset
-    return values.mul_(gain).add_(offset).round_().clamp_(0, 255).to(torch.uint8)
+    values = values.mul(gain).add_(offset)
+    if picture.dtype == torch.uint8:
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+    return values.clamp_(0, 255)
 
 
 def _chroma_matrix(saturation: float, hue: float) -> Tensor:

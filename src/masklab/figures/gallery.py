@@ -12,13 +12,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from masklab.data.coco import CocoSplit, Picture
+from masklab.data.coco import Picture
+from masklab.data.formats import open_split
 from masklab.errors import InputError
 from masklab.evaluation.matching import match, overlaps
 from masklab.figures import panels
 from masklab.figures.look import INSIDE, as_rgb
 from masklab.figures.panels import GAP, Size
-from masklab.figures.show import make_folder, save
+from masklab.figures.show import save
+from masklab.files import make_folder
 from masklab.instances import Instances
 from masklab.model.masklab import MaskLab
 from masklab.ops import rle
@@ -108,10 +110,10 @@ def show_failures(
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of pictures to show, at least 1.")
     score = model.threshold if score is None else score
-    source = CocoSplit.find(data, split, model.classes)
+    source = open_split(data, split, model.classes)
     output = make_folder(output)
     groups: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in source.ground_truth["annotations"]:
+    for annotation in source.truth["annotations"]:
         groups[annotation["image_id"]].append(annotation)
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
@@ -129,8 +131,11 @@ def show_failures(
     if not kept:
         print("no failure figures: every picture is right.")
         return []
-    channels = model.config.model.backbone.in_channels
-    pictures = [as_rgb(source.read(source.pictures.index(failures.picture), channels)) for failures in kept]
+    channels = model.config.model.backbone.channels
+    pictures = [
+        as_rgb(source.read(source.pictures.index(failures.picture), channels), model.config.pictures)
+        for failures in kept
+    ]
     written = [save(_sheet(kept, pictures), output / "failures.png")]
     for place, (failures, values) in enumerate(zip(kept, pictures, strict=True), 1):
         name = f"failure_{place:02d}_{failures.picture.path.stem}.png"

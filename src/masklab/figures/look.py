@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from masklab.config import PictureConfig
 from masklab.figures import panels
 from masklab.figures.panels import GAP, PAGE, Bytes, Floats, Size
 from masklab.instances import Instances
@@ -20,6 +21,7 @@ from masklab.model.backbone import Features
 from masklab.model.mask_branch import MaskBranch, MaskLogits
 from masklab.model.masklab import MaskLab
 from masklab.ops.crop import Rois, crop_channels
+from masklab.pictures import displayed
 
 INSIDE = PAGE - 2 * GAP
 
@@ -44,7 +46,7 @@ class Look:
     maps: Any  # what the mask branch makes once a picture
 
     @classmethod
-    def at(cls, model: MaskLab, name: str, values: Bytes, score: float) -> Look:
+    def at(cls, model: MaskLab, name: str, values: NDArray[Any], score: float) -> Look:
         """Look at a picture ``(C, H, W)``."""
         detections = model.predict(values)
         with model.inference():
@@ -53,7 +55,18 @@ class Look:
             maps = model.mask_branch(features.conv4)
         height, width = size[0].tolist()
         found = detections.above(score)
-        return cls(model, name, as_rgb(values), score, detections, found, (height, width), image, features, maps)
+        return cls(
+            model,
+            name,
+            as_rgb(values, model.config.pictures),
+            score,
+            detections,
+            found,
+            (height, width),
+            image,
+            features,
+            maps,
+        )
 
     def logits(self, kind: str) -> Tensor | None:
         """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``, if the model has such."""
@@ -120,10 +133,9 @@ class Look:
         return f"Score of {self.score:.2f} or more: {classes}"
 
 
-def as_rgb(values: Bytes) -> Bytes:
-    """``(C, H, W)`` of any number of channels as ``(H, W, 3)``: the first three, or the first as grey."""
-    rgb = values[:3] if len(values) >= 3 else np.repeat(values[:1], 3, axis=0)
-    return np.ascontiguousarray(rgb.transpose(1, 2, 0))
+def as_rgb(values: NDArray[Any], config: PictureConfig) -> Bytes:
+    """``(C, H, W)`` of any depth and number of channels as ``(H, W, 3)`` uint8, as the model's configuration sees it."""
+    return np.ascontiguousarray(displayed(values, config).transpose(1, 2, 0))
 
 
 def draw_boxes(image: Image.Image, boxes: NDArray[np.float32]) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from masklab.errors import InputError
 from masklab.figures.channels import directions, semantic
 from masklab.figures.look import Look
 from masklab.figures.objects import detections, masks, sub_boxes
-from masklab.files import whole
+from masklab.files import make_folder, whole
 from masklab.model.masklab import MaskLab
 from masklab.pictures import read_picture
 
@@ -34,7 +33,7 @@ def show(model: MaskLab, picture: str | Path, output: str | Path, score: float |
     Raises `InputError` for a picture that cannot be read and for a folder that cannot be written to.
     """
     path = Path(picture)
-    values = read_picture(path, model.config.model.backbone.in_channels)
+    values = read_picture(path, model.config.model.backbone.channels)
     output = make_folder(output)
     look = Look.at(model, path.name, values, model.threshold if score is None else score)
     written = []
@@ -45,18 +44,6 @@ def show(model: MaskLab, picture: str | Path, output: str | Path, score: float |
             continue
         written.append(save(drawn, output / f"{path.stem}_{name}.png"))
     return written
-
-
-def make_folder(output: str | Path) -> Path:
-    """The folder, made if it is missing; `InputError` if it cannot be."""
-    output = Path(output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{output} cannot be a folder to write to ({error.strerror}): name another --output."
-        ) from None
-    return output
 
 
 def save(image: Image.Image, path: Path) -> Path:

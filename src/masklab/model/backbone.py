@@ -1,4 +1,4 @@
-"""The shared feature extractor: a timm ResNet at a chosen output stride (paper, section 3; atrous convolution)."""
+"""The shared feature extractor: a timm ResNet at a chosen output stride (paper, sections 3 and 4.1)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from timm.layers import BlurPool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from masklab.config import BackboneConfig
+from masklab.config import BackboneConfig, ModelConfig
 from masklab.errors import InputError
 from masklab.model.tensors import read_tensors
 from masklab.ops.conv import CropConv2d
@@ -91,7 +92,7 @@ class Conv5Factory:
     ) -> nn.Sequential:
         """A copy of conv5.
 
-        ``rates`` are the atrous rates of its units, as they stand (paper, Table 5); None keeps the
+        ``rates`` are the atrous rates of its units, as they stand (paper, section 4.2, Table 5); None keeps the
         network's, or means 1 everywhere when ``dense``, which takes out the stride, for use on crops.
         ``pretrained=False`` draws its weights anew.  Raises `InputError` when the number of rates is
         not the number of units.
@@ -124,7 +125,7 @@ def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tupl
     """
     segmentation = config.segmentation_weights if load_pretrained else None
     pretrained = config.pretrained and load_pretrained and segmentation is None
-    arguments: dict[str, Any] = {"in_chans": config.in_channels, "norm_layer": NORMS[config.norm]}
+    arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": NORMS[config.norm]}
     if config.width != 1:
         arguments["channels"] = tuple(round(c * config.width) for c in (64, 128, 256, 512))
     if pretrained and config.weights is not None:
@@ -174,12 +175,37 @@ def backbone_facts(config: BackboneConfig) -> dict[str, Any]:
         "name": config.name.split(".")[0],
         "norm": trained_norm(config.norm),
         "width": config.width,
-        "in_channels": config.in_channels,
+        "in_channels": config.channels,
     }
+
+
+def check_network(model: ModelConfig) -> None:
+    """Raise `InputError` for a backbone, rates and segmentation weights that do not go together; nothing is computed."""
+    config = model.backbone
+    with torch.device("meta"):
+        make_conv5 = build_backbone(config, load_pretrained=False)[1]
+    make_conv5(model.mask.rates)
+    make_conv5(model.box.rates, dense=True)
+    if config.segmentation_weights is not None:
+        _read_segmentation(config.segmentation_weights, config)
 
 
 def _load_segmentation(path: Path, config: BackboneConfig, backbone: Backbone, conv5: nn.Sequential) -> None:
     """Load what `masklab pretrain` wrote into conv1 to conv4 and conv5."""
+    tensors = _read_segmentation(path, config)
+    lower = {name: tensor for name, tensor in tensors.items() if not name.startswith("conv5.")}
+    upper = {name.removeprefix("conv5."): tensors[name] for name in tensors.keys() - lower.keys()}
+    try:
+        backbone.load_state_dict(lower)
+        conv5.load_state_dict(upper)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its tensors do not fit its header ({_first_line(error)}): take the file as it was written."
+        ) from None
+
+
+def _read_segmentation(path: Path, config: BackboneConfig) -> dict[str, Tensor]:
+    """The tensors of a file for this backbone."""
     if not path.is_file():
         raise InputError(
             f"model.backbone.segmentation_weights: there is no file {path}; give one that `masklab pretrain` wrote."
@@ -192,15 +218,7 @@ def _load_segmentation(path: Path, config: BackboneConfig, backbone: Backbone, c
                 f"model.backbone.{field} is {getattr(config, field)} but model.backbone.segmentation_weights, {path}, was "
                 f"pretrained with {theirs[field]}: pretrain with this recipe, or change model.backbone.{field}."
             )
-    lower = {name: tensor for name, tensor in tensors.items() if not name.startswith("conv5.")}
-    upper = {name.removeprefix("conv5."): tensors[name] for name in tensors.keys() - lower.keys()}
-    try:
-        backbone.load_state_dict(lower)
-        conv5.load_state_dict(upper)
-    except RuntimeError as error:
-        raise InputError(
-            f"{path}: its tensors do not fit its header ({_first_line(error)}): take the file as it was written."
-        ) from None
+    return tensors
 
 
 def _calm(network: ResNet) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from masklab.config import BoxConfig
+from masklab.config import BoxConfig, settled
 from masklab.model.rpn import Proposals
 from masklab.ops.boxes import clip, decode
 from masklab.ops.crop import Rois, crop_and_resize
@@ -40,7 +40,7 @@ class BoxClassifier(nn.Module):
 
     With ``config.deformable`` the crop is taken twice.  The maximum of the first, flattened in the order
     channel, row, column, goes through the linear layer ``offsets``, whose outputs are row, column, (y, x)
-    of the sub-boxes' moves; the second crop is taken from the moved sub-boxes (paper, section 3, Fig. 8).
+    of the sub-boxes' moves; the second crop is taken from the moved sub-boxes (paper, section 3, Fig. 5 and 8).
     The layer starts at zero, so ``grid`` starts as the plain crop.
     """
 
@@ -49,6 +49,7 @@ class BoxClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
+        self.max_detections = settled(config.max_detections, "model.box.max_detections")
         self.conv5 = conv5
         self.classes = nn.Linear(channels, num_classes + 1)
         self.codes = nn.Linear(channels, 4 * num_classes)
@@ -103,9 +104,9 @@ class BoxClassifier(nn.Module):
         for box, score, want in zip(boxes, scores, wanted, strict=True):
             row, label = want.nonzero(as_tuple=True)
             box, score = box[row, label], score[row, label]
-            keep = batched_nms(box, score, label, config.nms_iou)[: config.max_detections]
+            keep = batched_nms(box, score, label, config.nms_iou)[: self.max_detections]
             found.append((box[keep], score[keep], label[keep]))
-        padding = [config.max_detections - box.shape[0] for box, _, _ in found]
+        padding = [self.max_detections - box.shape[0] for box, _, _ in found]
         return BoxDetections(
             torch.stack([F.pad(box, (0, 0, 0, p)) for (box, _, _), p in zip(found, padding, strict=True)]),
             torch.stack([F.pad(score, (0, p)) for (_, score, _), p in zip(found, padding, strict=True)]),

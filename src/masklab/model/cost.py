@@ -35,9 +35,9 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
     classes = ClassTable(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
     with torch.device("meta"):
         model = build_model(config, classes, load_pretrained=False).eval()
-        images = torch.empty(1, config.model.backbone.in_channels, *size)
+        images = torch.empty(1, config.model.backbone.channels, *size)
     backbone, head, branch = model.backbone, model.box_classifier, model.mask_branch
-    proposals, detections = config.model.rpn.proposals_test, config.model.box.max_detections
+    proposals, detections = model.rpn.proposals_test, head.max_detections
     half = config.model.box.crop // 2
     with torch.no_grad():
         features: Features = backbone(images)

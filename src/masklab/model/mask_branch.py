@@ -1,4 +1,4 @@
-"""Semantic and direction logits, and the coarse mask they make inside a box (paper, section 3, Fig. 2 and 3).
+"""Semantic and direction logits, and the coarse mask they make inside a box (paper, sections 3 and 4.1, Fig. 2 and 3).
 
 N pictures, R boxes, K classes, D directions, B distance bins, P samples a side.
 """

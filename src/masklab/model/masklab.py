@@ -24,7 +24,16 @@ from masklab.model.mask_branch import MaskBranch
 from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.model.rpn import RPN
 from masklab.ops.crop import Rois
-from masklab.pictures import network_size, normalise, padded_size, read_picture, resize
+from masklab.pictures import (
+    FULL_RANGE,
+    brightness,
+    from_pillow,
+    network_size,
+    normalise,
+    padded_size,
+    read_picture,
+    resize,
+)
 from masklab.structures import ClassTable, Detections
 
 BOXES_AT_ONCE = 256
@@ -34,7 +43,7 @@ MaskHead = MaskBranch | MaskRCNNHead | FCISHead
 """Called once a picture, it gives maps; ``coarse_masks(maps, rois, labels)`` gives mask logits (R, P, P)."""
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-"""A file, a Pillow picture, or uint8 values ``(C, H, W)``."""
+"""A file, a Pillow picture of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
 
 
 class MaskLab(nn.Module):
@@ -119,14 +128,15 @@ class MaskLab(nn.Module):
     def predict(self, pictures: Any) -> Any:
         """Find the objects of a picture, or of each picture of a list.
 
-        A picture is a file, a Pillow picture, or uint8 values ``(C, H, W)``; it is resized and normalised
-        as in training.  Returns one `Instances` a picture, in its own pixels, best first; use
+        A picture is a file, a Pillow picture of any mode, or uint8, uint16 or float32 values ``(C, H, W)``; its
+        numbers become brightness as in training (see `masklab.pictures.brightness`), and it is resized and
+        normalised as there.  Returns one `Instances` a picture, in its own pixels, best first; use
         ``instances.above(model.threshold)`` for those that count as found.  Works in evaluation mode
         whatever mode the model is in.  Raises `InputError` for a picture that cannot be read.
         """
         if isinstance(pictures, (list, tuple)):
             return [self.predict(picture) for picture in pictures]
-        picture = _as_tensor(pictures, self.config.model.backbone.in_channels)
+        picture = _as_tensor(pictures, self.config.model.backbone.channels)
         with self.inference():
             image, size = self.network_input(picture)
             found = self(image, size)
@@ -146,7 +156,7 @@ class MaskLab(nn.Module):
         ``boxes`` is ``(n, 4)`` ``xyxy`` in the picture's own pixels, ``labels`` ``(n,)`` in ``0..K-1``.  Returns
         `Instances` in the same order, with score 1.
         """
-        values = _as_tensor(picture, self.config.model.backbone.in_channels)
+        values = _as_tensor(picture, self.config.model.backbone.channels)
         with self.inference():
             image, size = self.network_input(values)
             scale = size[:, [1, 0, 1, 0]] / size.new_tensor([values.shape[2], values.shape[1]] * 2)
@@ -168,10 +178,10 @@ class MaskLab(nn.Module):
             self.train(was_training)
 
     def network_input(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """A picture (C, H, W) uint8 as a batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
+        """A picture (C, H, W) of any depth as a batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
         config, device = self.config, next(self.parameters()).device
         size = network_size((picture.shape[1], picture.shape[2]), config.pictures)
-        image = normalise(resize(picture, size), config.pictures)
+        image = normalise(resize(brightness(picture, config.pictures), size), config.pictures)
         height, width = padded_size(size, self.stride, config.model.coord_mode)
         image = F.pad(image, (0, width - size[1], 0, height - size[0]))
         return image[None].to(device, memory_format=torch.channels_last), torch.tensor([size], device=device)
@@ -247,14 +257,15 @@ def _owners(boxes: Tensor) -> Tensor:
 
 def _as_tensor(picture: Picture, channels: int) -> Tensor:
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
-        picture = np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1))
+        picture = from_pillow(picture, channels)
     elif isinstance(picture, (str, Path)):
         picture = read_picture(picture, channels)
     values = torch.as_tensor(picture)
-    if values.dtype != torch.uint8 or values.dim() != 3 or values.shape[0] != channels:
+    if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
+        values = values.expand(3, -1, -1)
+    if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels:
         raise InputError(
-            f"a picture must be uint8 of shape ({channels}, height, width), "
+            f"a picture must be uint8, uint16 or float32 of shape ({channels}, height, width), "
             f"not {values.dtype} of shape {tuple(values.shape)}: convert it or give its file name."
         )
     return values

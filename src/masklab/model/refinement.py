@@ -1,4 +1,4 @@
-"""Refinement of the coarse mask by features of lower layers (paper, section 3, Fig. 4 and Table 4).
+"""Refinement of the coarse mask by features of lower layers (paper, section 3, Fig. 4; section 4.2, Table 4).
 
 Both kinds make ``maps`` once a picture and then work box by box.  R boxes, P samples a side.
 """

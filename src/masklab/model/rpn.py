@@ -1,10 +1,11 @@
-"""Region proposal network: anchors, head and proposals (paper's references [62] and [35]; SPEC of hyper-parameters).
+"""Region proposal network: anchors, head and proposals (paper, section 4.1; its references [62] and [35]).
 
 N pictures, A anchors a cell, H x W cells, L = H * W * A anchors, R proposals.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from masklab.config import RPNConfig
-from masklab.ops.boxes import clip, decode
+from masklab.config import RPNConfig, settled
+from masklab.ops.boxes import clip, decode, inside
 from masklab.ops.crop import CoordMode
 
 
@@ -40,7 +41,9 @@ class RPN(nn.Module):
         self.config, self.stride = config, stride
         # the centre of cell i is pixel i * stride, whose middle lies half a pixel further
         self.offset = 0.5 if coord_mode == "exact" else 0.0
-        self.anchors_per_cell = len(config.anchor_sizes) * len(config.anchor_ratios)
+        self.anchor_sizes = settled(config.anchor_sizes, "model.rpn.anchor_sizes")
+        self.proposals_test = settled(config.proposals_test, "model.rpn.proposals_test")
+        self.anchors_per_cell = len(self.anchor_sizes) * len(config.anchor_ratios)
         self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=config.rate, dilation=config.rate)
         self.objectness = nn.Conv2d(config.channels, 2 * self.anchors_per_cell, 1)
         self.codes = nn.Conv2d(config.channels, 4 * self.anchors_per_cell, 1)
@@ -56,7 +59,7 @@ class RPN(nn.Module):
 
     def anchors(self, height: int, width: int, device: torch.device) -> Tensor:
         """Anchors (height * width * A, 4), row by row, cell by cell, ratios within sizes."""
-        sizes = torch.tensor(self.config.anchor_sizes, device=device)[:, None]
+        sizes = torch.tensor(self.anchor_sizes, device=device)[:, None]
         root = torch.tensor(self.config.anchor_ratios, device=device).sqrt()[None, :]
         half = torch.stack([(sizes * root).flatten(), (sizes / root).flatten()], dim=-1) / 2
         shape = torch.cat([-half, half], dim=-1)
@@ -68,14 +71,26 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
-        """The best boxes of each picture after non-maximum suppression, clipped to its ``sizes`` (N, 2)."""
+        """The best boxes of each picture after non-maximum suppression, clipped to its ``sizes`` (N, 2).
+
+        With ``drop_crossing_anchors``, anchors across the border propose nothing in training and are clipped
+        before they are decoded at test, as in the paper's reference [35].
+        """
         config = self.config
         before = config.pre_nms_train if self.training else config.pre_nms_test
-        keep = config.proposals_train if self.training else config.proposals_test
+        keep = config.proposals_train if self.training else self.proposals_test
         scores = output.objectness[..., 1] - output.objectness[..., 0]
+        if config.drop_crossing_anchors and self.training:
+            scores = scores.masked_fill(~inside(output.anchors, sizes[:, None, :]), -math.inf)
         scores, order = scores.topk(min(before, scores.shape[1]), dim=1)
         codes = output.codes.gather(1, order[..., None].expand(-1, -1, 4))
-        boxes = clip(decode(codes, output.anchors[order]), sizes[:, None, :])
-        found = [box[nms(box, score, config.nms_iou)[:keep]] for box, score in zip(boxes, scores, strict=True)]
+        anchors = output.anchors[order]
+        if config.drop_crossing_anchors and not self.training:
+            anchors = clip(anchors, sizes[:, None, :])
+        boxes = clip(decode(codes, anchors), sizes[:, None, :])
+        found = []
+        for box, score in zip(boxes, scores, strict=True):
+            box, score = box[score > -math.inf], score[score > -math.inf]
+            found.append(box[nms(box, score, config.nms_iou)[:keep]])
         padded = torch.stack([F.pad(box, (0, 0, 0, keep - box.shape[0])) for box in found])
         return Proposals(padded, torch.tensor([box.shape[0] for box in found], device=padded.device))

@@ -21,7 +21,7 @@ from masklab.structures import ClassTable
 
 
 class SegmentationNetwork(nn.Module):
-    """conv1 to conv5 and a 1 x 1 convolution to K + 1 logits, background last (paper, section 4, "Seg")."""
+    """conv1 to conv5 and a 1 x 1 convolution to K + 1 logits, background last (paper, section 4.2, "Seg")."""
 
     def __init__(self, backbone: Backbone, conv5: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()

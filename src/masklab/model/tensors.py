@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -12,19 +15,31 @@ from torch import Tensor
 from masklab.errors import InputError
 from masklab.files import whole
 
+CHECKSUM = "sha256"
+BLOCK = 1 << 20
+
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    """Write tensors and a header whose ``format`` says what they are; written beside and renamed."""
+    """Write tensors and a header whose ``format`` says what they are; written beside and renamed.
+
+    A checksum of both goes into the header.
+    """
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(path) as beside:
-        beside.write_bytes(save(values, metadata=header))
+    content = memoryview(save(values, metadata=header))
+    start = 8 + int.from_bytes(content[:8], "little")
+    described = json.loads(bytes(content[8:start]))
+    described["__metadata__"][CHECKSUM] = _checksum(described, [content[start:]])
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    with whole(path) as beside, open(beside, "wb") as file:
+        file.writelines([len(text).to_bytes(8, "little"), text, content[start:]])
 
 
 def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header and the tensors of a file whose header has ``form`` as its ``format``.
 
-    Raises `InputError` for a file that is missing, damaged or of another kind; it names ``verb``, the
-    command that writes the right one.
+    Raises `InputError` for a file that is missing, damaged, changed or of another kind; it names ``verb``, the
+    command that writes the right one.  A file without a checksum is taken as it is.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -33,9 +48,28 @@ def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str]
                 raise InputError(
                     f"{path} is a safetensors file but not masklab's of this kind: give a file that `masklab {verb}` wrote."
                 )
+            if CHECKSUM in header and header[CHECKSUM] != _file_checksum(path):
+                raise InputError(
+                    f"{path} was changed after it was written (its checksum is another): copy it again from where it was made."
+                )
             return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path} is not a weights file or is damaged ({reason}): give a file that `masklab {verb}` wrote."
         ) from None
+
+
+def _file_checksum(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        described = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return _checksum(described, iter(lambda: file.read(BLOCK), b""))
+
+
+def _checksum(described: dict[str, Any], content: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of a file's JSON, its own checksum left out, and of the bytes after it."""
+    facts = {name: value for name, value in described["__metadata__"].items() if name != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(described | {"__metadata__": facts}, sort_keys=True).encode())
+    for block in content:
+        digest.update(block)
+    return digest.hexdigest()

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import time
 import warnings
-from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from rich.progress import track
 from torch.utils.data import DataLoader
 
 from masklab.config import Config
 from masklab.data.coco import CocoSplit
+from masklab.data.formats import open_split
 from masklab.data.loader import SplitPictures, train_loader
+from masklab.data.statistics import resolve_auto
 from masklab.errors import InputError
 from masklab.evaluation import overlaps, tune_score_threshold
-from masklab.files import whole
+from masklab.hardware import default_device
+from masklab.model.backbone import check_network
 from masklab.model.masklab import MaskLab, build_model
-from masklab.training.module import TrainingModule
+from masklab.training.checkpoints import Start, WeightsSaver, open_run
+from masklab.training.log import ProgressBar, ProgressLines, RunLog
+from masklab.training.memory import settle_batch_size
+from masklab.training.module import OptimisedModule, TrainingModule
+from masklab.training.processes import Processes, Together, launched
+from masklab.training.record import write_record
 from masklab.weights import load_model, read_notes, save_model
 
 TUNING_PICTURES = 30
-CHECKPOINT = "resume.ckpt"
 
 
 def train(
@@ -40,157 +41,112 @@ def train(
 ) -> MaskLab:
     """Train a model and return the best one.
 
-    ``data`` is a COCO folder with the splits ``train`` and, to choose the best weights by, ``val``; the
-    run is written to the folder ``output``: ``best.safetensors`` and ``last.safetensors`` (see
-    `masklab.weights`), ``config.yaml``, ``metrics.csv`` and TensorBoard's events.  Both default to the
-    configuration's ``data`` and ``output``.  At the end the score threshold of the best
+    ``data`` is a folder of any format that `masklab.data.formats.open_split` finds, with the splits ``train`` and,
+    to choose the best weights by, ``val``, which is drawn where there is none; the run is written to the folder
+    ``output``: ``best.safetensors`` and ``last.safetensors`` (see `masklab.weights`), ``metrics.csv``,
+    TensorBoard's events, and what `masklab.training.record.write_record` keeps.  Both default to the
+    configuration's ``data`` and ``output``.  Fields that are "auto" are settled from the training split and
+    stored settled.  At the end the score threshold of the best
     weights is tuned on training pictures and stored with them.  ``resume`` continues the run in
-    ``output`` from its last validation as if it had never stopped.
+    ``output`` from its last checkpoint as if it had never stopped.
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
-    train_split = CocoSplit.find(folder, "train")
-    val_split = CocoSplit.find(folder, "val", train_split.categories)
-    first_step = open_run(run, resume)
-    print(train_split.summary())
+    check_network(config.model)
+    train_split = open_split(folder, "train")
+    val_split = open_split(folder, "val", train_split.categories)
+    processes = launched(config.train)
+    start = open_run(run, resume, processes.first)
+    if processes.first:
+        print(train_split.summary())
+    config = settle_batch_size(resolve_auto(config, train_split), train_split, run, start, processes)
     torch.manual_seed(config.train.seed)
     model = build_model(config, train_split.categories).to(memory_format=torch.channels_last)
-    fit(
-        TrainingModule(model, val_split),
-        config,
-        WeightsSaver(run, "mask_AP", partial(save_model, model)),
-        train_loader(train_split, config, first_step),
-        val_split,
-        resume,
-    )
-    return _tune(run, train_split)
+    module = TrainingModule(model, val_split)
+    saver = WeightsSaver(run, "mask_AP", partial(save_model, module.evaluated), config.train)
+    batches = train_loader(train_split, config, start.step, processes.share)
+    fit(module, config, saver, batches, {"train": train_split, "val": val_split}, start, processes)
+    return _tune(run, train_split) if processes.first else load_model(run)
 
 
 def fit(
-    module: pl.LightningModule,
+    module: OptimisedModule,
     config: Config,
     saver: WeightsSaver,
     batches: DataLoader[Any],
-    val: CocoSplit,
-    resume: bool,
+    splits: dict[str, CocoSplit],
+    start: Start,
+    processes: Processes,
 ) -> None:
     """Run ``batches`` through a module as ``config.train`` says, in the run folder of ``saver``.
 
-    It is validated on the pictures of ``val``, one at a time.  ``resume`` goes on from the saver's checkpoint.
+    It is validated on the pictures of ``splits["val"]``, one at a time, each by one of the ``processes``.
+
+    Raises `InputError` for settings that the machine cannot have.
     """
-    run, settings = saver.run, config.train
-    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    in_terminal = sys.stdout.isatty()
+    run, settings, val = saver.run, config.train, splits["val"]
+    device = default_device().type
+    if settings.precision == "fp16" and device == "cpu":
+        raise InputError("train.precision is fp16 but there is no CUDA GPU: set it to auto.")
+    if processes.first:
+        write_record(run, config, splits, saver.checkpoint, start.step, processes.total)
+    in_terminal = sys.stdout.isatty() and processes.first
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         accelerator=device,
-        devices=1,
+        devices=processes.devices,
+        num_nodes=processes.nodes,
+        strategy=Together() if processes.total > 1 else "auto",
+        plugins=ScaledGradients("16-mixed", device, module.scaler) if settings.precision == "fp16" else None,
+        use_distributed_sampler=False,
         default_root_dir=run,
         max_steps=settings.steps,
         val_check_interval=min(settings.validate_every, settings.steps),
         check_val_every_n_epoch=None,
-        limit_val_batches=settings.validate_pictures or 1.0,
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
-        logger=[CSVLogger(run, name=None, version=""), TensorBoardLogger(run, name=None, version="")],
-        callbacks=[saver, RichProgressBar() if in_terminal else ProgressLines()],
+        logger=False,
+        callbacks=[
+            RunLog(run, settings.log_every),  # before the checkpoint, which is about what is in the log
+            saver,
+            *([ProgressBar() if in_terminal else ProgressLines()] if processes.first else []),
+        ],
         enable_progress_bar=in_terminal,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    if (trainer.global_rank, trainer.world_size) != processes.share:
+        raise InputError("this launcher's processes are not understood: start them with torchrun.")
+    chosen = range(min(len(val), settings.validate_pictures or len(val)))[processes.rank :: processes.total]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch, and on this folder and machine
         trainer.fit(
             module,
             batches,
-            DataLoader(SplitPictures(val, config.model.backbone.in_channels), batch_size=None),
-            ckpt_path=run / saver.checkpoint if resume else None,
+            DataLoader(SplitPictures(val, config.model.backbone.channels), sampler=chosen, batch_size=None),
+            ckpt_path=start.checkpoint,
             weights_only=True,
         )
 
 
-def open_run(run: Path, resume: bool, name: str = CHECKPOINT) -> int:
-    """Make the run folder, or check that the one there can be continued; returns the step to begin at.
+class ScaledGradients(MixedPrecision):
+    """Gradients scaled for fp16; where it is computed in is `masklab.hardware.autocast`'s to say."""
 
-    ``name`` is that of the checkpoint, which says what kind of run it is.
-    """
-    checkpoint, log = run / name, run / "metrics.csv"
-    if not resume:
-        if log.exists() or checkpoint.exists():
-            raise InputError(f"{run} already holds a run: give another --output, or --resume true to continue it.")
-        run.mkdir(parents=True, exist_ok=True)
-        return 0
-    if not checkpoint.is_file():
-        raise InputError(f"{run} has no {name} to resume from: check --output, or leave --resume out.")
-    step = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    if log.exists():
-        os.replace(log, run / f"metrics-until-{step}.csv")
-    return step
-
-
-class WeightsSaver(Callback):
-    """After each validation writes ``last.safetensors``, ``best.safetensors`` when the ``figure`` has not been higher,
-    and the checkpoint that a run is resumed from; ``save(path, notes)`` writes the weights."""
-
-    def __init__(
-        self, run: Path, figure: str, save: Callable[[Path, dict[str, Any]], None], checkpoint: str = CHECKPOINT
-    ) -> None:
-        self.run, self.figure, self.save, self.checkpoint = run, figure, save, checkpoint
-        self.best, self.began = -1.0, time.monotonic()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "seconds": time.monotonic() - self.began}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.began = state_dict["best"], time.monotonic() - state_dict["seconds"]
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        val = {name.removeprefix("val/"): None if value != value else value for name, value in metrics.items()}
-        minutes = round((time.monotonic() - self.began) / 60, 1)
-        notes = {"step": trainer.global_step, "minutes": minutes, "val": val}
-        self.save(self.run / "last.safetensors", notes)
-        score = val.get(self.figure) or 0.0
-        if score >= self.best:
-            self.best = score
-            self.save(self.run / "best.safetensors", notes)
-        with whole(self.run / self.checkpoint) as beside:
-            trainer.save_checkpoint(beside)
-
-
-class ProgressLines(Callback):
-    """A line now and then instead of a progress bar, where the output is a file."""
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.began, self.first = time.monotonic(), trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        step, steps = trainer.global_step, trainer.max_steps
-        if step % trainer.log_every_n_steps == 0 or step == steps:  # type: ignore[attr-defined]
-            seconds = time.monotonic() - self.began
-            left = timedelta(seconds=round(seconds / (step - self.first) * (steps - step)))
-            values = trainer.callback_metrics
-            shown = "  ".join(f"{name} {values[name]:.3f}" for name in ("loss", "mask", "box") if name in values)
-            print(f"step {step}/{steps}  {shown}  {values['GiB']:.1f} GiB  {left} left", flush=True)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        values = trainer.callback_metrics
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("val/"))
-        print(f"step {trainer.global_step}: {shown}", flush=True)
+    def autocast_context_manager(self) -> torch.autocast:
+        return torch.autocast(self.device, enabled=False)
 
 
 def _tune(run: Path, split: CocoSplit) -> MaskLab:
     """Tune the score threshold of the best weights on training pictures, spread over the split."""
-    model = load_model(run, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run)
     stride = max(1, len(split) // TUNING_PICTURES)
     chosen = split.pictures[::stride][:TUNING_PICTURES]
     results: list[dict[str, Any]] = []
     for picture in track(chosen, description="tuning the score threshold", transient=True):
         results += model.predict(picture.path).to_coco(picture.image_id)
     model.score_threshold = tune_score_threshold(
-        overlaps(split.ground_truth, results, [picture.image_id for picture in chosen])
+        overlaps(split.truth, results, [picture.image_id for picture in chosen])
     )
     save_model(model, run / "best.safetensors", read_notes(run))
     return model

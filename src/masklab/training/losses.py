@@ -1,4 +1,4 @@
-"""The losses (paper, sections 3 and 4; SPEC of its references [35, 62]).
+"""The losses (paper, section 4.1, and its references [35, 62]).
 
 All are finite for an empty selection and stay connected to the parameters they come from.
 """
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def classification_loss(logits: Tensor, classes: Tensor, normaliser: float) -> Tensor:
-    """Softmax cross entropy of ``logits`` (S, K) against ``classes`` (S,), summed and divided by ``normaliser``."""
-    return F.cross_entropy(logits, classes, reduction="sum") / normaliser
+def classification_loss(logits: Tensor, classes: Tensor, normaliser: Tensor | float) -> Tensor:
+    """Softmax cross entropy of ``logits`` (S, K) against ``classes`` (S,), summed, each divided by its ``normaliser``."""
+    return (F.cross_entropy(logits, classes, reduction="none") / normaliser).sum()
 
 
-def box_loss(codes: Tensor, wanted: Tensor, normaliser: float) -> Tensor:
-    """Huber loss of box codes (S, 4), delta 1, summed over codes and boxes and divided by ``normaliser``."""
-    return F.huber_loss(codes, wanted, reduction="sum", delta=1.0) / normaliser
+def box_loss(codes: Tensor, wanted: Tensor, normaliser: Tensor | float) -> Tensor:
+    """Huber loss of box codes (S, 4), delta 1, summed over codes and boxes, each divided by its ``normaliser``."""
+    return (F.huber_loss(codes, wanted, reduction="none", delta=1.0).sum(dim=1) / normaliser).sum()
 
 
 def mask_loss(logits: Tensor, masks: Tensor, pictures: Tensor, picture_count: int) -> Tensor:

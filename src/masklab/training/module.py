@@ -1,106 +1,206 @@
-"""The thin Lightning module: optimiser, schedule, clipping, and what is logged and watched."""
+"""The thin Lightning modules: optimiser, schedule, clipping, and what is logged and watched."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from masklab.config import TrainConfig
 from masklab.data.coco import CocoSplit
+from masklab.data.loader import SAMPLES
 from masklab.errors import BrokenLossError
 from masklab.evaluation import coco_metrics
 from masklab.hardware import autocast, memory_in_use
 from masklab.model.box_classifier import BoxClassifier
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
+from masklab.training.processes import average_gradients, gathered, spread
 from masklab.training.step import TrainingStep
 
+AnyBatch = TypeVar("AnyBatch")
 
-class TrainingModule(pl.LightningModule):
-    """Runs `TrainingStep` and validates by COCO AP on ``val``."""
 
-    def __init__(self, model: MaskLab, val: CocoSplit | None) -> None:
+class OptimisedModule(pl.LightningModule):
+    """What every training here has in common: how a batch becomes a step of the optimiser.
+
+    ``settings`` are the configuration's ``train``.  A subclass says which network is ``trained`` and what
+    the ``losses`` of some pictures are.
+    """
+
+    def __init__(self, network: nn.Module, settings: TrainConfig) -> None:
         super().__init__()
-        self.step = TrainingStep(model)
-        self.config = model.config.train
-        self.val = val
+        self.settings = settings
         self.automatic_optimization = False  # the parts of a batch go backward on their own
-        self.results: list[dict[str, Any]] = []
-        self.scored: list[int | str] = []
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than pictures to validate on
+        self.average = None if settings.ema is None else Average(network, settings.ema)
+        self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16" and torch.cuda.is_available())
+
+    def trained(self) -> nn.Module:
+        raise NotImplementedError
+
+    def losses(self, batch: Any, first: int) -> dict[str, Tensor]:
+        """The losses of pictures, the first of which is at position ``first`` of the training stream."""
+        raise NotImplementedError
 
     @property
-    def model(self) -> MaskLab:
-        return self.step.model
+    def evaluated(self) -> Any:
+        """The network that is validated and saved: the running average where there is one."""
+        return self.trained() if self.average is None else self.average.network
 
-    def training_step(self, batch: Batch, index: int) -> None:
-        batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+    def training_step(self, batch: Any, index: int) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         losses = self._backward(batch)
         check_finite(losses, self.global_step, batch.image_ids)
-        clip_gradients(self.model, self.config)
+        average_gradients(self.trained())
         optimizer.step()
         schedule: Any = self.lr_schedulers()
         schedule.step()
-        self._log_losses(losses, len(batch.image_ids), optimizer.param_groups[0]["lr"])
+        if self.average is not None:
+            self.average.update(self.trained(), self.global_step)
+        self.log_losses(losses, len(batch.image_ids))
+        self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
+        self.log("learning_rate", schedule.get_last_lr()[0])
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Add the batch's gradients to the parameters and return its losses.
+    def _backward(self, batch: Any) -> dict[str, Tensor]:
+        """Add the batch's gradients to the parameters, part by part, and return its losses.
 
-        On a CPU, operations on maps of a few dozen cells gain little from several threads, so the batch
-        is cut into parts that go forward and backward at once, each in a thread of its own.
+        They are those of the whole batch at once, but for rounding and for batch norm, as every loss is a mean
+        over pictures and what is drawn for a picture depends on its place in the training stream alone.
+
+        Each part is cut again into `at_once` that go forward and backward at once, each in a thread of its own.
         """
-        parts = split_batch(batch, self.config.threads if self.device.type == "cpu" else 1)
-        # samples are a function of seed and step, so that a resumed run draws the same ones
-        seed = self.config.seed * 2**32 + self.global_step
-        precision = self.config.precision
+        pictures = len(batch.image_ids)
+        first = (self.global_step * self.processes + self.global_rank) * pictures
+        done: list[dict[str, Tensor]] = []
+        for part in split_batch(batch, self.settings.accumulate):
+            pieces = split_batch(part, self.at_once)
+            sizes = [len(piece.image_ids) for piece in pieces]
+            at = [first + before for before in accumulate(sizes, initial=0)]
+            shares = [size / pictures for size in sizes]
+            if len(pieces) == 1:
+                losses, total = self._part(part, first, shares[0])
+                total.backward()
+                done.append(losses)
+            else:
+                for losses, gradients in self.pool.map(self._gradients, pieces, at, shares):
+                    add_gradients(self.trained(), gradients)  # in order, for the last bit to be the same each time
+                    done.append(losses)
+            first = at[-1]
+        return {name: torch.stack([losses[name] for losses in done]).sum() for name in done[0]}
 
-        def run(number: int) -> dict[str, Tensor]:
-            generator = torch.Generator().manual_seed(seed + number * 2**48)
-            with autocast(self.device, precision):
-                losses = self.step(parts[number], generator)
-            share = len(parts[number].image_ids) / len(batch.image_ids)
-            losses = {name: loss * share for name, loss in losses.items()}
-            torch.stack(list(losses.values())).sum().backward()
-            return {name: loss.detach() for name, loss in losses.items()}
+    def _part(self, part: Any, first: int, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of a part of the batch, times its share of it, and what is to go backward."""
+        with autocast(self.device, self.settings.precision):
+            losses = self.losses(part, first)
+        losses = {name: loss * share for name, loss in losses.items()}
+        total = self.scaler.scale(torch.stack(list(losses.values())).sum())
+        return {name: loss.detach() for name, loss in losses.items()}, total
 
-        if len(parts) == 1:
-            return run(0)
-        every = list(self.pool.map(run, range(len(parts))))
-        return {name: torch.stack([losses[name] for losses in every]).sum() for name in every[0]}
+    def _gradients(self, part: Any, first: int, share: float) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+        losses, total = self._part(part, first, share)
+        return losses, torch.autograd.grad(total, learning(self.trained()), allow_unused=True)
+
+    @property
+    def at_once(self) -> int:
+        return 1
+
+    @property
+    def processes(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
         """The threads that parts of a batch run in, each with one thread for its operations."""
-        return ThreadPoolExecutor(self.config.threads, initializer=torch.set_num_threads, initargs=(1,))
+        return ThreadPoolExecutor(self.settings.threads, initializer=torch.set_num_threads, initargs=(1,))
 
-    def _log_losses(self, losses: dict[str, Tensor], pictures: int, learning_rate: float) -> None:
-        masks = sum(loss for name, loss in losses.items() if name.startswith("mask"))
-        total = sum(losses.values())
+    def log_losses(self, losses: dict[str, Tensor], pictures: int) -> None:
+        self.log("loss", torch.stack(list(losses.values())).sum(), prog_bar=True, batch_size=pictures)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        clip_gradients(self.trained(), self.settings)  # here scaled gradients have their own size again
+
+    def on_validation_start(self) -> None:
+        spread(self.buffers())  # each process has its own statistics of a trained batch norm
+
+    def configure_optimizers(self) -> Any:
+        return optimizer_and_schedule(self.trained(), self.settings)
+
+
+class Average(nn.Module):
+    """A running average of a network's weights: ``decay`` of the old and the rest of the new at each step.
+
+    The decay rises to its value over the first steps, so that the weights it began with are soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after ``step`` steps."""
+        kept = min(self.decay, step / (step + 9))
+        for mean, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - kept)
+            else:
+                mean.copy_(value)
+
+
+class TrainingModule(OptimisedModule):
+    """Runs `TrainingStep` and validates by COCO AP on ``val``."""
+
+    def __init__(self, model: MaskLab, val: CocoSplit | None) -> None:
+        super().__init__(model, model.config.train)
+        self.step = TrainingStep(model)
+        self.val = val
+        self.results: list[tuple[int, list[dict[str, Any]]]] = []
+
+    def trained(self) -> MaskLab:
+        return self.step.model
+
+    def losses(self, batch: Batch, first: int) -> dict[str, Tensor]:
+        batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+        # samples are a function of seed and position, so that a resumed run draws the same ones
+        seed = self.settings.seed
+        return self.step(batch, [sampler(seed, first + i) for i in range(len(batch.targets))])
+
+    @property
+    def at_once(self) -> int:
+        """On a CPU, operations on maps of a few dozen cells gain little from several threads, so pictures have one each."""
+        return self.settings.threads if self.device.type == "cpu" and self.processes == 1 else 1
+
+    def log_losses(self, losses: dict[str, Tensor], pictures: int) -> None:
+        super().log_losses(losses, pictures)
+        masks = torch.stack([loss for name, loss in losses.items() if name.startswith("mask")]).sum()
+        boxes = torch.stack([loss for name, loss in losses.items() if not name.startswith("mask")]).sum()
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=pictures)
-        self.log("loss", total, prog_bar=True, batch_size=pictures)
-        self.log("mask", masks, prog_bar=True, logger=False, batch_size=pictures)
-        self.log("box", total - masks, prog_bar=True, logger=False, batch_size=pictures)
-        self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
-        self.log("learning_rate", learning_rate)
+        self.log("mask", masks, prog_bar=True, batch_size=pictures)
+        self.log("box", boxes, prog_bar=True, batch_size=pictures)
 
-    def validation_step(self, batch: tuple[Any, int | str], index: int) -> None:
-        picture, image_id = batch
-        self.results += self.model.predict(picture).to_coco(image_id)
-        self.scored.append(image_id)
+    def validation_step(self, batch: tuple[Tensor, int], number: int) -> None:
+        assert self.val is not None
+        picture, index = batch
+        self.results.append((index, self.evaluated.predict(picture).to_coco(self.val.pictures[index].image_id)))
 
     def on_validation_epoch_end(self) -> None:
         assert self.val is not None
-        cap = self.model.config.model.box.max_detections
-        metrics = coco_metrics(self.val.ground_truth, self.results, cap, self.scored)
-        self.results, self.scored = [], []
+        cap = self.trained().box_classifier.max_detections
+        found = dict(sorted(gathered(self.results)))
+        scored = [self.val.pictures[index].image_id for index in found]
+        metrics = coco_metrics(self.val.truth, [entry for each in found.values() for entry in each], cap, scored)
+        self.results = []
         for kind in ("mask", "box"):
             for name in ("AP", "AP50", "AP75"):
                 value = metrics[kind][name]
@@ -108,18 +208,31 @@ class TrainingModule(pl.LightningModule):
                     f"val/{kind}_{name}", math.nan if value is None else value, prog_bar=(kind, name) == ("mask", "AP")
                 )
 
-    def configure_optimizers(self) -> Any:
-        return optimizer_and_schedule(self.model, self.config)
+
+def learning(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
+def add_gradients(network: nn.Module, gradients: Sequence[Tensor | None]) -> None:
+    """Add to the gradients of the parameters that are trained."""
+    for parameter, gradient in zip(learning(network), gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def sampler(seed: int, position: int) -> torch.Generator:
+    """What draws the samples of the picture at a position of the training stream."""
+    state = np.random.SeedSequence([seed, SAMPLES, position]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+def split_batch(batch: AnyBatch, parts: int) -> list[AnyBatch]:
     """Cut a batch into at most ``parts`` of nearly equal size, in order."""
-    bounds = [round(len(batch.targets) * i / parts) for i in range(parts + 1)]
-    return [
-        Batch(batch.images[a:b], batch.sizes[a:b], batch.targets[a:b], batch.image_ids[a:b])
-        for a, b in pairwise(bounds)
-        if b > a
-    ]
+    fields = batch._asdict() if hasattr(batch, "_asdict") else vars(batch)
+    pictures = len(fields["image_ids"])
+    bounds = [round(pictures * i / parts) for i in range(parts + 1)]
+    return [type(batch)(**{name: values[a:b] for name, values in fields.items()}) for a, b in pairwise(bounds) if b > a]
 
 
 def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str]) -> None:

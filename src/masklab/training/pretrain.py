@@ -1,4 +1,4 @@
-"""Pretraining on semantic segmentation (paper, section 4 and Table 6, "Seg").
+"""Pretraining on semantic segmentation (paper, section 4.2 and Table 6, "Seg").
 
 N pictures, K classes, background the last of K + 1, H x W pixels.
 """
@@ -10,24 +10,27 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from masklab.config import Config
 from masklab.data.coco import CocoSplit
+from masklab.data.formats import open_split
+from masklab.data.kind import resolve_pictures
 from masklab.data.loader import pad_pictures
 from masklab.data.semantic import IGNORED, MOST_CLASSES, SemanticBatch, paint, semantic_loader
 from masklab.errors import InputError
-from masklab.hardware import autocast, memory_in_use
+from masklab.hardware import autocast
 from masklab.model.backbone import SEGMENTATION_FORMAT
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation, save_segmentation
 from masklab.model.tensors import read_tensors
 from masklab.ops.crop import Rois, crop_and_resize
-from masklab.pictures import network_size, normalise, resize
-from masklab.training.fit import WeightsSaver, fit, open_run, required
-from masklab.training.module import check_finite, clip_gradients, optimizer_and_schedule
+from masklab.pictures import brightness, network_size, normalise, resize
+from masklab.training.checkpoints import WeightsSaver, open_run
+from masklab.training.fit import fit, required
+from masklab.training.module import OptimisedModule
+from masklab.training.processes import added_up, launched
 
 CHECKPOINT = "pretrain.ckpt"
 VALUES_AT_ONCE = 1 << 24  # logits at the picture's own size that are held at a time
@@ -38,7 +41,7 @@ def pretrain(
 ) -> Path:
     """Train a configuration's backbone and conv5 to name the class of each pixel; returns the best weights' file.
 
-    ``data`` is a COCO folder with the splits ``train`` and ``val``, whose objects are painted into maps of
+    ``data`` is a data set folder with the splits ``train`` and ``val``, whose objects are painted into maps of
     classes (`masklab.data.semantic.paint`).  The run is written to the folder ``output`` as `masklab.training.fit.train`
     does; ``best.safetensors`` has the highest mean IoU on ``val`` and is what
     ``model.backbone.segmentation_weights`` names.  The sections ``pictures`` and ``train`` of the configuration
@@ -47,66 +50,65 @@ def pretrain(
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
-    train_split = CocoSplit.find(folder, "train")
+    train_split = open_split(folder, "train")
     classes = train_split.categories
     if len(classes) > MOST_CLASSES:
         raise InputError(
             f"{train_split.json_path} has {len(classes)} categories but pretraining takes at most {MOST_CLASSES}: merge some."
         )
-    val_split = CocoSplit.find(folder, "val", classes)
-    first_step = open_run(run, resume, CHECKPOINT)
-    print(train_split.summary())
+    val_split = open_split(folder, "val", classes)
+    processes = launched(config.train)
+    start = open_run(run, resume, processes.first, CHECKPOINT)
+    if processes.first:
+        print(train_split.summary())
+    config = resolve_pictures(config, train_split)
     torch.manual_seed(config.train.seed)
     network = build_segmentation(config.model, len(classes)).to(memory_format=torch.channels_last)
     module = PretrainModule(network, config, val_split)
 
     def save(path: Path, notes: dict[str, Any]) -> None:
-        save_segmentation(network, config.model.backbone, classes, path, notes | {"IoU": module.class_iou})
+        save_segmentation(module.evaluated, config.model.backbone, classes, path, notes | {"IoU": module.class_iou})
 
-    saver = WeightsSaver(run, "mean_IoU", save, CHECKPOINT)
-    fit(module, config, saver, semantic_loader(train_split, config, first_step), val_split, resume)
+    saver = WeightsSaver(run, "mean_IoU", save, config.train, CHECKPOINT)
+    batches = semantic_loader(train_split, config, start.step, processes.share)
+    fit(module, config, saver, batches, {"train": train_split, "val": val_split}, start, processes)
     best = run / "best.safetensors"
-    _report(best)
+    if processes.first:
+        _report(best)
     return best
 
 
-class PretrainModule(pl.LightningModule):
-    """Trains a `SegmentationNetwork` and validates by IoU on ``val``, at each picture's own size."""
+class PretrainModule(OptimisedModule):
+    """Trains a `SegmentationNetwork` and validates by IoU on ``val``, at each picture's own size.
+
+    The loss of a batch in parts, or of several processes, is the mean of theirs, whatever each knows of its pixels.
+    """
 
     def __init__(self, network: SegmentationNetwork, config: Config, val: CocoSplit) -> None:
-        super().__init__()
+        super().__init__(network, config.train)
         self.network, self.config, self.val = network, config, val
         self.class_iou: dict[str, float | None] = {}
         self.counts: Tensor | None = None
 
-    def training_step(self, batch: SemanticBatch, index: int) -> Tensor:
-        with autocast(self.device, self.config.train.precision):
-            logits = self.network(batch.images.contiguous(memory_format=torch.channels_last))
-        loss = pixel_loss(logits, batch.labels)
-        check_finite({"segmentation": loss.detach()}, self.global_step, batch.image_ids)
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch.labels))
-        self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
-        schedule: Any = self.lr_schedulers()
-        self.log("learning_rate", schedule.get_last_lr()[0])
-        return loss
+    def trained(self) -> SegmentationNetwork:
+        return self.network
 
-    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        clip_gradients(self.network, self.config.train)
+    def losses(self, batch: SemanticBatch, first: int) -> dict[str, Tensor]:
+        logits = self.network(batch.images.contiguous(memory_format=torch.channels_last))
+        return {"segmentation": pixel_loss(logits, batch.labels)}
 
-    def configure_optimizers(self) -> Any:
-        return optimizer_and_schedule(self.network, self.config.train)
-
-    def validation_step(self, batch: tuple[Tensor, int | str], index: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, int], number: int) -> None:
+        picture, index = batch
         classes = len(self.val.categories)
         wanted = torch.from_numpy(paint(self.val.objects(index), classes)).to(self.device)
-        counts = confusion(label_map(self.network, batch[0], self.config), wanted, classes + 1)
+        counts = confusion(label_map(self.evaluated, picture, self.config), wanted, classes + 1)
         self.counts = counts if self.counts is None else self.counts + counts
 
     def on_validation_epoch_end(self) -> None:
         size = len(self.val.categories) + 1
-        counts = torch.zeros(size, size, dtype=torch.long) if self.counts is None else self.counts.cpu()
+        counts = torch.zeros(size, size, dtype=torch.long, device=self.device) if self.counts is None else self.counts
         self.counts = None
-        iou, accuracy = segmentation_scores(counts)
+        iou, accuracy = segmentation_scores(added_up(counts).cpu())
         for name, value in zip((*self.val.categories.names, "background"), iou.tolist(), strict=True):
             self.class_iou[name] = None if math.isnan(value) else round(value, 4)
             self.log(f"IoU/{name}", value)
@@ -127,7 +129,7 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def label_map(network: SegmentationNetwork, picture: Tensor, config: Config) -> Tensor:
-    """The likeliest class (H, W) int64 of every pixel of a picture (C, H, W) uint8, at the picture's own size.
+    """The likeliest class (H, W) int64 of every pixel of a picture (C, H, W), at the picture's own size.
 
     ``network`` is in evaluation mode.  Logits are sampled some rows at a time, so that memory does not grow
     with the number of classes.
@@ -135,7 +137,7 @@ def label_map(network: SegmentationNetwork, picture: Tensor, config: Config) -> 
     _, height, width = picture.shape
     device = next(network.parameters()).device
     size = network_size((height, width), config.pictures)
-    image = normalise(resize(picture, size), config.pictures)
+    image = normalise(resize(brightness(picture, config.pictures), size), config.pictures)
     images, _ = pad_pictures([image], config.model.backbone.output_stride, "exact")
     with autocast(device, config.train.precision):
         logits = network(images.to(device, memory_format=torch.channels_last))

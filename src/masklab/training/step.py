@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,29 +23,33 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> dict[str, Tensor]:
         """Losses ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box``, ``mask_coarse`` and ``mask_refined``,
         the last only where the model refines.
 
-        Each is a float32 scalar, finite and connected to its parameters whatever the batch holds.
-        ``generator`` (on the CPU) draws the samples; None draws them from the global state.
+        Each is a float32 scalar, finite and connected to its parameters whatever the batch holds, and the mean of
+        what it is on each picture alone.  ``generator`` (on the CPU), one for all or one a picture, draws the
+        samples; None draws them from the global state.
         """
         generator = generator or torch.default_generator
+        generators = [generator] * len(batch.targets) if isinstance(generator, torch.Generator) else generator
         features = self.model.backbone(batch.images)
         rpn = self.model.rpn(features.conv4)
         proposals = self.model.rpn.propose(rpn, batch.sizes)
         return {
-            **self._rpn_losses(rpn, batch, generator),
-            **self._box_losses(features, proposals, batch, generator),
-            **self._mask_losses(features, batch, generator),
+            **self._rpn_losses(rpn, batch, generators),
+            **self._box_losses(features, proposals, batch, generators),
+            **self._mask_losses(features, batch, generators),
         }
 
-    def _rpn_losses(self, output: RPNOutput, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def _rpn_losses(self, output: RPNOutput, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         config, pictures = self.model.config.model.rpn, len(batch.targets)
         objectness, box = output.objectness.sum() * 0, output.codes.sum() * 0
         for i, targets in enumerate(batch.targets):
             size = (int(batch.sizes[i, 0]), int(batch.sizes[i, 1]))
-            sample = sample_anchors(output.anchors, targets, size, config, generator)
+            sample = sample_anchors(output.anchors, targets, size, config, generators[i])
             normaliser = max(1, len(sample.rows)) * pictures
             positive = sample.objects >= 0
             objectness = objectness + classification_loss(
@@ -55,15 +61,15 @@ class TrainingStep(nn.Module):
         return {"rpn_objectness": config.objectness_weight * objectness, "rpn_box": config.box_weight * box}
 
     def _box_losses(
-        self, features: Features, proposals: Proposals, batch: Batch, generator: torch.Generator
+        self, features: Features, proposals: Proposals, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         config, head = self.model.config.model.box, self.model.box_classifier
-        boxes, owners, classes, codes = [], [], [], []
+        boxes, owners, classes, codes, normalisers = [], [], [], [], []
         for i, targets in enumerate(batch.targets):
             candidates = proposals.boxes[i, : proposals.real[i]]
             if config.append_ground_truth:
                 candidates = torch.cat([candidates, targets.boxes])
-            sample: Sample = sample_proposals(candidates, targets, config, generator)
+            sample: Sample = sample_proposals(candidates, targets, config, generators[i])
             box, positive = candidates[sample.rows], sample.objects >= 0
             label = torch.full_like(sample.rows, head.num_classes)
             label[positive] = targets.labels[sample.objects[positive]]
@@ -71,17 +77,20 @@ class TrainingStep(nn.Module):
             owners.append(torch.full_like(sample.rows, i))
             classes.append(label)
             codes.append(encode(targets.boxes[sample.objects[positive]], box[positive]))
+            normalisers.append(box.new_full((len(box),), len(box) * len(batch.targets)))
         rois = self.model.rois(torch.cat(boxes), torch.cat(owners), batch.images)
-        output, label = head(features.conv4, rois), torch.cat(classes)
-        normaliser = max(1, len(label))
+        output, label, normaliser = head(features.conv4, rois), torch.cat(classes), torch.cat(normalisers)
         positive = (label < head.num_classes).nonzero().flatten()
         return {
             "box_class": config.class_weight * classification_loss(output.classes, label, normaliser),
-            "box": config.box_weight * box_loss(output.codes[positive, label[positive]], torch.cat(codes), normaliser),
+            "box": config.box_weight
+            * box_loss(output.codes[positive, label[positive]], torch.cat(codes), normaliser[positive]),
         }
 
-    def _mask_losses(self, features: Features, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """On annotated boxes only, as the paper has it: a jittered box would put the directions out of line."""
+    def _mask_losses(
+        self, features: Features, batch: Batch, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """On annotated boxes only (paper, section 4.1): a jittered box would put the directions out of line."""
         config, model, pictures = self.model.config.model.mask, self.model, len(batch.targets)
         boxes = torch.cat([t.boxes[t.mask_rows] for t in batch.targets])
         labels = torch.cat([t.labels[t.mask_rows] for t in batch.targets])
@@ -93,7 +102,7 @@ class TrainingStep(nn.Module):
         losses = {"mask_coarse": config.coarse_weight * mask_loss(coarse, masks, owners, pictures)}
         if model.refinement is not None:
             some = torch.cat(
-                [draw((owners == i).nonzero().flatten(), config.train_refined, generator) for i in range(pictures)]
+                [draw((owners == i).nonzero().flatten(), config.train_refined, generators[i]) for i in range(pictures)]
             )
             rois = model.rois(boxes[some], owners[some], batch.images)
             refined = model.refinement(coarse[some], model.refinement.maps(features), rois)

@@ -1,4 +1,4 @@
-"""What anchors and proposals should say, and which of them are asked (SPEC of paper's references [35, 62]).
+"""What anchors and proposals should say, and which of them are asked (paper, section 4.1; its references [35, 62]).
 
 A anchors, R proposals, G annotated objects, S samples.  Everything here is free of gradients.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from masklab.config import BoxConfig, RPNConfig
-from masklab.ops.boxes import box_iou, overlap_share
+from masklab.ops.boxes import box_iou, inside, overlap_share
 from masklab.structures import Targets
 
 IGNORED_SHARE = 0.5  # a box with more than this share inside a crowd region is not called background
@@ -33,12 +33,11 @@ def sample_anchors(
     Positive: overlap of at least ``positive_iou`` with an object, or the best anchor of one.  Negative:
     overlap below ``negative_iou`` with all.  Anchors that cross the border are left out if so configured.
     """
-    height, width = size
     matched = torch.full((anchors.shape[0],), -1, device=anchors.device)
     negative = torch.ones(anchors.shape[0], dtype=torch.bool, device=anchors.device)
     usable = torch.ones_like(negative)
     if config.drop_crossing_anchors:
-        usable = (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+        usable = inside(anchors, anchors.new_tensor(size))
     if len(targets.boxes) > 0:
         overlap = torch.where(usable[:, None], box_iou(anchors, targets.boxes), -1.0)
         best, nearest = overlap.max(dim=1)

@@ -1,0 +1,453 @@
+"""What is wrong with a data set, all of it: where training stops at the first contradiction, this goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from masklab.data import coco
+from masklab.data.coco import Picture
+from masklab.data.formats import open_split, split_names
+from masklab.errors import InputError
+from masklab.files import whole
+from masklab.ops import rle
+from masklab.ops.rle import Runs, Size
+from masklab.pictures import read_picture
+from masklab.structures import ClassTable
+
+STOPS, SKIPPED, KEPT = "stops training", "skipped", "kept"
+
+# What can be wrong, and what training makes of it.
+PROBLEMS = {
+    "unusable split": STOPS,
+    "unusable image entry": STOPS,
+    "duplicate image id": STOPS,
+    "unusable categories": STOPS,
+    "category not in train": STOPS,
+    "annotation of no image": STOPS,
+    "missing picture": STOPS,
+    "damaged picture": STOPS,
+    "other size than annotated": STOPS,
+    "annotated as stored, before EXIF": STOPS,
+    "malformed segmentation": SKIPPED,
+    "empty mask": SKIPPED,
+    "outside the picture": SKIPPED,
+    "unknown category": SKIPPED,
+    "malformed box": KEPT,
+    "box outside the picture": KEPT,
+    "box without area": KEPT,
+    "duplicate annotation id": KEPT,
+    "duplicate object": KEPT,
+    "duplicate picture": KEPT,
+    "picture in two splits": KEPT,
+    "EXIF orientation": KEPT,
+    "unused category": KEPT,
+}
+SAME_OBJECT = 0.95  # IoU above which two objects of one category are one
+MARGIN = 1.0  # pixels that an annotated box may lie outside the picture, as rounding does
+EXAMPLES = 4  # of each problem, in the table
+ORIENTATION = 274  # EXIF's tag
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong: ``problem`` is a key of `PROBLEMS`; ids are the data set's own, where it has any."""
+
+    split: str
+    problem: str
+    image_id: int | str | None
+    annotation_id: int | str | None
+    detail: str
+
+    @property
+    def consequence(self) -> str:
+        return PROBLEMS[self.problem]
+
+
+@dataclass
+class Report:
+    """What `check` found in ``folder``; ``splits`` has the numbers of images, annotations and categories of each."""
+
+    folder: Path
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def count(self) -> Counter[str]:
+        """How many findings there are of each consequence."""
+        return Counter(finding.consequence for finding in self.findings)
+
+    @property
+    def fault(self) -> str | None:
+        """A sentence on what training would stop at or skip, if there is such a thing."""
+        stops, skipped = self.count[STOPS], self.count[SKIPPED]
+        if not stops + skipped:
+            return None
+        return (
+            f"{self.folder} has {stops} faults that training stops at and {skipped} annotations that it skips: "
+            "correct them, the table names each."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: every finding, its consequence beside it."""
+        findings = [finding._asdict() | {"consequence": finding.consequence} for finding in self.findings]
+        counts = {consequence: self.count[consequence] for consequence in (STOPS, SKIPPED, KEPT)}
+        return {"folder": str(self.folder), "splits": self.splits, "counts": counts, "findings": findings}
+
+
+def check(folder: str | Path) -> Report:
+    """Look at every picture and annotation of a data set and report all that is wrong.
+
+    A COCO folder is read leniently, every split that is there; of other formats a file that cannot be read is all
+    that is reported of its split.  Pictures are compared by their decoded pixels, masks as run lengths.  Raises
+    `InputError` when the folder is not there or holds no data set.
+    """
+    report = Report(Path(folder))
+    names = split_names(folder)
+    for name in {"train", "val"} - set(names):
+        try:
+            open_split(folder, name)
+        except InputError as error:
+            report.findings.append(Finding(name, "unusable split", None, None, str(error)))
+    seen: dict[bytes, list[tuple[str, Picture, bytes]]] = defaultdict(list)
+    train: ClassTable | None = None
+    for split in _coco_splits(report) or _other_splits(report, names):
+        split.run(seen)
+        train = split.check_classes(train)
+    _compare_pictures(seen, report)
+    order = list(PROBLEMS)
+    report.findings.sort(key=lambda finding: (finding.split, order.index(finding.problem)))
+    return report
+
+
+def print_check(report: Report, console: Console | None = None) -> None:
+    """Print one table: a line for each problem of each split, what training makes of it, and where it is."""
+    console = console or Console()
+    for name, counts in report.splits.items():
+        console.print(f"{escape(name)}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    if not report.findings:
+        console.print("nothing is wrong")
+        return
+    table = Table(
+        "split", "problem", "training", "number", "where", title=f"what is wrong in {escape(str(report.folder))}"
+    )
+    table.columns[3].justify = "right"
+    groups: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in report.findings:
+        groups[finding.split, finding.problem].append(finding)
+    for (name, problem), group in groups.items():
+        places = [_place(finding) for finding in group[:EXAMPLES]]
+        more = f"\n... and {len(group) - EXAMPLES} more" if len(group) > EXAMPLES else ""
+        table.add_row(escape(name), problem, PROBLEMS[problem], str(len(group)), escape("\n".join(places) + more))
+    console.print(table)
+    ends = {STOPS: "stop training", SKIPPED: "are skipped in training", KEPT: "are kept in training"}
+    console.print(", ".join(f"{report.count[key]} {words}" for key, words in ends.items()))
+
+
+def write_check(path: str | Path, report: Report) -> None:
+    """Write every finding as JSON, whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _place(finding: Finding) -> str:
+    image = "" if finding.image_id is None else f"image {finding.image_id}"
+    number = "" if finding.annotation_id is None else f"annotation {finding.annotation_id}"
+    place = ", ".join(part for part in (image, number) if part)
+    return f"{place}: {finding.detail}" if place and finding.detail else place or finding.detail
+
+
+def _coco_splits(report: Report) -> list[_SplitCheck]:
+    """Every JSON file that has a picture folder, ``train`` first; none where the folder is not COCO's."""
+    found: dict[Path, tuple[str, Path]] = {}
+    for name, pairs in sorted(coco.split_files(report.folder).items()):
+        for path, pictures in pairs:
+            if pictures.is_dir():
+                found.setdefault(path, (name, pictures))  # the shorter of the names train and train2017
+    times = Counter(name for name, _ in found.values())
+    splits = [
+        _SplitCheck(name if times[name] == 1 else path.relative_to(report.folder).as_posix(), path, pictures, report)
+        for path, (name, pictures) in found.items()
+    ]
+    return sorted(splits, key=lambda split: not split.name.startswith("train"))
+
+
+def _other_splits(report: Report, names: Sequence[str]) -> list[_SplitCheck]:
+    """The splits of another format, as it is read: a file that cannot be is the one finding of its split."""
+    splits = []
+    for name in sorted(names, key=lambda name: name != "train"):
+        try:
+            split = open_split(report.folder, name)
+        except InputError as error:
+            report.findings.append(Finding(name, "unusable split", None, None, str(error)))
+        else:
+            splits.append(_SplitCheck(name, split.json_path, split.folder, report, split.ground_truth))
+    return splits
+
+
+class _SplitCheck:
+    """One split, read leniently."""
+
+    def __init__(
+        self, name: str, json_path: Path, folder: Path, report: Report, values: dict[str, Any] | None = None
+    ) -> None:
+        self.name, self.json_path, self.folder, self.report = name, json_path, folder, report
+        lists = self._read(values)
+        self.images, self.annotations, self.categories = (
+            lists.get(key, []) for key in ("images", "annotations", "categories")
+        )
+        self.has_categories = "categories" in lists
+        self.names: dict[int, str] = {}  # of the categories that have an id and a name
+        for entry in self.categories:
+            if isinstance(entry, dict) and _is_id(entry.get("id")) and isinstance(entry["id"], int):
+                self.names.setdefault(entry["id"], str(entry.get("name")))
+        report.splits[name] = {
+            "images": len(self.images),
+            "annotations": len(self.annotations),
+            "categories": len(self.categories),
+        }
+
+    def add(self, problem: str, detail: str = "", image_id: Any = None, annotation: Any = None) -> None:
+        number = annotation.get("id") if isinstance(annotation, dict) else None
+        self.report.findings.append(Finding(self.name, problem, image_id, number if _is_id(number) else None, detail))
+
+    def run(self, seen: dict[bytes, list[tuple[str, Picture, bytes]]]) -> None:
+        """Check images, annotations and pictures; ``seen`` collects the pictures of all splits by their pixels."""
+        pictures = self._entries()
+        groups = self._by_picture(pictures)
+        self._check_ids()
+        for picture in track(pictures, description=f"{self.name}: annotations", transient=True):
+            self._check_objects(picture, groups[picture.image_id])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            looked = pool.map(_look, [picture.path for picture in pictures])
+            for picture, look in track(
+                zip(pictures, looked, strict=True), f"{self.name}: pictures", len(pictures), transient=True
+            ):
+                self._check_picture(picture, look, seen)
+
+    def check_classes(self, train: ClassTable | None) -> ClassTable | None:
+        """Check the categories against their use and the first split's; returns the table to check others against."""
+        used = {a.get("category_id") for a in self.annotations if isinstance(a, dict) and _is_id(a.get("category_id"))}
+        for number, name in self.names.items():
+            if number not in used:
+                self.add("unused category", f"{number} ({name})")
+        if not self.has_categories:
+            return train
+        try:
+            own = ClassTable.from_categories(self.categories, self.json_path)
+        except InputError as error:
+            self.add("unusable categories", str(error))
+            return train
+        if train is None:
+            return own
+        try:
+            train.check_covers(own, self.json_path)
+        except InputError as error:
+            self.add("category not in train", str(error))
+        return train
+
+    def _read(self, values: Any) -> dict[str, list[Any]]:
+        """The three lists of the JSON, those that are there."""
+        try:
+            values = coco.read_json(self.json_path, ()) if values is None else values
+        except InputError as error:
+            self.add("unusable split", str(error))
+            return {}
+        lists = {}
+        for key in ("images", "annotations", "categories"):
+            if isinstance(values, dict) and isinstance(values.get(key), list):
+                lists[key] = values[key]
+            else:
+                self.add("unusable split", f"{self.json_path} has no list {key!r}.")
+        return lists
+
+    def _entries(self) -> list[Picture]:
+        """The images whose entries make sense, the first of each id."""
+        found: dict[int | str, Picture] = {}
+        for entry in self.images:
+            try:
+                picture = coco.read_entry(entry, self.json_path, self.folder)
+            except InputError as error:
+                number = entry.get("id") if isinstance(entry, dict) else None
+                self.add("unusable image entry", str(error), number if _is_id(number) else None)
+                continue
+            if picture.image_id in found:
+                self.add("duplicate image id", picture.path.name, picture.image_id)
+            else:
+                found[picture.image_id] = picture
+        return list(found.values())
+
+    def _by_picture(self, pictures: Sequence[Picture]) -> dict[int | str, list[dict[str, Any]]]:
+        groups: dict[int | str, list[dict[str, Any]]] = {picture.image_id: [] for picture in pictures}
+        listed = {entry.get("id") for entry in self.images if isinstance(entry, dict) and _is_id(entry.get("id"))}
+        for annotation in self.annotations:
+            image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+            if _is_id(image_id) and image_id in groups:
+                groups[image_id].append(annotation)
+            elif not _is_id(image_id) or image_id not in listed:
+                self.add("annotation of no image", f"its image id is {image_id}", annotation=annotation)
+        return groups
+
+    def _check_ids(self) -> None:
+        ids = Counter(a.get("id") for a in self.annotations if isinstance(a, dict) and _is_id(a.get("id")))
+        for annotation in self.annotations:
+            if isinstance(annotation, dict) and _is_id(annotation.get("id")) and ids[annotation["id"]] > 1:
+                self.add("duplicate annotation id", "", annotation.get("image_id"), annotation)
+
+    def _check_objects(self, picture: Picture, group: list[dict[str, Any]]) -> None:
+        """The annotations of one picture, as training would read them."""
+        objects: list[dict[str, Any]] = []
+        masks: list[Runs] = []
+        for annotation in group:
+            runs, category = coco.runs_or_reason(annotation, picture.size), annotation.get("category_id")
+            if coco.is_crowd(annotation):
+                if isinstance(runs, str) and coco.annotated_box(annotation, picture.size) is None:
+                    self.add(runs, "a crowd region", picture.image_id, annotation)
+            elif isinstance(runs, str):
+                self.add(runs, "", picture.image_id, annotation)
+            elif not isinstance(category, int) or category not in self.names:
+                self.add("unknown category", f"its category id is {category}", picture.image_id, annotation)
+            else:
+                objects.append(annotation)
+                masks.append(runs)
+                self._check_box(picture, annotation)
+        labels = [annotation["category_id"] for annotation in objects]
+        for later, first, iou in duplicates(masks, labels, picture.size):
+            detail = f"IoU {iou:.2f} with annotation {objects[first].get('id')}"
+            self.add("duplicate object", detail, picture.image_id, objects[later])
+
+    def _check_box(self, picture: Picture, annotation: dict[str, Any]) -> None:
+        """The annotated box, which training does not read: it takes the mask's own."""
+        box: Any = annotation.get("bbox")
+        if not coco.is_box(box):
+            if box is not None:
+                self.add("malformed box", "its bbox is not four numbers", picture.image_id, annotation)
+            return
+        x, y, width, height = box
+        if min(width, height) <= 0:
+            self.add("box without area", f"{width} wide, {height} high", picture.image_id, annotation)
+        elif max(-x, -y, x + width - picture.size[1], y + height - picture.size[0]) > MARGIN:
+            self.add("box outside the picture", f"{box}", picture.image_id, annotation)
+
+    def _check_picture(
+        self, picture: Picture, look: _Look | str, seen: dict[bytes, list[tuple[str, Picture, bytes]]]
+    ) -> None:
+        if isinstance(look, str):
+            problem = "damaged picture" if os.path.isfile(picture.path) else "missing picture"
+            self.add(problem, look, picture.image_id)
+            return
+        (height, width), turned = look.size, look.orientation
+        if look.size != picture.size:
+            sizes = f"{picture.path.name} is {width} x {height}, the JSON says {picture.size[1]} x {picture.size[0]}"
+            if turned >= 5 and picture.size == (width, height):
+                self.add("annotated as stored, before EXIF", f"{sizes}; EXIF turns it", picture.image_id)
+            else:
+                self.add("other size than annotated", sizes, picture.image_id)
+        elif turned in (2, 3, 4) or (turned >= 5 and height == width):
+            detail = f"{picture.path.name} is turned by EXIF ({turned}); make sure it was annotated upright"
+            self.add("EXIF orientation", detail, picture.image_id)
+        seen[look.pixels].append((self.name, picture, look.file))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str))
+
+
+class _Look(NamedTuple):
+    """What is kept of a picture: digests of its file and its pixels, its size upright and EXIF's orientation."""
+
+    file: bytes
+    pixels: bytes
+    size: Size
+    orientation: int
+
+
+def _look(path: Path) -> _Look | str:
+    """Decode a whole picture; a sentence if that cannot be done."""
+    try:
+        values = read_picture(path, None)
+        file = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})."
+    size = (values.shape[1], values.shape[2])
+    digest = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
+    digest.update(values.tobytes())
+    return _Look(file, digest.digest(), size, _orientation(path))
+
+
+def _orientation(path: Path) -> int:
+    """EXIF's orientation, 1 (upright) to 8; 1 where there is none."""
+    try:
+        with Image.open(path) as opened:
+            value = opened.getexif().get(ORIENTATION, 1)
+    except Exception:  # the picture was read; if Pillow cannot, there is no EXIF either
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _compare_pictures(seen: dict[bytes, list[tuple[str, Picture, bytes]]], report: Report) -> None:
+    """Report pictures that are there twice, in one split or in two."""
+    for group in seen.values():
+        first: dict[str, tuple[Picture, bytes]] = {}
+        for split, picture, file in group:
+            others = [(name, *other) for name, other in first.items() if name != split]
+            if split in first:
+                detail = _sameness(picture, *first[split], file) + f" (image {first[split][0].image_id})"
+                report.findings.append(Finding(split, "duplicate picture", picture.image_id, None, detail))
+            elif others:
+                name, other, other_file = others[0]
+                detail = _sameness(picture, other, other_file, file) + f" in {name} (image {other.image_id})"
+                report.findings.append(Finding(split, "picture in two splits", picture.image_id, None, detail))
+            first.setdefault(split, (picture, file))
+
+
+def _sameness(picture: Picture, other: Picture, other_file: bytes, file: bytes) -> str:
+    same = (
+        "the same file" if picture.path == other.path else "the same bytes" if file == other_file else "the same pixels"
+    )
+    return f"{picture.path.name} has {same} as {other.path.name}" if picture.path != other.path else f"{same}"
+
+
+def duplicates(masks: Sequence[Runs], labels: Iterable[int], size: Size) -> list[tuple[int, int, float]]:
+    """Objects that are there twice: (row, row of an earlier one, IoU) for each of IoU above 0.95 and one label.
+
+    ``masks`` are run lengths, none of them empty, in a picture of ``size``.  Only pairs whose boxes and areas allow it
+    are compared, run by run.
+    """
+    boxes = np.array([rle.bounds(runs, size) for runs in masks], np.int64).reshape(-1, 4)
+    areas = np.array([rle.area(runs) for runs in masks], np.int64)
+    classes = np.fromiter(labels, np.int64, len(masks))
+    found = []
+    for row in range(1, len(masks)):
+        sides = np.minimum(boxes[:row, 2:], boxes[row, 2:]) - np.maximum(boxes[:row, :2], boxes[row, :2])
+        most = np.minimum(np.minimum(areas[:row], areas[row]), sides.clip(0).prod(axis=1))
+        possible = (classes[:row] == classes[row]) & (most > SAME_OBJECT * (areas[:row] + areas[row] - most))
+        for other in np.flatnonzero(possible).tolist():
+            shared = _shared(masks[other], masks[row])
+            iou = float(shared / (areas[other] + areas[row] - shared))
+            if iou > SAME_OBJECT:
+                found.append((row, other, iou))
+                break
+    return found
+
+
+def _shared(one: Runs, two: Runs) -> float:
+    """Pixels that two masks have in common: what ``two`` covers before each end of a run of ``one``, less its start."""
+    edges, covered = np.cumsum(two), np.cumsum(two * (np.arange(two.size) % 2))
+    marks = np.interp(np.cumsum(one)[: one.size // 2 * 2], edges, covered)
+    return float((marks[1::2] - marks[0::2]).sum())

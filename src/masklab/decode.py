@@ -1,0 +1,238 @@
+"""Decoding picture files of any common kind: values ``(H, W, C)`` at the file's own depth, whole or a part of them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from masklab.errors import InputError
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+CHANNEL_AXES = frozenset("CSQI")  # channels, samples, and what TIFF names neither: Q unknown, I a sequence of pages
+ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
+LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError),
+    *(NotImplementedError, struct.error, zlib.error),
+)
+
+
+class Segments:
+    """The tiles or strips of a TIFF picture as values ``(H, W, C)``; a slice decodes only those that it meets."""
+
+    def __init__(self, pages: Sequence[Any]) -> None:
+        self.pages, self.key = pages, pages[0].keyframe
+        planes, _, height, width, samples = self.key.shaped
+        self.shape = (height, width, len(pages) * planes * samples)
+        self.dtype = self.key.dtype
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        rows, columns = (range(*part.indices(side)) for part, side in zip(key, self.shape[:2], strict=True))
+        values = np.full((len(rows), len(columns), self.shape[2]), self.key.nodata, self.dtype)
+        for channel, page in enumerate(self.pages):
+            for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+                _, (plane, _, top, left, _), (_, height, width, samples) = self.key.decode(None, index)
+                down, across = _met(rows, top, height), _met(columns, left, width)
+                if length and down and across:
+                    page.parent.filehandle.seek(offset)
+                    segment = self.key.decode(page.parent.filehandle.read(length), index)[0][0]
+                    first = channel + plane
+                    values[down[0], across[0], first : first + samples] = segment[down[1], across[1]]
+        return values
+
+
+class Opened(NamedTuple):
+    """A picture ``(H, W, C)`` that is decoded when it is sliced by rows and columns; ``channels`` leaves alpha out."""
+
+    values: NDArray[Any] | Segments
+    channels: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    def part(self, rows: slice, columns: slice) -> NDArray[Any]:
+        return self.values[rows, columns][:, :, : self.channels]
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what decoders raise for a file that is missing, damaged or no picture into an `InputError` that names it."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such picture file; correct the path or restore the file.")
+    try:
+        yield
+    except (UnidentifiedImageError, tifffile.TiffFileError):
+        raise InputError(f"{path} is not a picture that can be read; convert it to PNG, JPEG or TIFF.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has too many pixels to be read as {path.suffix}; convert it to TIFF.") from None
+    except DAMAGED as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from None
+
+
+@contextmanager
+def open_picture_file(path: Path, channels: int | None) -> Iterator[Opened]:
+    """Open a picture upright, to decode the part that is wanted; files other than TIFF are decoded whole at once.
+
+    Alpha is kept only where it makes up the number of ``channels``.  Raises `InputError` naming the file, also
+    for what goes wrong when a part is decoded.
+    """
+    with decoding(path):
+        if path.suffix.lower() not in TIFF_SUFFIXES:
+            yield _read_pillow(path, channels)
+        else:
+            with tifffile.TiffFile(path) as tiff:
+                yield _open_tiff(tiff, path, channels)
+
+
+def pillow_values(picture: Image.Image, channels: int | None) -> NDArray[Any]:
+    """A Pillow picture of any mode as ``(H, W, C)``: grey or RGB as ``channels`` says, without alpha.
+
+    Modes of one deep channel (I;16, I, F) stay one; alpha or CMYK is kept where it makes up the number of ``channels``.
+    """
+    if picture.mode[0] not in "IF" and not (
+        picture.mode in ("LA", "RGBA", "CMYK") and channels == len(picture.getbands())
+    ):
+        grey = channels == 1 or (channels != 3 and picture.mode in ("1", "L", "LA", "La"))
+        picture = picture.convert("L" if grey else "RGB")
+    values = np.asarray(picture)
+    return values[:, :, None] if values.ndim == 2 else values
+
+
+def _read_pillow(path: Path, channels: int | None) -> Opened:
+    with Image.open(path) as opened:
+        mode = opened.tile[0][3] if opened.format == "PNG" and opened.tile else None
+        if mode == "LA;16B" or mode in LOW_BYTES:
+            return _read_deep_png(path, mode, channels)
+        values = pillow_values(ImageOps.exif_transpose(opened), channels)
+        if opened.mode == "I" and opened.format in ("PNG", "PPM"):  # 16 bits in 32
+            values = values.astype(np.uint16)
+    return Opened(values, values.shape[2])
+
+
+def _read_deep_png(path: Path, mode: str, channels: int | None) -> Opened:
+    """A PNG of 16-bit grey with alpha, RGB or RGBA, of which Pillow keeps only the high bytes unless told otherwise."""
+    if mode == "LA;16B":
+        pairs, orientation = _read_raw(path, "RGBA")
+        high, low = pairs[:, :, ::2], pairs[:, :, 1::2]
+    else:
+        (high, orientation), (low, _) = _read_raw(path, mode), _read_raw(path, LOW_BYTES[mode])
+    values = _upright(high * np.uint16(256) + low, orientation)
+    return Opened(values, _without_alpha(values.shape[2], values.shape[2] % 2 == 0, channels))
+
+
+def _read_raw(path: Path, mode: str) -> tuple[NDArray[np.uint16], int]:
+    """The bytes that Pillow's raw ``mode`` takes from a PNG, and its orientation."""
+    with Image.open(path) as opened:
+        tiles: Any = [(*tile[:3], mode) for tile in opened.tile]
+        opened.tile = tiles
+        return np.asarray(opened).astype(np.uint16), opened.getexif().get(274, 1)
+
+
+def _open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Opened:
+    """Map an uncompressed picture, prepare the tiles or strips of another, or leave it to Pillow."""
+    page: Any = tiff.pages.first
+    series = tiff.series[0]
+    if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+        return _read_pillow(path, channels)
+    _refuse_stacks(series, path)
+    orientation = int(page.tags.valueof(274, 1))
+    values: NDArray[Any] | Segments
+    if series.dataoffset is not None:
+        mapped = tifffile.memmap(path, mode="r")
+        values = _upright(_channels_last(mapped, series.axes), orientation)
+    elif lacking := _lacking_codec(page):
+        if len(series.pages) > 1 or page.samplesperpixel > (4 if page.bitspersample == 8 else 1):
+            raise InputError(
+                f"{path} cannot be decoded ({lacking}): install imagecodecs, or save the picture uncompressed."
+            )
+        return _read_pillow(path, channels)
+    elif orientation == 1 and _in_segments(series):
+        values = Segments(series.pages)
+    else:
+        values = _upright(_channels_last(series.asarray(), series.axes), orientation)
+    alpha = any(kind in ALPHA for kind in page.extrasamples)
+    return Opened(values, _without_alpha(values.shape[2], alpha, channels))
+
+
+def _without_alpha(found: int, alpha: bool, channels: int | None) -> int:
+    return found - 1 if alpha and found != channels else found
+
+
+def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
+    if "Y" not in series.axes or "X" not in series.axes:
+        raise ValueError(f"its axes {series.axes} {series.shape} are not those of a picture")
+    extra = [axis for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YX" and side > 1]
+    if len(extra) > 1 or not CHANNEL_AXES.issuperset(extra):
+        sides = " x ".join(map(str, series.shape))
+        raise InputError(
+            f"{path} is a stack (axes {series.axes}, {sides}) but a flat picture is needed: "
+            "save its planes, or their projection, as files of their own."
+        )
+
+
+def _lacking_codec(page: Any) -> str | None:
+    """What tifffile says where it needs imagecodecs for a compression."""
+    try:
+        page.decode(None, 0)
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            return " ".join(str(error).split())
+        raise
+    return None
+
+
+def _in_segments(series: tifffile.TiffPageSeries) -> bool:
+    """Whether `Segments` can read a series: each page a plane, or one page of several samples."""
+    pages: Any = series.pages
+    if any(page is None for page in pages):
+        return False
+    key = pages[0].keyframe
+    planes, depth, height, width, samples = key.shaped
+    channels = len(pages) * planes * samples
+    return (
+        key.compression not in JPEG
+        and depth == 1
+        and (len(pages) == 1 or planes * samples == 1)
+        and series.size == channels * height * width
+    )
+
+
+def _met(wanted: range, start: int, length: int) -> tuple[slice, slice] | None:
+    """Which of the ``wanted`` places lie in a segment of ``length`` from ``start``, and where in the segment they lie."""
+    first = max(0, -((wanted.start - start) // wanted.step))
+    last = min(len(wanted), -((wanted.start - start - length) // wanted.step))
+    if first >= last:
+        return None
+    place = wanted.start + first * wanted.step - start
+    return slice(first, last), slice(place, place + (last - first - 1) * wanted.step + 1, wanted.step)
+
+
+def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
+    extra = [k for k, axis in enumerate(axes) if axis not in "YX" and values.shape[k] > 1]
+    order = [axes.index("Y"), axes.index("X"), *extra]
+    rest = [k for k in range(values.ndim) if k not in order]
+    moved = values.transpose(*order, *rest)
+    return moved.reshape(moved.shape[0], moved.shape[1], -1)
+
+
+def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn ``(H, W, C)`` upright from one of EXIF's eight orientations."""
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values

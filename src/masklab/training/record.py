@@ -1,0 +1,116 @@
+"""What a run keeps of how it came about: ``config.yaml``, ``run.json`` and ``split.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from masklab.config import Config, flatten
+from masklab.data.coco import CocoSplit
+from masklab.data.formats import write_lists
+from masklab.errors import InputError
+from masklab.files import whole
+from masklab.hardware import versions
+
+RECORD = "run.json"
+# fields that do not change what comes out
+FREE = (
+    "data",
+    "output",
+    *(f"train.{name}" for name in ("workers", "threads", "devices", "nodes", "log_every", "checkpoint_every")),
+)
+
+
+def write_record(
+    run: Path, config: Config, splits: dict[str, CocoSplit], checkpoint: str, step: int, processes: int
+) -> None:
+    """Write the configuration as it was resolved, how the run was started, and which data it is trained on.
+
+    ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `fingerprint`) and one entry of
+    ``starts`` for each time the run was started or resumed: step, time, command, versions and device.
+    ``split.json`` lists the pictures of each split.
+
+    Raises `InputError` if the run was started on other data or with other settings.
+    """
+    if step:
+        refuse_other_settings(run, config)
+    data = {name: fingerprint(split) for name, split in splits.items()}
+    before = read_record(run) if step else {}
+    for name, then in before.get("data", {}).items():
+        if name in data and any(then[key] != data[name][key] for key in ("annotations_sha256", "pictures_sha256")):
+            raise InputError(
+                f"{data[name]['annotations']} or its pictures have changed since {run} was started: "
+                "bring them back to resume it, or give another --output."
+            )
+    starts = [
+        *before.get("starts", []),
+        {
+            "step": step,
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(sys.argv),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "processes": processes,
+            "versions": versions(),
+        },
+    ]
+    _write(run / RECORD, json.dumps({"checkpoint": checkpoint, "data": data, "starts": starts}, indent=2) + "\n")
+    _write(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_lists(splits, run / "split.json")
+
+
+def refuse_other_settings(run: Path, config: Config) -> None:
+    """Raise `InputError` if there is a run in the folder with other settings: what it has so far stands for those."""
+    written = run / "config.yaml"
+    before = yaml.safe_load(written.read_text(encoding="utf-8")) if written.is_file() else None
+    there, here = flatten(before or {}), flatten(config.model_dump(mode="json"))
+    for field, value in here.items():
+        if field not in FREE and value != "auto" and there.get(field, value) != value:
+            raise InputError(
+                f"{run} holds a run with {field} {there[field]}, not {value}: give --{field} {there[field]} to go on "
+                "with it, or another --output."
+            )
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The run's ``run.json``; empty where there is none."""
+    path = run / RECORD
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record
+
+
+def fingerprint(split: CocoSplit) -> dict[str, Any]:
+    """What a split was made of: SHA-256 of its annotations, and of the names and bytes in size of its pictures."""
+    pictures = hashlib.sha256()
+    for picture in split.pictures:
+        name = picture.path.relative_to(split.folder).as_posix()
+        pictures.update(f"{name} {picture.path.stat().st_size}\n".encode())
+    return {
+        "annotations": str(split.json_path),
+        "annotations_sha256": _annotations(split),
+        "pictures": len(split),
+        "pictures_sha256": pictures.hexdigest(),
+    }
+
+
+def _annotations(split: CocoSplit) -> str:
+    digest = hashlib.sha256()
+    if split.json_path.suffix == ".json" and split.json_path.is_file():
+        with open(split.json_path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    else:  # read from another format
+        digest.update(json.dumps(split.ground_truth, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")

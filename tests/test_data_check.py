@@ -1,0 +1,476 @@
+"""Faults are put into a drawn data set one by one, each must be found; and the settings that suit a data set."""
+
+import copy
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from masklab.cli import main
+from masklab.config import load_recipe, validate
+from masklab.data.check import KEPT, PROBLEMS, SKIPPED, STOPS, check, duplicates, print_check
+from masklab.data.coco import CocoSplit
+from masklab.data.formats import open_split
+from masklab.data.shapes import draw_shapes
+from masklab.data.statistics import Statistics, measure, resolve_auto
+from masklab.errors import InputError
+from masklab.model.masklab import build_model
+from masklab.ops import rle
+from masklab.training.fit import train
+from masklab.weights import load_model
+
+SQUARE = [[2, 3, 6, 3, 6, 9, 2, 9]]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return draw_shapes(tmp_path_factory.mktemp("clean") / "set", {"train": 6, "val": 2}, seed=3)
+
+
+@pytest.fixture
+def data(clean, tmp_path):
+    return shutil.copytree(clean, tmp_path / "set")
+
+
+def edit(folder, change, split="train"):
+    path = folder / f"{split}.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return values
+
+
+def found(folder):
+    """Problem, image id and annotation id of every finding, unused categories of a few drawn pictures left out."""
+    report = check(folder)
+    json.dumps(report.as_dict(), allow_nan=False)
+    return [
+        (f.split, f.problem, f.image_id, f.annotation_id) for f in report.findings if f.problem != "unused category"
+    ]
+
+
+def test_a_drawn_data_set_has_nothing_wrong(clean, capsys):
+    assert found(clean) == []
+    assert check(clean).splits["train"]["images"] == 6
+    assert main(["data", "check", str(clean)]) == 0
+
+
+ANNOTATIONS = [
+    ({"segmentation": [[1, 1, 2]]}, "malformed segmentation"),
+    ({"segmentation": None}, "malformed segmentation"),
+    ({"segmentation": {"size": [5, 5], "counts": [25]}}, "malformed segmentation"),
+    ({"segmentation": {"size": [96, 128], "counts": [96 * 128]}}, "empty mask"),
+    ({"segmentation": [[500, 1, 520, 1, 510, 9]], "bbox": [500, 1, 20, 8]}, "outside the picture"),
+    ({"category_id": 77}, "unknown category"),
+    ({"category_id": None}, "unknown category"),
+    ({"category_id": [1]}, "unknown category"),
+    ({"bbox": [2, 3, float("nan"), 6]}, "malformed box"),
+    ({"bbox": [2, 3, 10**400, 1.5]}, "malformed box"),
+    ({"bbox": "everywhere"}, "malformed box"),
+    ({"bbox": [2, 3, 0, 6]}, "box without area"),
+    ({"bbox": [2, 3, -4, 6]}, "box without area"),
+    ({"bbox": [2, 3, 400, 6]}, "box outside the picture"),
+    ({"bbox": [-1.5, 3, 4, 6]}, "box outside the picture"),
+    ({"iscrowd": 1, "segmentation": [], "bbox": None}, "malformed segmentation"),
+    ({"image_id": 99}, "annotation of no image"),
+    ({"image_id": {}}, "annotation of no image"),
+    ({"id": 1}, "duplicate annotation id"),
+]
+
+
+@pytest.mark.parametrize(("fields", "problem"), ANNOTATIONS, ids=[str(fields) for fields, _ in ANNOTATIONS])
+def test_a_faulty_annotation_is_named(data, fields, problem):
+    extra = {"id": 1000, "image_id": 2, "category_id": 1, "bbox": [2, 3, 4, 6], "segmentation": SQUARE, "iscrowd": 0}
+    values = edit(data, lambda v: v["annotations"].append({**extra, **fields}))
+    findings = found(data)
+    assert ("train", problem) in {finding[:2] for finding in findings}
+    assert {finding[3] for finding in findings} == {fields.get("id", 1000)}
+    if PROBLEMS[problem] == SKIPPED:  # what training itself says
+        split = CocoSplit.find(data, "train")
+        assert split.summary().count(f"skipped 1 annotations (1 {problem})") == 1
+    elif PROBLEMS[problem] == STOPS:
+        with pytest.raises(InputError):
+            CocoSplit.find(data, "train")
+    else:
+        assert not CocoSplit.find(data, "train").skipped
+        assert len(values["annotations"]) == sum(len(CocoSplit.find(data, "train").objects(k)) for k in range(6))
+
+
+def test_boxes_are_allowed_the_rounding_of_their_makers(data):
+    fields = {"id": 1000, "image_id": 2, "category_id": 1, "bbox": [-0.9, 3, 6, 6], "segmentation": SQUARE}
+    edit(data, lambda v: v["annotations"].append(fields))
+    assert found(data) == []
+
+
+def test_a_crowd_region_is_not_a_fault(data):
+    crowd = {"id": 1000, "image_id": 2, "category_id": 1, "bbox": [2, 3, 4, 6], "segmentation": [], "iscrowd": 1}
+    edit(data, lambda v: v["annotations"].append(crowd))
+    assert found(data) == []
+
+
+def test_duplicate_objects_are_those_of_one_category(data):
+    first = json.loads((data / "train.json").read_text())["annotations"][0]
+    other = next(k for k in (1, 2, 3, 4) if k != first["category_id"])
+    again = [{**first, "id": 1000}, {**first, "id": 1001, "category_id": other}, {**first, "id": 1002}]
+    edit(data, lambda v: v["annotations"].extend(again))
+    assert found(data) == [("train", "duplicate object", 1, 1000), ("train", "duplicate object", 1, 1002)]
+    assert main(["data", "check", str(data)]) == 0, "training keeps them"
+
+
+def full(masks):
+    """IoU of every pair, from whole pictures."""
+    return [[(a & b).sum() / max((a | b).sum(), 1) for b in masks] for a in masks]
+
+
+def test_duplicates_equal_the_slow_way():
+    rng, size, drawn = np.random.default_rng(5), (40, 50), []
+    for _ in range(30):
+        y, x = rng.integers(0, 20, 2)
+        mask = np.zeros(size, bool)
+        mask[y : y + 20, x : x + 25] = True
+        drawn.append(mask)
+        copy_of = drawn[int(rng.integers(len(drawn)))].copy()
+        where = np.argwhere(copy_of)
+        copy_of[tuple(where[rng.permutation(len(where))[: int(rng.integers(0, 60))]].T)] = False
+        drawn.append(copy_of)
+    labels = rng.integers(0, 2, len(drawn))
+    runs = [rle.runs_from_segmentation(as_rle(mask), size) for mask in drawn]
+    slow = full(drawn)
+    rows = {b for b in range(len(drawn)) for a in range(b) if labels[a] == labels[b] and slow[a][b] > 0.95}
+    fast = duplicates(runs, labels, size)
+    assert {row for row, _, _ in fast} == rows
+    assert 5 < len(rows) < 50
+    for row, other, iou in fast:
+        assert other < row
+        assert iou == pytest.approx(slow[row][other])
+    assert duplicates([], [], size) == []
+
+
+def as_rle(mask):
+    flat = mask.ravel(order="F").astype(int)
+    edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    return {"size": list(mask.shape), "counts": np.diff([0, *edges, flat.size]).tolist()}
+
+
+def test_masks_of_any_size_are_compared_by_their_runs():
+    size = (2**30, 2**30)
+    runs = [np.array([0, 2**60]), np.array([2**59, 2**59]), np.array([2**20, 2**60 - 2**20])]
+    assert duplicates(runs, [0, 0, 0], size) == [(2, 0, pytest.approx(1))]
+
+
+def test_every_broken_picture_is_found_and_the_rest_is_still_checked(data):
+    names = sorted(path.name for path in (data / "train").iterdir())
+    (data / "train" / names[0]).unlink()
+    whole = (data / "train" / names[1]).read_bytes()
+    (data / "train" / names[1]).write_bytes(whole[: len(whole) // 2])
+    (data / "train" / names[2]).write_bytes(b"GIF89a no picture")
+    Image.new("RGB", (60, 50), "red").save(data / "train" / names[3])
+    edit(data, lambda v: v["annotations"].append({**v["annotations"][0], "id": 1000, "category_id": 9, "image_id": 5}))
+    edit(data, lambda v: v["images"][5].update(file_name="x" * 300))
+    assert found(data) == [
+        ("train", "missing picture", 1, None),
+        ("train", "missing picture", 6, None),
+        ("train", "damaged picture", 2, None),
+        ("train", "damaged picture", 3, None),
+        ("train", "other size than annotated", 4, None),
+        ("train", "unknown category", 5, 1000),
+    ]
+
+
+def test_pictures_that_are_there_twice(data):
+    names = sorted(path.name for path in (data / "train").iterdir())
+    shutil.copy(data / "train" / names[0], data / "train" / names[1])
+    with Image.open(data / "train" / names[2]) as picture:  # other bytes, the same pixels
+        picture.save(data / "train" / names[3], compress_level=1)
+    shutil.copy(data / "train" / names[4], data / "val" / names[0])
+    assert found(data) == [
+        ("train", "duplicate picture", 2, None),
+        ("train", "duplicate picture", 4, None),
+        ("val", "picture in two splits", 1, None),
+    ]
+    details = [finding.detail for finding in check(data).findings if "picture" in finding.problem]
+    assert "same bytes" in details[0]
+    assert "same pixels" in details[1]
+    assert "in train (image 5)" in details[2]
+
+
+def test_exif_orientation_and_the_space_of_the_labels(data):
+    exif = Image.Exif()
+    for index, orientation in ((0, 6), (1, 3), (2, 6)):
+        path = data / "train" / f"{index + 1:05d}.png"
+        exif[274] = orientation
+        with Image.open(path) as picture:
+            upright = picture.rotate(90, expand=True) if index == 2 else picture.copy()
+        upright.save(path, exif=exif)
+    assert found(data) == [
+        ("train", "annotated as stored, before EXIF", 1, None),
+        ("train", "EXIF orientation", 2, None),
+    ]
+
+
+ENTRIES = [
+    (lambda v: v["images"].append(copy.deepcopy(v["images"][0])), "duplicate image id", 1),
+    (lambda v: v["images"][2].pop("height"), "unusable image entry", 3),
+    (lambda v: v["images"][2].update(file_name="../../secret.png"), "unusable image entry", 3),
+    (lambda v: v["images"].append("picture.png"), "unusable image entry", None),
+    (lambda v: v["categories"].append({"id": 1, "name": "again"}), "unusable categories", None),
+    (lambda v: v["categories"].append({"id": "x"}), "unusable categories", None),
+    (lambda v: v.pop("annotations"), "unusable split", None),
+]
+
+
+@pytest.mark.parametrize(("change", "problem", "image_id"), ENTRIES, ids=range(len(ENTRIES)))
+def test_a_json_that_training_refuses_is_read_to_its_end(data, change, problem, image_id):
+    edit(data, change)
+    with pytest.raises(InputError):
+        CocoSplit.find(data, "train")
+    assert found(data) == [("train", problem, image_id, None)]
+
+
+def test_a_json_that_is_cut_off_is_one_finding(data):
+    text = (data / "train.json").read_text()
+    (data / "train.json").write_text(text[:-40])
+    assert found(data) == [("train", "unusable split", None, None)]
+
+
+CASES = 60
+HOSTILE = [None, -1, 0, 1e400, float("nan"), 10**400, True, "", "x", [], {}, [[1, 2]], {"id": 1}, "../up", "\ud800"]
+
+
+def places(values, path=()):
+    """Every place in nested lists and dictionaries."""
+    for key in values if isinstance(values, dict) else range(len(values)):
+        yield (*path, key)
+        if isinstance(values[key], (dict, list)):
+            yield from places(values[key], (*path, key))
+
+
+def trains(folder):
+    """Whether training takes every annotation of both splits."""
+    try:
+        train_split = open_split(folder, "train")
+        splits = [train_split, open_split(folder, "val", train_split.categories)]
+        for split in splits:
+            split.summary()
+            for index in range(len(split)):
+                split.read(index, 3)
+    except InputError:
+        return False
+    return not any(split.skipped for split in splits)
+
+
+def test_it_finds_a_fault_exactly_where_training_does(clean, tmp_path):
+    rng, kept = np.random.default_rng(0), 0
+    data = shutil.copytree(clean, tmp_path / "set")
+    original = (data / "train.json").read_text()
+    fields = {}  # each equally often, however many objects have it
+    for place in places(json.loads(original)):
+        fields.setdefault(tuple(step for step in place if isinstance(step, str)), []).append(place)
+    for _ in range(CASES):
+        values = json.loads(original)
+        everywhere = fields[list(fields)[int(rng.integers(len(fields)))]]
+        *path, key = everywhere[int(rng.integers(len(everywhere)))]
+        node = values
+        for step in path:
+            node = node[step]
+        kind = int(rng.integers(len(HOSTILE) + 1))
+        if kind == len(HOSTILE):
+            del node[key]
+        else:
+            node[key] = HOSTILE[kind]
+        (data / "train.json").write_text(json.dumps(values))
+        report = check(data)
+        assert (report.fault is None) is trains(data), (path, key, node)
+        print_check(report, Console(file=io.StringIO(), width=100))
+        kept += report.fault is None
+    assert 0.1 < kept / CASES < 0.9, "both kinds were met"
+
+
+def test_classes_are_compared_between_splits_and_with_their_use(data):
+    edit(data, lambda v: v["categories"].append({"id": 9, "name": "unseen"}), "val")
+    report = check(data)
+    assert ("val", "category not in train") in {finding[:2] for finding in report.findings}
+    unused = [f for f in report.findings if f.problem == "unused category" and f.split == "val"]
+    used = {a["category_id"] for a in json.loads((data / "val.json").read_text())["annotations"]}
+    assert len(unused) == 5 - len(used)
+    assert any("unseen" in finding.detail for finding in unused)
+    assert {finding.consequence for finding in unused} == {KEPT}
+
+
+def test_other_formats_are_checked_as_they_are_read(tmp_path):
+    labels = np.zeros((40, 50), np.uint8)
+    labels[5:20, 5:20], labels[25:35, 30:45] = 1, 2
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for k in range(4):
+        Image.fromarray(np.random.default_rng(k // 2).integers(0, 255, (40, 50), np.uint8)).save(
+            tmp_path / "images" / f"{k}.png"
+        )
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{k}.png")
+    problems = [finding[1] for finding in found(tmp_path)]
+    assert len(problems) == 2, "pictures 0 and 1 are the same, and so are 2 and 3"
+    assert set(problems) <= {"duplicate picture", "picture in two splits"}
+    (tmp_path / "masks" / "2.png").write_bytes(b"")
+    assert "unusable split" in [finding[1] for finding in found(tmp_path)]
+
+
+def test_the_command_line_tells_by_its_exit_code(data, tmp_path, capsys):
+    target = tmp_path / "report.json"
+    edit(data, lambda v: v["annotations"][0].update(segmentation=[]))
+    assert main(["data", "check", str(data), "--output", str(target)]) == 1
+    printed = capsys.readouterr()
+    assert "malformed" in printed.out
+    assert printed.err.startswith("masklab: ")
+    assert "1 annotations that it skips" in printed.err
+    report = json.loads(target.read_text())
+    assert report["counts"][SKIPPED] == 1
+    (finding,) = (f for f in report["findings"] if f["consequence"] == SKIPPED)
+    assert (finding["image_id"], finding["annotation_id"], finding["split"]) == (1, 1, "train")
+    assert main(["data", "check", str(tmp_path / "nothing")]) == 2
+    assert main(["data", "check", str(data / "train")]) == 2
+
+
+def test_real_data_has_no_faults(real_data):
+    report = check(real_data / "coco-mini")
+    assert report.fault is None
+    assert report.splits["train"]["annotations"] == 739
+
+
+# ---- anchors and caps
+
+
+def statistics(sides, per_image=(1,)):
+    return Statistics(np.array(sides, float), np.array(per_image, np.int64), np.array([len(sides)]))
+
+
+def test_anchors_by_hand():
+    assert statistics([32] * 50).anchor_sizes == [32]
+    # 16 to 64 are two doublings: anchors at their middles on a logarithmic scale
+    assert statistics([16] * 50 + [64] * 50).anchor_sizes == [23, 45]
+    assert statistics([16] * 50 + [64] * 50 + [1.5] * 1000).anchor_sizes == [23, 45], "too small to be trained on"
+    assert statistics([16] * 500 + [64] * 500 + [900]).anchor_sizes == [23, 45], "one odd object changes nothing"
+    assert statistics([]).anchor_sizes is None
+
+
+def test_anchors_cover_what_they_promise():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        sides = np.exp(rng.normal(rng.uniform(2.5, 5), rng.uniform(0.01, 1.2), 400)).clip(8)
+        anchors = np.array(statistics(sides).anchor_sizes)
+        near = np.abs(np.log2(sides[:, None] / anchors)).min(axis=1)
+        assert (near <= 0.5 + 0.1).mean() >= 0.96, "within a factor of the root of 2, save rounding to whole pixels"
+        assert (np.abs(np.diff(np.log2(anchors)) - 1) < 0.15).all()
+
+
+def test_caps_by_hand():
+    assert statistics([], [0]).max_detections == 100
+    assert statistics([], [3, 66]).max_detections == 100
+    assert statistics([], [67, 2]).max_detections == 101
+    assert statistics([], [375]).max_detections == 563
+
+
+def test_sizes_are_those_that_the_network_sees(data):
+    split = CocoSplit.find(data, "train")
+    config = validate({"pictures": {"scale": 2.0}}, "test").pictures
+    measured = measure(split, config)
+    boxes = np.array([a["bbox"] for a in split.ground_truth["annotations"]])
+    np.testing.assert_allclose(np.sort(measured.sides), np.sort(2 * np.sqrt(boxes[:, 2] * boxes[:, 3])))
+    assert measured.per_image.sum() == measured.per_class.sum() == len(boxes)
+    small = measure(split, validate({"pictures": {"min_side": 48, "max_side": 500}}, "test").pictures)
+    np.testing.assert_allclose(np.sort(small.sides), np.sort(measured.sides) / 4)
+
+
+AUTO = {"rpn": {"anchor_sizes": "auto", "proposals_test": "auto"}, "box": {"max_detections": "auto"}}
+
+
+def test_auto_is_settled_from_the_training_split(data, capsys):
+    config, split = load_recipe("shapes", {"model": AUTO}), CocoSplit.find(data, "train")
+    settled = resolve_auto(config, split).model
+    measured = measure(split, config.pictures)
+    assert settled.rpn.anchor_sizes == measured.anchor_sizes
+    assert settled.box.max_detections == 100
+    assert settled.rpn.proposals_test == 300
+    assert settled.rpn.pre_nms_test >= 600
+    assert settled.rpn.channels == config.model.rpn.channels
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    fixed = load_recipe("shapes").model
+    settled = resolve_auto(load_recipe("shapes"), split).model
+    assert (settled.rpn, settled.box) == (fixed.rpn, fixed.box)
+    edit(data, lambda v: v.update(annotations=[]))
+    with pytest.raises(InputError, match=r"anchor_sizes is auto but .* holds no objects"):
+        resolve_auto(config, CocoSplit.find(data, "train"))
+
+
+@pytest.mark.parametrize(
+    ("part", "field"), [("rpn", "anchor_sizes"), ("rpn", "proposals_test"), ("box", "max_detections")]
+)
+def test_a_model_is_not_built_of_auto(classes, part, field):
+    config = load_recipe("shapes", {"model": {part: {field: "auto"}}})
+    with pytest.raises(InputError, match=rf"model\.{part}\.{field} is auto") as caught:
+        build_model(config, classes, load_pretrained=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "field", "value"), [("rpn", "anchor_sizes", []), ("box", "max_detections", 0)])
+def test_what_is_neither_a_value_nor_auto_is_refused_by_its_name(part, field, value):
+    with pytest.raises(InputError, match=rf": model\.{part}\.{field}: "):
+        validate({"model": {part: {field: value}}}, "test")
+
+
+def test_training_stores_what_auto_became(shapes, tiny_config, tmp_path):
+    values = tiny_config.model_dump()
+    values["model"]["rpn"] |= AUTO["rpn"]
+    values["model"]["box"] |= AUTO["box"]
+    values["train"] |= {"steps": 1, "validate_pictures": 1}
+    train(validate(values, "test"), shapes, tmp_path / "run")
+    config = load_model(tmp_path / "run").config
+    expected = measure(CocoSplit.find(shapes, "train"), config.pictures)
+    assert config.model.rpn.anchor_sizes == expected.anchor_sizes
+    assert config.model.box.max_detections == 100
+    assert config.model.rpn.proposals_test == 300
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["model"]["rpn"]["anchor_sizes"] == expected.anchor_sizes
+
+
+def test_the_command_line_takes_auto(tmp_path, capsys):
+    words = ["--model.rpn.anchor_sizes", "auto", "--model.box.max_detections", "auto"]
+    assert main(["train", "shapes", "--data", str(tmp_path / "none"), "--output", str(tmp_path), *words]) == 2
+    assert "no such data set folder" in capsys.readouterr().err
+
+
+# ---- figures
+
+
+def test_show_draws_the_data_and_suggests_a_recipe(shapes, tmp_path, capsys):
+    assert main(["data", "show", str(shapes), "--output", str(tmp_path / "out"), "--recipe", "shapes"]) == 0
+    for name in ("pictures", "statistics"):
+        with Image.open(tmp_path / "out" / f"train_{name}.png") as figure:
+            assert 400 < figure.width <= 1600
+            assert len(figure.getcolors(2**24)) > 20
+    recipe = tmp_path / "out" / "train_suggestion.yaml"
+    config = load_recipe(recipe)
+    auto = resolve_auto(load_recipe("shapes", {"model": AUTO}), CocoSplit.find(shapes, "train"))
+    assert config.model.rpn.anchor_sizes == auto.model.rpn.anchor_sizes
+    assert config.model.box == auto.model.box
+    assert config.model.rpn.proposals_test == auto.model.rpn.proposals_test
+    assert recipe.read_text() in capsys.readouterr().out
+
+
+def test_show_draws_what_is_empty(data, tmp_path, capsys):
+    edit(data, lambda v: v.update(annotations=[]))
+    assert main(["data", "show", str(data), "--output", str(tmp_path / "out")]) == 0
+    assert "anchor_sizes" not in (tmp_path / "out" / "train_suggestion.yaml").read_text()
+    edit(data, lambda v: v.update(images=[]))
+    assert main(["data", "show", str(data), "--output", str(tmp_path / "none")]) == 2
+    assert "no pictures to draw" in capsys.readouterr().err
+
+
+def test_show_refuses_in_one_sentence(data, tmp_path, capsys):
+    assert main(["data", "show", str(data), "--split", "test", "--output", str(tmp_path)]) == 2
+    assert main(["data", "show", str(data), "--recipe", "unheard-of", "--output", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2

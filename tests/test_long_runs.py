@@ -1,0 +1,423 @@
+"""Runs that are killed, resumed, averaged, taken in parts and shared among processes."""
+
+import csv
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import socket
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import masklab.files
+import masklab.training.module
+from masklab.cli import main
+from masklab.config import validate
+from masklab.data.coco import CocoSplit
+from masklab.data.loader import StreamSampler, train_loader
+from masklab.errors import BrokenLossError, InputError
+from masklab.model.masklab import build_model
+from masklab.training import memory
+from masklab.training.checkpoints import Start, open_run
+from masklab.training.fit import train
+from masklab.training.module import Average, TrainingModule, check_finite, split_batch
+from masklab.training.processes import Processes
+from masklab.weights import load_model, read_notes, save_model
+
+needs_fork = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system does not fork processes"
+)
+
+
+def in_another_process(task, *arguments, **environment):
+    """Start ``task`` in a process of its own, forked from one that has done nothing but the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["masklab.cli", "masklab.training.fit", "pytest"])
+    process = context.Process(target=_run, args=(task, arguments, environment))
+    process.start()
+    return process
+
+
+def _run(task, arguments, environment):
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    sys.exit(task(*arguments))
+
+
+def killed_on_the_way(where, number, words):
+    """The command line, but for a power cut: at the Nth writing of a file, which is cut in half, or at a step."""
+    rename, check, seen = os.replace, check_finite, []
+
+    def replace(source, target):
+        seen.append(os.path.basename(target))
+        if seen[-1] == where and seen.count(where) == number:
+            os.truncate(source, os.path.getsize(source) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    def check_step(losses, step, image_ids):
+        if (where, number) == ("step", step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        check(losses, step, image_ids)
+
+    masklab.files.os.replace, masklab.training.module.check_finite = replace, check_step
+    return main(words)
+
+
+@pytest.fixture
+def one_thread():
+    """Results depend on the number of threads in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def changed(config, **sections):
+    values = config.model_dump()
+    for name, fields in sections.items():
+        values[name] |= fields
+    return validate(values, "test")
+
+
+def recipe_file(config, path):
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return str(path)
+
+
+def rows_of(run):
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    return [{name: value for name, value in row.items() if name != "GiB"} for row in rows]
+
+
+def assert_same_run(run, other):
+    for name in ("last", "best"):
+        first, second = (load_file(folder / f"{name}.safetensors") for folder in (run, other))
+        assert set(first) == set(second)
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (name, key)
+    assert load_model(run).score_threshold == load_model(other).score_threshold
+    assert read_notes(run)["val"] == read_notes(other)["val"]
+    assert rows_of(run) == rows_of(other)
+
+
+@needs_fork
+def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(shapes, tiny_config, tmp_path, one_thread):
+    """Killed four times on its way: nothing there yet, weights without their checkpoint, in a step, at the very end."""
+    config = changed(tiny_config, train={"steps": 7, "validate_every": 3, "checkpoint_every": 2})
+    recipe, run = recipe_file(config, tmp_path / "tiny.yaml"), tmp_path / "run"
+    words = ["train", recipe, "--data", str(shapes), "--output", str(run)]
+    resume: list[str] = []
+    for where, number in [("resume.ckpt", 1), ("best.safetensors", 1), ("step", 5), ("best.safetensors", 3)]:
+        process = in_another_process(killed_on_the_way, where, number, [*words, *resume])
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        resume = ["--resume", "true"]
+    assert list(run.glob(".*.part")), "what was being written lies there"
+    assert main([*words, *resume]) == 0
+    assert not list(run.glob(".*.part"))
+    record = json.loads((run / "run.json").read_text())
+    assert [start["step"] for start in record["starts"]] == [0, 2, 4, 7]
+    train(config, shapes, tmp_path / "whole")
+    assert_same_run(run, tmp_path / "whole")
+    assert [row["step"] for row in rows_of(run)] == ["1", "2", "3", "3", "4", "5", "6", "6", "7", "7"]
+
+
+def broken_at(monkeypatch, step):
+    def power_cut(losses, at, image_ids):
+        if at == step:
+            raise BrokenLossError("power cut")
+
+    monkeypatch.setattr("masklab.training.module.check_finite", power_cut)
+
+
+def test_a_resumed_run_keeps_the_average_and_the_parts(shapes, tiny_config, tmp_path, monkeypatch):
+    config = changed(tiny_config, train={"steps": 4, "checkpoint_every": 3, "ema": 0.9, "accumulate": 2})
+    train(config, shapes, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, tmp_path / "parts")
+    train(config, shapes, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_is_not_resumed_on_other_data(shapes, tiny_config, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    train(tiny_config, data, tmp_path / "run")
+    values = json.loads((data / "val.json").read_text())
+    values["annotations"].pop()
+    (data / "val.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"val\.json or its pictures have changed"):
+        train(tiny_config, data, tmp_path / "run", resume=True)
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(shapes, tiny_config, tmp_path):
+    run = tmp_path / "run"
+    config = changed(tiny_config, train={"steps": 2, "validate_every": 1})
+    train(config, shapes, run)
+    with pytest.raises(InputError, match=r"train\.steps 2, not 3: give --train\.steps 2"):
+        train(changed(config, train={"steps": 3}), shapes, run, resume=True)
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 2
+    before = (run / "last.safetensors").read_bytes()
+    words = ["train", str(run / "config.yaml"), "--data", str(shapes), "--output", str(run), "--resume", "true"]
+    assert main([*words, "--train.threads", "1"]) == 0
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+def test_a_run_says_how_it_came_about(shapes, tiny_config, tmp_path):
+    run = tmp_path / "run"
+    train(changed(tiny_config, train={"steps": 1}), shapes, run)
+    record = json.loads((run / "run.json").read_text())
+    (start,) = record["starts"]
+    assert {"torch", "masklab", "python"} <= set(start["versions"])
+    assert start["command"]
+    assert record["data"]["train"]["pictures"] == 8
+    assert len(record["data"]["val"]["annotations_sha256"]) == 64
+    assert set(json.loads((run / "split.json").read_text())) == {"train", "val"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 1
+
+
+def test_the_last_step_is_validated_and_saved(shapes, tiny_config, tmp_path):
+    train(changed(tiny_config, train={"steps": 3}), shapes, tmp_path)
+    assert read_notes(tmp_path / "last.safetensors")["step"] == 3
+
+
+def test_early_stopping(shapes, tiny_config, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.3, 0.2, 0.1, 0.5])
+    score = lambda *_: {kind: dict.fromkeys(("AP", "AP50", "AP75"), value) for kind in ("mask", "box")}  # noqa: E731
+    value = None
+
+    def metrics(*arguments):
+        nonlocal value
+        value = next(scores)
+        return score()
+
+    monkeypatch.setattr("masklab.training.module.coco_metrics", metrics)
+    config = changed(tiny_config, train={"steps": 9, "validate_every": 1, "patience": 2})
+    train(config, shapes, tmp_path)
+    assert read_notes(tmp_path / "best.safetensors")["step"] == 2
+    assert read_notes(tmp_path / "last.safetensors")["step"] == 4
+    train(config, shapes, tmp_path, resume=True)
+    assert read_notes(tmp_path / "last.safetensors")["step"] == 4, "it stays stopped"
+
+
+# Files that were tampered with
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("content", ["hostile", "plain hostile", "truncated", "text", "other"])
+def test_a_checkpoint_that_is_none_is_refused(tmp_path, content):
+    path = tmp_path / "resume.ckpt"
+    if content == "plain hostile":
+        path.write_bytes(pickle.dumps({"global_step": Hostile(tmp_path / "owned")}, 2))
+    elif content == "text":
+        path.write_text("nothing")
+    else:
+        value = Hostile(tmp_path / "owned") if content == "hostile" else torch.zeros(100)
+        torch.save({"step" if content == "other" else "global_step": 3, "value": value}, path)
+        if content == "truncated":
+            path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(InputError, match=r"resume\.ckpt is damaged or not a checkpoint"):
+        open_run(tmp_path, resume=True)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_config, classes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_model(build_model(tiny_config, classes), path)
+    return path
+
+
+def test_a_weights_file_carries_a_checksum_that_others_can_read(weights):
+    with safe_open(weights, framework="pt") as opened:
+        assert len(opened.metadata()["sha256"]) == 64
+    load_model(weights)
+
+
+@pytest.mark.parametrize("edit", ["tensor", "header", "truncated", "longer"])
+def test_a_weights_file_that_was_changed_is_refused(weights, tmp_path, edit):
+    data, path = bytearray(weights.read_bytes()), tmp_path / "edited.safetensors"
+    if edit == "tensor":
+        data[-100] ^= 1
+    elif edit == "header":
+        data = data.replace(b'"score_threshold": "null"', b'"score_threshold": "0.25"')
+    elif edit == "truncated":
+        del data[-1:]
+    else:
+        data += b"\0"
+    assert data != weights.read_bytes()
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"edited\.safetensors (was changed|is not a weights file or is damaged)"):
+        load_model(path)
+
+
+def test_a_weights_file_without_a_checksum_is_taken(weights, tmp_path):
+    with safe_open(weights, framework="pt") as opened:
+        header = {name: value for name, value in opened.metadata().items() if name != "sha256"}
+    save_file(load_file(weights), tmp_path / "old.safetensors", header)
+    load_model(tmp_path / "old.safetensors")
+
+
+# The average of the weights
+
+
+def test_the_average_is_that_of_the_weights_at_each_step():
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    nn.init.constant_(network[0].weight, 8.0)
+    average = Average(network, 0.5)
+    values = [2.0, 4.0, 0.0, 1.0]
+    expected = 8.0
+    for step, value in enumerate(values, 1):
+        nn.init.constant_(network[0].weight, value)
+        network[1].num_batches_tracked += 1
+        average.update(network, step)
+        kept = min(0.5, step / (step + 9))
+        expected = kept * expected + (1 - kept) * value
+    assert average.network[0].weight.item() == pytest.approx(expected)
+    assert average.network[1].num_batches_tracked == 4
+    far = Average(network, 0.9)
+    nn.init.constant_(network[0].weight, 3.0)
+    far.update(network, 10**6)
+    assert far.network[0].weight.item() == pytest.approx(0.9 * 1 + 0.1 * 3)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+
+
+def test_the_average_is_what_is_saved(shapes, tiny_config, tmp_path):
+    train(changed(tiny_config, train={"steps": 3, "ema": 0.9}), shapes, tmp_path / "ema")
+    train(changed(tiny_config, train={"steps": 3}), shapes, tmp_path / "plain")
+    saved, plain = (load_file(tmp_path / run / "last.safetensors") for run in ("ema", "plain"))
+    state = torch.load(tmp_path / "ema" / "resume.ckpt", weights_only=True)["state_dict"]
+    moved = 0
+    for name, value in saved.items():
+        assert torch.equal(value, state[f"average.network.{name}"])
+        assert torch.equal(plain[name], state[f"step.model.{name}"]), "it changes nothing of the training"
+        moved += not torch.equal(value, plain[name])
+    assert moved > 10
+
+
+# Parts and processes
+
+
+def gradients(config, classes, batch, shares=1, **settings):
+    torch.manual_seed(0)
+    module = TrainingModule(build_model(changed(config, train=settings), classes), None).train()
+    losses = module._backward(batch)
+    found = {name: p.grad for name, p in module.named_parameters()}
+    return found | {"losses": torch.stack([losses[name] for name in sorted(losses)])}
+
+
+def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
+    """With group norm, all of them, samples included: also where pictures have no objects or few proposals."""
+    config = changed(tiny_config, train={"batch_size": 4})
+    split = CocoSplit.find(shapes, "train")
+    batch = next(iter(train_loader(split, config)))
+    empty = batch.targets[3]
+    for name in ("boxes", "labels", "masks", "mask_rows"):
+        setattr(empty, name, getattr(empty, name)[:0])
+    whole = gradients(config, split.categories, batch, accumulate=1, threads=1)
+    assert whole["losses"].min() > 0
+    for accumulate, threads in [(2, 1), (4, 1), (2, 2), (1, 4)]:
+        parts = gradients(config, split.categories, batch, accumulate=accumulate, threads=threads)
+        again = gradients(config, split.categories, batch, accumulate=accumulate, threads=threads)
+        for name, value in whole.items():
+            assert torch.equal(parts[name], again[name]), f"{name} depends on which thread was first"
+            torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_batch_is_cut_into_no_more_parts_than_pictures(shapes, tiny_config):
+    batch = next(iter(train_loader(CocoSplit.find(shapes, "train"), tiny_config)))
+    assert [part.image_ids for part in split_batch(batch, 5)] == [[i] for i in batch.image_ids]
+
+
+def test_processes_share_the_stream_without_overlap():
+    whole = list(StreamSampler(7, 6, 5, seed=1, first_step=2))
+    shares = [list(StreamSampler(7, 6, 5, seed=1, first_step=2, share=(rank, 3))) for rank in range(3)]
+    assert [[*a, *b, *c] for a, b, c in zip(*shares, strict=True)] == whole
+    with pytest.raises(InputError, match="make it a multiple of 4"):
+        StreamSampler(7, 6, 5, seed=1, share=(0, 4))
+
+
+@needs_fork
+def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
+    """As torchrun starts them, over gloo: one process never sees an object, and there are three pictures to validate on."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    settings = {"steps": 2, "validate_every": 1, "validate_pictures": 3, "learning_rate": 0.01, "optimizer": "sgd"}
+    config = changed(tiny_config, train=settings)
+    values = json.loads((data / "train.json").read_text())
+    ids = [image["id"] for image in values["images"]]
+    empty = {ids[index] for batch in StreamSampler(8, 2, 2, seed=0, share=(1, 2)) for _, index in batch}
+    values["annotations"] = [a for a in values["annotations"] if a["image_id"] not in empty]
+    (data / "train.json").write_text(json.dumps(values))
+    words = ["train", recipe_file(config, tmp_path / "tiny.yaml"), "--data", str(data), "--output"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torchrun |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
+    both = [
+        in_another_process(main, [*words, str(tmp_path / "two")], **torchrun, RANK=rank, LOCAL_RANK=rank)
+        for rank in ("0", "1")
+    ]
+    for process in both:
+        process.join(100)
+        assert process.exitcode == 0
+    assert main([*words, str(tmp_path / "one")]) == 0
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for row, other in zip(one, two, strict=True):
+        for name, value in row.items():
+            assert float(other[name] or 0) == pytest.approx(float(value or 0), rel=1e-3, abs=1e-5, nan_ok=True), name
+    assert read_notes(tmp_path / "two")["val"].keys() == read_notes(tmp_path / "one")["val"].keys()
+    first, second = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert not list((tmp_path / "two").glob("*.part"))
+
+
+def test_fp16_without_a_gpu_is_refused(shapes, tiny_config, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match=r"train\.precision is fp16 but there is no CUDA GPU"):
+        train(changed(tiny_config, train={"precision": "fp16"}), shapes, tmp_path)
+
+
+def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_path, monkeypatch):
+    config, split = changed(tiny_config, train={"batch_size": "auto"}), CocoSplit.find(shapes, "train")
+    start, tried = Start(0, None), []
+
+    def fits(candidate, split):
+        tried.append(candidate.train.batch_size)
+        return candidate.train.batch_size < 6
+
+    memory.try_steps(changed(config, train={"batch_size": 2}), split, "cpu")
+    monkeypatch.setattr(memory, "fits", fits)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"train\.batch_size is auto but there is no CUDA GPU to measure: give"):
+            memory.settle_batch_size(config, split, tmp_path, start, Processes())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = memory.settle_batch_size(config, split, tmp_path, start, Processes())
+    assert found.train.batch_size == 4
+    assert tried == [2, 4, 8]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(found.model_dump(mode="json")))
+    resumed = memory.settle_batch_size(config, split, tmp_path, Start(3, tmp_path / "resume.ckpt"), Processes())
+    assert resumed.train.batch_size == 4
+    assert len(tried) == 3, "what was found stays"
