@@ -25,7 +25,13 @@ Floats = NDArray[np.float64]
 T = TypeVar("T", bound=Tensor)
 
 LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
-RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+ADJUST = {
+    "saturation": (F.adjust_saturation, 1.0),
+    "hue": (F.adjust_hue, 0.0),
+    "brightness": (F.adjust_brightness, 1.0),
+    "contrast": (F.adjust_contrast, 1.0),
+}
+"""torchvision's functions of colour, each with the factor that changes nothing."""
 
 
 class Geometry(tv_tensors.TVTensor):
@@ -229,34 +235,22 @@ def draw_window(source: Size, config: PictureConfig, rng: np.random.Generator) -
 
 
 def _recolour(picture: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """All changes of colour as one linear map of a pixel's channels."""
-    if not any((change.brightness, change.contrast, change.saturation, change.hue, change.invert)):
-        return picture
-    gain, offset = 1.0, 0.0
-    values = picture.to(torch.float32)
-    if change.saturation or change.hue:
-        if picture.shape[0] != 3:
-            raise InputError(
-                f"pictures.augment.saturation and hue need pictures of 3 channels, not {picture.shape[0]}; set both to 0."
-            )
-        chroma = rng.uniform(1 - change.saturation, 1 + change.saturation)
-        values = (_chroma_matrix(chroma, rng.uniform(-change.hue, change.hue)) @ values.flatten(1)).view_as(values)
-    if change.brightness:
-        gain = rng.uniform(1 - change.brightness, 1 + change.brightness)
-    if change.contrast:
-        contrast = rng.uniform(1 - change.contrast, 1 + change.contrast)
-        gain, offset = gain * contrast, (1 - contrast) * gain * float(values.mean())
+    """Saturation, hue, brightness, contrast and negative, of values up to 255 as bytes or floats.
+
+    A picture of other than 1 or 3 channels is changed as so many grey ones, all in the same way.
+    """
+    whole_numbers, channels = picture.dtype == torch.uint8, picture.shape[0]
+    if channels != 3 and (change.saturation or change.hue):
+        raise InputError(
+            f"pictures.augment.saturation and hue need pictures of 3 channels, not {channels}; set both to 0."
+        )
+    values = picture if whole_numbers else picture / 255
+    values = values if channels in (1, 3) else values[:, None]
+    for name, (adjust, neutral) in ADJUST.items():
+        reach = getattr(change, name)
+        if reach:
+            values = adjust(values, rng.uniform(neutral - reach, neutral + reach))
     if change.invert and rng.random() < change.invert:
-        gain, offset = -gain, 255 - offset
-    values = values.mul(gain).add_(offset)
-    if picture.dtype == torch.uint8:
-        return values.round_().clamp_(0, 255).to(torch.uint8)
-    return values.clamp_(0, 255)
-
-
-def _chroma_matrix(saturation: float, hue: float) -> Tensor:
-    """``(3, 3)``: stretch the colour plane of YIQ by ``saturation`` and turn it by ``hue`` full turns."""
-    angle = 2 * np.pi * hue
-    plane = np.eye(3)
-    plane[1:, 1:] = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return torch.from_numpy(np.linalg.inv(RGB_TO_YIQ) @ plane @ RGB_TO_YIQ).to(torch.float32)
+        values = F.invert(values)
+    values = values.view_as(picture)
+    return values if whole_numbers else values * 255
