@@ -65,18 +65,24 @@ def _suppression() -> str:
     import torch
     from torchvision.ops import nms
 
-    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
-    return _expect(nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist(), [0, 2])
+    from masklab.hardware import default_device
+
+    device = default_device()
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], device=device)
+    return _expect(nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5).tolist(), [0, 2])
 
 
 def _crop() -> str:
     import torch
 
+    from masklab.hardware import default_device
     from masklab.ops.crop import Rois, crop_and_resize, crop_channels
 
-    features = (10 * torch.arange(4.0)[:, None] + torch.arange(5.0))[None, None]
-    rois = Rois(torch.tensor([[0.125, 0.25, 0.625, 0.75]]), torch.zeros(1, dtype=torch.long))
-    crop_channels(features, rois, (2, 2), torch.zeros(2, 2, dtype=torch.long))
+    device = default_device()
+    features = (10 * torch.arange(4.0, device=device)[:, None] + torch.arange(5.0, device=device))[None, None]
+    pictures = torch.zeros(1, dtype=torch.long, device=device)
+    rois = Rois(torch.tensor([[0.125, 0.25, 0.625, 0.75]], device=device), pictures)
+    crop_channels(features, rois, (2, 2), torch.zeros(2, 2, dtype=torch.long, device=device))
     return _expect(crop_and_resize(features, rois, (2, 2)).flatten().tolist(), [8.0, 10.0, 23.0, 25.0])
 
 
@@ -92,10 +98,11 @@ def _run_lengths() -> str:
 def _training_step() -> str:
     import torch
 
-    from masklab.hardware import autocast
+    from masklab.hardware import autocast, default_device
 
-    layer, values = torch.nn.Conv2d(8, 8, 3), torch.randn(1, 8, 9, 9)
-    with autocast("cpu"):
+    device = default_device()
+    layer, values = torch.nn.Conv2d(8, 8, 3, device=device), torch.randn(1, 8, 9, 9, device=device)
+    with autocast(device):
         loss = layer(values).float().square().mean()
     loss.backward()
     return _expect(bool(layer.weight.grad.isfinite().all()), True)  # type: ignore[union-attr]

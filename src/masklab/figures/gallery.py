@@ -117,8 +117,8 @@ def show_failures(
         groups[annotation["image_id"]].append(annotation)
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
-    for picture in track(source.pictures, description="predicting", transient=True):
-        found = model.predict(picture.path).above(score)
+    for index, picture in enumerate(track(source.pictures, description="predicting", transient=True)):
+        found = model.predict(source.read(index, model.config.model.backbone.channels)).above(score)
         failures = find_failures(picture, groups[picture.image_id], source.ground_truth["categories"], found)
         totals += (failures.matched, *_counts(failures))
         if any(_counts(failures)):
