@@ -308,11 +308,12 @@ def test_the_worst_come_first_and_the_right_ones_never(model, shapes, tmp_path, 
     source = CocoSplit.find(shapes, "val")
     perfect = build_model(model.config, source.categories)
     blind = source.pictures[2].path
+    values = [source.read(index, 3) for index in range(len(source))]
 
-    def predict(path):
-        index = [picture.path for picture in source.pictures].index(path)
+    def predict(given):
+        index = next(index for index, value in enumerate(values) if np.array_equal(value, given))
         size, objects = source.pictures[index].size, source.objects(index)
-        shown = 0 if path == blind else len(objects)
+        shown = 0 if index == 2 else len(objects)
         found = Instances(
             size,
             objects.boxes[:shown],
