@@ -3,6 +3,9 @@
 import json
 
 import numpy as np
+import pytest
+
+from masklab.errors import BrokenLossError, InputError
 
 
 def assert_instances(instances, model=None):
@@ -45,3 +48,24 @@ def assert_finite_and_connected(losses, module):
         if parameter.requires_grad:
             assert parameter.grad is not None, f"{name} got no gradient"
             assert parameter.grad.isfinite().all(), name
+
+
+def fails(words, action, *args):
+    """Bad input is refused in one sentence that holds ``words``."""
+    with pytest.raises(InputError) as caught:
+        action(*args)
+    message = str(caught.value)
+    for word in words:
+        assert word in message, message
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+def broken_at(monkeypatch, step):
+    """Let training stop at a step as if the power had gone."""
+
+    def power_cut(losses, at, image_ids):
+        if at == step:
+            raise BrokenLossError("power cut")
+
+    monkeypatch.setattr("masklab.training.module.check_finite", power_cut)

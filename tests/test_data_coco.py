@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from contracts import fails
 from PIL import Image
 from pycocotools import mask as oracle
 
 from masklab.data.coco import CocoSplit, find_split
-from masklab.errors import InputError
 from masklab.ops import rle
 from masklab.pictures import list_pictures, read_picture
 from masklab.structures import ClassTable
@@ -46,16 +46,6 @@ def write_split(folder, change=None, name="train"):
 def add(**fields):
     base = {"id": 2, "image_id": 7, "category_id": 4, "bbox": [0, 0, 5, 5], "segmentation": SQUARE}
     return lambda values: values["annotations"].append({**base, **fields})
-
-
-def fails(words, action, *args):
-    with pytest.raises(InputError) as caught:
-        action(*args)
-    message = str(caught.value)
-    for word in words:
-        assert word in message, message
-    assert "\n" not in message
-    assert message.endswith(".")
 
 
 # ---- pictures

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from contracts import fails
 from PIL import Image
 
 from masklab.cli import main
@@ -13,7 +14,6 @@ from masklab.config import merge, validate
 from masklab.data.coco import CocoSplit
 from masklab.data.formats import convert, open_split, split_names
 from masklab.data.layouts import read_labels
-from masklab.errors import InputError
 from masklab.ops import rle
 from masklab.structures import ClassTable
 
@@ -46,17 +46,6 @@ def write(path, values):
 
 def picture(path, size=SIZE):
     write(path, np.full((*size, 3), 120, np.uint8))
-
-
-def fails(words, action, *args):
-    with pytest.raises(InputError) as caught:
-        action(*args)
-    message = str(caught.value)
-    for word in words:
-        assert word in message, message
-    assert "\n" not in message
-    assert message.endswith(".")
-    return True
 
 
 def masks(split, index):

@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 import yaml
+from contracts import broken_at
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -129,14 +130,6 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(shapes, tiny_c
     train(config, shapes, tmp_path / "whole")
     assert_same_run(run, tmp_path / "whole")
     assert [row["step"] for row in rows_of(run)] == ["1", "2", "3", "3", "4", "5", "6", "6", "7", "7"]
-
-
-def broken_at(monkeypatch, step):
-    def power_cut(losses, at, image_ids):
-        if at == step:
-            raise BrokenLossError("power cut")
-
-    monkeypatch.setattr("masklab.training.module.check_finite", power_cut)
 
 
 def test_a_resumed_run_keeps_the_average_and_the_parts(shapes, tiny_config, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts import broken_at
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
@@ -382,12 +383,8 @@ def test_a_pretrained_backbone_is_no_model(run):
 def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, monkeypatch):
     whole = pretrain(tiny_config, shapes, tmp_path / "whole")
 
-    def break_at_step_3(losses, step, image_ids):
-        if step == 3:
-            raise BrokenLossError("power cut")
-
     with monkeypatch.context() as patch:
-        patch.setattr("masklab.training.module.check_finite", break_at_step_3)
+        broken_at(patch, 3)
         with pytest.raises(BrokenLossError):
             pretrain(tiny_config, shapes, tmp_path / "parts")
     with pytest.raises(InputError, match="already holds a run"):

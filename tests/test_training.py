@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from contracts import assert_finite_and_connected, assert_instances
+from contracts import assert_finite_and_connected, assert_instances, broken_at
 
 from masklab.config import validate
 from masklab.data.coco import CocoSplit
@@ -277,12 +277,8 @@ def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path
 def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, monkeypatch):
     whole = train(tiny_config, shapes, tmp_path / "whole")
 
-    def break_at_step_3(losses, step, image_ids):
-        if step == 3:
-            raise BrokenLossError("power cut")
-
     with monkeypatch.context() as patch:
-        patch.setattr("masklab.training.module.check_finite", break_at_step_3)
+        broken_at(patch, 3)
         with pytest.raises(BrokenLossError):
             train(tiny_config, shapes, tmp_path / "parts")
     resumed = train(tiny_config, shapes, tmp_path / "parts", resume=True)

@@ -251,6 +251,12 @@ def normalise(picture: Tensor, config: PictureConfig) -> Tensor:
     return picture.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
+def network_picture(picture: Tensor, config: PictureConfig) -> Tensor:
+    """What the network sees of a picture (C, H, W) of any depth, before padding: float32 at its `network_size`."""
+    size = network_size((picture.shape[1], picture.shape[2]), config)
+    return normalise(resize(brightness(picture, config), size), config)
+
+
 def resize(inpt: T, size: Size) -> T:
     """A picture ``(C, H, W)`` or a `masklab.data.transforms.Geometry` to ``size``, bilinear, with a wider kernel when shrinking."""
     return F.resize(inpt, list(size), antialias=True)

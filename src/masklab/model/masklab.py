@@ -26,13 +26,10 @@ from masklab.model.rpn import RPN
 from masklab.ops.crop import Rois
 from masklab.pictures import (
     FULL_RANGE,
-    brightness,
     from_pillow,
-    network_size,
-    normalise,
+    network_picture,
     padded_size,
     read_picture,
-    resize,
 )
 from masklab.structures import ClassTable, Detections
 
@@ -180,8 +177,8 @@ class MaskLab(nn.Module):
     def network_input(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """A picture (C, H, W) of any depth as a batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
         config, device = self.config, next(self.parameters()).device
-        size = network_size((picture.shape[1], picture.shape[2]), config.pictures)
-        image = normalise(resize(brightness(picture, config.pictures), size), config.pictures)
+        image = network_picture(picture, config.pictures)
+        size = (image.shape[1], image.shape[2])
         height, width = padded_size(size, self.stride, config.model.coord_mode)
         image = F.pad(image, (0, width - size[1], 0, height - size[0]))
         return image[None].to(device, memory_format=torch.channels_last), torch.tensor([size], device=device)

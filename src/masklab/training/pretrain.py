@@ -26,7 +26,7 @@ from masklab.model.backbone import SEGMENTATION_FORMAT
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation, save_segmentation
 from masklab.model.tensors import read_tensors
 from masklab.ops.crop import Rois, crop_and_resize
-from masklab.pictures import brightness, network_size, normalise, resize
+from masklab.pictures import network_picture
 from masklab.training.checkpoints import WeightsSaver, open_run
 from masklab.training.fit import fit, required
 from masklab.training.module import OptimisedModule
@@ -136,12 +136,11 @@ def label_map(network: SegmentationNetwork, picture: Tensor, config: Config) -> 
     """
     _, height, width = picture.shape
     device = next(network.parameters()).device
-    size = network_size((height, width), config.pictures)
-    image = normalise(resize(brightness(picture, config.pictures), size), config.pictures)
+    image = network_picture(picture, config.pictures)
     images, _ = pad_pictures([image], config.model.backbone.output_stride, "exact")
     with autocast(device, config.train.precision):
         logits = network(images.to(device, memory_format=torch.channels_last))
-    scale = torch.tensor([size[1] / width, size[0] / height] * 2, device=device)
+    scale = torch.tensor([image.shape[2] / width, image.shape[1] / height] * 2, device=device)
     step = max(1, VALUES_AT_ONCE // (width * logits.shape[1]))
     strips = []
     for top in range(0, height, step):
