@@ -10,7 +10,7 @@ from PIL import Image
 from masklab import ablate as ablate_module
 from masklab.ablate import ablate, row_config
 from masklab.cli import main
-from masklab.comparison import Result, mean_and_spread, order_of, order_sentence, write_results
+from masklab.comparison import Result, mean_and_spread, order_of, order_sentence, orders, write_results
 from masklab.errors import BrokenLossError, FailedRunsError, InputError
 from masklab.paper import Row, table_rows
 from masklab.weights import load_model, read_notes
@@ -197,10 +197,21 @@ def test_order_by_hand():
 
 def test_order_without_figures_without_spread_and_by_ap50():
     assert order_of([]) is order_of(results_of(({}, [1.0]))) is None
-    assert "no such table" in order_sentence(None)
+    assert "no such table" in orders([])
     order = order_of(results_of(({"AP50": 2.0}, [1.0]), ({"AP50": 3.0}, [1.1]), ({"AP50": 4.0}, [None])))
     assert (order.figure, order.same, order.other, order.unclear, order.error) == ("AP50", 1, 0, 0, None)
     assert "one run a row gives no spread" in order_sentence(order)
+
+
+def test_order_with_own_and_with_true_boxes():
+    rows = [Row("low", "", {}, {"AP75": 30.0}), Row("high", "", {}, {"AP75": 31.0})]
+    figures = (
+        {"mask AP75": 20.0, "mask AP75 in true boxes": 50.0},
+        {"mask AP75": 19.0, "mask AP75 in true boxes": 60.0},
+    )
+    own, true = orders([Result(row, [run]) for row, run in zip(rows, figures, strict=True)]).split("\n\n")
+    assert "here in the same order: 0, in the other: 1" in own
+    assert "here in true boxes in the same order: 1, in the other: 0" in true
 
 
 def test_mean_and_spread_by_hand():

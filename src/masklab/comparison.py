@@ -23,7 +23,10 @@ FIGURES = {
     "mask AP75": ("mask", "AP75"),
     "box AP": ("box", "AP"),
     "mask AP in true boxes": ("mask_in_true_boxes", "AP"),
+    "mask AP50 in true boxes": ("mask_in_true_boxes", "AP50"),
+    "mask AP75 in true boxes": ("mask_in_true_boxes", "AP75"),
 }
+TRUE = " in true boxes"
 PAPER = ("AP50", "AP75")
 CLEAR = 2.0  # standard errors that two means must lie apart to count as different
 
@@ -58,17 +61,17 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None
     )
 
 
-def order_of(results: Sequence[Result]) -> Order | None:
+def order_of(results: Sequence[Result], boxes: str = "") -> Order | None:
     """Compare the order of the rows with the paper's, by AP75, or by AP50 where the paper has no other.
 
-    Every pair of rows counts that has finished runs and different figures in the paper.  It is unclear when its
+    ``boxes`` is `TRUE` for what was measured in the annotated boxes, where only the masks differ.  Every pair of rows counts that has finished runs and different figures in the paper.  It is unclear when its
     two means lie within two standard errors of their difference, from the standard deviation of a run pooled over
     all rows; with one run a row there is none, and each pair counts as its two runs have it.  None without figures.
     """
     key = next((key for key in ("AP75", "AP50") if any(key in result.row.paper for result in results)), None)
     if key is None:
         return None
-    rows = [(r.row.paper[key], v) for r in results if key in r.row.paper and (v := r.values(f"mask {key}"))]
+    rows = [(r.row.paper[key], v) for r in results if key in r.row.paper and (v := r.values(f"mask {key}{boxes}"))]
     freedom = sum(len(values) - 1 for _, values in rows)
     squares = sum((len(values) - 1) * statistics.variance(values) for _, values in rows if len(values) > 1)
     error = math.sqrt(squares / freedom) if freedom else None
@@ -82,10 +85,14 @@ def order_of(results: Sequence[Result]) -> Order | None:
     return Order(key, **counts, error=error)
 
 
-def order_sentence(order: Order | None) -> str:
+def orders(results: Sequence[Result]) -> str:
+    """The order with the model's own boxes and in the annotated ones, in words, a line each."""
+    both = [(order, boxes) for boxes in ("", TRUE) if (order := order_of(results, boxes))]
+    return "\n\n".join(order_sentence(*pair) for pair in both) or "The paper has no such table."
+
+
+def order_sentence(order: Order, boxes: str = "") -> str:
     """`Order` in words."""
-    if order is None:
-        return "The paper has no such table."
     pairs = order.same + order.other + order.unclear
     noise = (
         "one run a row gives no spread, so differences may be chance"
@@ -93,14 +100,14 @@ def order_sentence(order: Order | None) -> str:
         else f"unclear means within {CLEAR:g} standard errors; a run's standard deviation, pooled over the rows, is {order.error:.2f}"
     )
     return (
-        f"Pairs of rows that the paper's mask {order.figure} tells apart: {pairs}; here in the same order: {order.same}, "
+        f"Pairs of rows that the paper's mask {order.figure} tells apart: {pairs}; here{boxes} in the same order: {order.same}, "
         f"in the other: {order.other}, unclear: {order.unclear} ({noise})."
     )
 
 
 def print_results(table: str, results: Sequence[Result]) -> None:
     """Print the table."""
-    shown = Table(title=TABLES[table].title, caption=order_sentence(order_of(results)), caption_justify="left")
+    shown = Table(title=TABLES[table].title, caption=orders(results), caption_justify="left")
     head, *rows = _cells(results)
     for place, name in enumerate(head):
         shown.add_column(name, justify="right" if place else "left", no_wrap=not place)
@@ -116,7 +123,7 @@ def write_results(folder: Path, table: str, about: str, results: Sequence[Result
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     text = [f"# {TABLES[table].title}", "", about, SAYS, "", *(f"| {' | '.join(cells)} |" for cells in lines)]
     with whole(folder / f"{table}.md") as path:
-        path.write_text("\n".join([*text, "", order_sentence(order_of(results))]) + "\n", encoding="utf-8")
+        path.write_text("\n".join([*text, "", orders(results)]) + "\n", encoding="utf-8")
     with whole(folder / f"{table}.csv") as path, path.open("w", newline="", encoding="utf-8") as opened:
         csv.writer(opened).writerows(_csv(results))
     with whole(folder / f"{table}.png") as path:
@@ -158,7 +165,7 @@ def _number(value: float | None, spread: float | None = None) -> str:
     return f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
 
 
-LABELS, PANEL, LINE, DOT = 230, 480, 34, 6  # pixels
+LABELS, PANEL, LINE, DOT = 230, 450, 34, 6  # pixels
 OURS, THEIRS, LIGHT = (0, 90, 160), (150, 60, 0), (205, 205, 205)
 
 
@@ -166,7 +173,10 @@ def draw_results(table: str, results: Sequence[Result]) -> Image.Image:
     """Rows below one another: left every run, mean and spread of what was measured, right the paper's figures."""
     order = order_of(results)
     key = order.figure if order else "AP75"
-    panels = [(f"measured mask {key}: runs, mean, spread", OURS, [r.values(f"mask {key}") for r in results])]
+    panels = [
+        (f"mask {key}{boxes}: runs, mean, spread", OURS, [r.values(f"mask {key}{boxes}") for r in results])
+        for boxes in ("", TRUE)
+    ]
     if order:
         theirs = [[r.row.paper[key]] if key in r.row.paper else [] for r in results]
         panels.append((f"the paper's mask {key}", THEIRS, theirs))
