@@ -152,6 +152,7 @@ def test_data_shapes(tmp_path):
         ["data", "check"],
         ["data", "show"],
         ["data", "download"],
+        ["share"],
         ["info"],
         ["doctor"],
     ],
@@ -334,6 +335,12 @@ def test_demo_end_to_end_at_a_smaller_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("masklab.demo.PICTURES", {"train": 6, "val": 2})
     figures = demo(tmp_path / "demo", steps=2)
     assert set(figures) >= {"AP", "AP50"}
-    for name in ("metrics.json", "run/best.safetensors", "predictions/predictions.json", "shapes/train.json"):
+    for name in (
+        "metrics.json",
+        "run/best.safetensors",
+        "predictions/predictions.json",
+        "shapes/train.json",
+        "nuclei.png",
+    ):
         assert (tmp_path / "demo" / name).is_file(), name
     assert "done in" in capsys.readouterr().out

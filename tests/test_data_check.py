@@ -19,6 +19,7 @@ from masklab.data.formats import open_split
 from masklab.data.shapes import draw_shapes
 from masklab.data.statistics import Statistics, measure, resolve_auto
 from masklab.errors import InputError
+from masklab.figures.dataset import suggestion
 from masklab.model.masklab import build_model
 from masklab.ops import rle
 from masklab.training.fit import train
@@ -72,6 +73,13 @@ ANNOTATIONS = [
     ({"bbox": [2, 3, float("nan"), 6]}, "malformed box"),
     ({"bbox": [2, 3, 10**400, 1.5]}, "malformed box"),
     ({"bbox": "everywhere"}, "malformed box"),
+    ({"bbox": [2, 3, True, 6]}, "malformed box"),
+    ({"area": "large"}, "malformed area"),
+    ({"area": -1}, "malformed area"),
+    ({"area": 10**400}, "malformed area"),
+    ({"iscrowd": "0"}, "malformed iscrowd"),
+    ({"iscrowd": 2, "segmentation": []}, "malformed iscrowd"),
+    ({"category_id": True}, "unknown category"),
     ({"bbox": [2, 3, 0, 6]}, "box without area"),
     ({"bbox": [2, 3, -4, 6]}, "box without area"),
     ({"bbox": [2, 3, 400, 6]}, "box outside the picture"),
@@ -315,8 +323,30 @@ def test_other_formats_are_checked_as_they_are_read(tmp_path):
     problems = [finding[1] for finding in found(tmp_path)]
     assert len(problems) == 2, "pictures 0 and 1 are the same, and so are 2 and 3"
     assert set(problems) <= {"duplicate picture", "picture in two splits"}
-    (tmp_path / "masks" / "2.png").write_bytes(b"")
-    assert "unusable split" in [finding[1] for finding in found(tmp_path)]
+    (tmp_path / "images" / "0.png").write_bytes(b"")
+    (tmp_path / "masks" / "1.png").write_bytes(b"")
+    Image.fromarray(labels.T).save(tmp_path / "masks" / "2.png")
+    findings = {(f.file_name, f.problem) for f in check(tmp_path).findings if f.consequence == STOPS}
+    assert findings == {
+        ("images/0.png", "damaged picture"),
+        ("images/1.png", "unusable annotation file"),
+        ("images/2.png", "unusable annotation file"),
+    }
+    (tmp_path / "masks" / "3.png").unlink()
+    assert "unusable split" in [finding[1] for finding in found(tmp_path)], "nobody knows what has a mask"
+
+
+def test_the_table_says_where_on_a_narrow_terminal(data):
+    edit(data, lambda v: [a.update(segmentation=[]) for a in v["annotations"][:6]])
+    (data / "train" / "00002.png").unlink()
+    target = io.StringIO()
+    print_check(check(data), Console(file=target, width=80))
+    lines = target.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert "missing picture 1 stops image 2 (00002.png): there is no" in text
+    assert "malformed segmentation 6 skipped image 1 (00001.png), annotation 1" in text
+    assert "... and 2 more; --output FILE lists all" in text
 
 
 def test_the_command_line_tells_by_its_exit_code(data, tmp_path, capsys):
@@ -326,11 +356,15 @@ def test_the_command_line_tells_by_its_exit_code(data, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "malformed" in printed.out
     assert printed.err.startswith("masklab: ")
-    assert "1 annotations that it skips" in printed.err
+    assert "training skips 1 annotation:" in printed.err
+    assert "" not in [line.strip() for line in printed.out.splitlines()[:2]], "no bars where nobody watches"
     report = json.loads(target.read_text())
     assert report["counts"][SKIPPED] == 1
     (finding,) = (f for f in report["findings"] if f["consequence"] == SKIPPED)
     assert (finding["image_id"], finding["annotation_id"], finding["split"]) == (1, 1, "train")
+    assert finding["file_name"] == "00001.png"
+    assert main(["data", "check", str(data), "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr() == ("", f"masklab: {tmp_path} is a folder: name a file to write to.\n")
     assert main(["data", "check", str(tmp_path / "nothing")]) == 2
     assert main(["data", "check", str(data / "train")]) == 2
 
@@ -459,6 +493,16 @@ def test_show_draws_the_data_and_suggests_a_recipe(shapes, tmp_path, capsys):
     assert config.model.box == auto.model.box
     assert config.model.rpn.proposals_test == auto.model.rpn.proposals_test
     assert recipe.read_text() in capsys.readouterr().out
+
+
+def test_a_suggestion_for_crowded_pictures_makes_room_before_suppression():
+    crowded = statistics([20] * 3000, [3000])
+    assert yaml.safe_load(suggestion(crowded, None, 6000))["model"]["rpn"] == {
+        "anchor_sizes": [20],
+        "proposals_test": 9000,
+        "pre_nms_test": 18000,
+    }
+    assert "pre_nms_test" not in suggestion(crowded, None, 18000)
 
 
 def test_show_draws_what_is_empty(data, tmp_path, capsys):

@@ -132,6 +132,84 @@ def test_damaged_pictures_are_named(tmp_path, suffix):
     fails([str(tmp_path)], read_picture, tmp_path, 3)
 
 
+def test_a_png_with_a_wrong_checksum_is_damaged(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IEND") - 6] ^= 1  # in the pixels' checksum, at which Pillow does not look
+    path.write_bytes(content)
+    with Image.open(path) as opened:
+        opened.load()
+    fails([path.name, "damaged"], read_picture, path, 3)
+
+
+def test_no_program_runs_for_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    fails([path.name, "not a picture"], read_picture, path, 3)
+
+
+def damage_tiff(path, change, **options):
+    """Write a TIFF of three strips (or as ``options`` say) and change its first page's tags."""
+    tifffile.imwrite(path, np.arange(24 * 20, dtype=np.uint8).reshape(24, 20), **{"rowsperstrip": 8} | options)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        change(tiff.pages[0].tags)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_that_contradicts_itself_is_damaged(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    damage_tiff(path, lambda tags: tags["ImageLength"].overwrite(240), compression=compression)
+    fails([path.name, "3 of 30 strips"], read_picture, path, 1)
+    damage_tiff(path, lambda tags: tags["StripByteCounts"].overwrite((160, 0, 160)), compression=compression)
+    fails([path.name, "no bytes"], read_picture, path, 1)
+    damage_tiff(path, lambda tags: tags["RowsPerStrip"].overwrite((8, 8)), compression=compression)
+    fails([path.name], read_picture, path, 1)
+
+
+@pytest.mark.parametrize("tag", ["BitsPerSample", "SamplesPerPixel", "StripOffsets"])
+def test_a_tag_that_cannot_be_read_is_not_left_out(tmp_path, tag):
+    """As when the bits of its own type are turned over."""
+
+    def spoil(tags):
+        entry = tags[tag].offset + 2
+        file = tags[tag].parent.filehandle
+        file.seek(entry)
+        file.write(b"\xff\xff")
+
+    rgb = np.zeros((24, 20, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", rowsperstrip=8)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        spoil(tiff.pages[0].tags)
+    fails(["a.tif", "damaged"], read_picture, tmp_path / "a.tif", None)
+
+
+def test_uncompressed_strips_are_as_large_as_their_pixels(tmp_path):
+    damage_tiff(tmp_path / "a.tif", lambda tags: tags["ImageWidth"].overwrite(16))
+    fails(["a.tif", "480 bytes", "need 384"], read_picture, tmp_path / "a.tif", 1)
+
+
+def test_a_tiff_whose_last_pages_are_cut_off_is_damaged(tmp_path):
+    path = tmp_path / "a.tif"
+    planes = np.zeros((5, 24, 20), np.float32)
+    tifffile.imwrite(path, planes, photometric="minisblack", metadata=None)
+    assert len(read_picture(path, None)) == 5
+    path.write_bytes(path.read_bytes()[:-2000])
+    fails([path.name, "missing"], read_picture, path, None)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16)}])
+def test_a_tiff_that_claims_100000_pixels_a_side_takes_no_memory(tmp_path, options):
+    def claim(tags):
+        for name in {"ImageWidth", "ImageLength", "RowsPerStrip", "TileWidth", "TileLength"} & {t.name for t in tags}:
+            tags[name].overwrite(100_000 if tags[name].dtype == tifffile.DATATYPE.LONG else 65520)
+
+    one = {"rowsperstrip": 24} if not options else {"rowsperstrip": None}
+    damage_tiff(tmp_path / "a.tif", claim, compression="zlib", **one, **options)
+    fails(["a.tif"], read_picture, tmp_path / "a.tif", 1)
+
+
 def test_wrong_number_of_channels(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     fails(["a.png", "3 channels", "6 are expected"], read_picture, tmp_path / "a.png", 6)
@@ -142,6 +220,7 @@ def test_list_pictures(tmp_path):
     fails(["nowhere"], list_pictures, tmp_path / "nowhere")
     for name in ("b.JPG", "a.png", "notes.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "._a.png").write_bytes(b"a Mac's notes on a.png")
     assert [p.name for p in list_pictures(tmp_path)] == ["a.png", "b.JPG"]
     assert list_pictures(tmp_path / "a.png") == [tmp_path / "a.png"]
 
@@ -242,6 +321,9 @@ def test_bad_annotations_are_skipped_and_counted(tmp_path):
         {"category_id": 5},
         {"category_id": [5]},
         {"category_id": None},
+        {"category_id": True},
+        {"iscrowd": "0"},
+        {"iscrowd": float("nan")},
     ]
 
     def change(values):
@@ -254,9 +336,10 @@ def test_bad_annotations_are_skipped_and_counted(tmp_path):
         "empty mask": 2,
         "outside the picture": 1,
         "malformed segmentation": 5,
-        "unknown category": 3,
+        "unknown category": 4,
+        "malformed iscrowd": 2,
     }
-    assert "skipped 11 annotations (2 empty mask, 5 malformed segmentation, 1 outside the picture" in line
+    assert "skipped 14 annotations (2 empty mask, 2 malformed iscrowd, 5 malformed segmentation, 1 outside" in line
     assert len(split.objects(0)) == 1
     assert split.summary() == line
 
@@ -304,6 +387,11 @@ def entry(number, **fields):
         (add(image_id=99), ["annotation 2", "image id 99"]),
         (lambda v: v["annotations"].append(5), ["annotation"]),
         (add(image_id=[7]), ["annotation 2"]),
+        (add(image_id=True), ["annotation 2", "True"]),
+        (entry(1, file_name="a/" * 3000 + "b.png"), ["b.png", "missing"]),
+        (entry(1, file_name="b.png\nc.png"), ["image 3", "control characters"]),
+        (entry(1, id=True), ["no id"]),
+        (lambda v: v["categories"][0].update(name=None), ["a name"]),
     ],
 )
 def test_files_that_are_not_coco_are_refused(tmp_path, change, words):

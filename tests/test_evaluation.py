@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import random
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -373,15 +374,19 @@ def test_coco_does_not_depend_on_ids() -> None:
     assert coco_metrics(truth, results, 200) == expected
 
 
-def test_coco_takes_missing_boxes_and_areas_from_masks() -> None:
+def test_coco_takes_missing_and_malformed_boxes_and_areas_from_masks() -> None:
     truth, results = drawn_case(8)
     bare = copy.deepcopy(truth)
     for annotation in bare["annotations"]:
         del annotation["area"], annotation["bbox"]
+    broken = copy.deepcopy(truth)
+    for annotation in broken["annotations"]:
+        annotation |= {"area": "large", "bbox": ["1", 2, 3, 4]}
     for result in results:
         result["bbox"] = coco_mask.toBbox(result["segmentation"]).tolist()
     boxless = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     assert coco_metrics(bare, boxless, 200) == coco_metrics(truth, results, 200)
+    assert coco_metrics(broken, boxless, 200) == coco_metrics(truth, results, 200)
 
 
 def test_shuffled_results_change_nothing() -> None:
@@ -506,8 +511,8 @@ def test_matching_chain_longer_than_the_recursion_limit() -> None:
     count = 3000
     pairs = [(n, n) for n in range(count)] + [(n, n + 1) for n in range(count - 1)]
     truth, _ = scene([], [])
-    chain = overlaps(truth, [])
-    chain = type(chain)(
+    chain = replace(
+        overlaps(truth, []),
         objects=np.array([count]),
         scores=np.ones(count),
         pictures=np.zeros(count, np.int64),

@@ -236,6 +236,7 @@ def test_failures_by_hand():
     assert failures.wrong == [2, 4]
     assert [pair[:2] for pair in failures.badly_outlined] == [(1, 1)]
     assert failures.badly_outlined[0][2] == pytest.approx(80 / 120)
+    assert failures.errors.detections.tolist() == ["right", "badly_outlined", "false", "", "false"]
     assert failures.score == pytest.approx(2 / 6)
     image = {"id": 7, "height": 50, "width": 100}
     shared = overlaps({"images": [image], "annotations": TRUTH, "categories": CATEGORIES}, FOUND.to_coco(7))
@@ -269,6 +270,15 @@ def test_marks_lie_on_their_objects():
     assert np.diff(dots.astype(int)).clip(0).sum() > np.diff(column.astype(int)).clip(0).sum(), "badly outlined: dots"
     assert (drawn[4 * 3 : 4 * 17, 4 * 3 : 4 * 17] == 120).all(), "what is right bears no mark"
     assert (drawn[: 4 * 18, 4 * 78 :] == 120).all(), "nor does the crowd"
+
+
+def test_long_names_are_broken_within_the_width():
+    name = "W" * 64 + ".png"
+    broken = panels.words(f"of {name}", 300)
+    assert broken.width <= 300
+    letters = np.asarray(panels.words(name, 3000)) < 128
+    assert (np.asarray(broken) < 128).sum() == pytest.approx(letters.sum(), rel=0.1), "and none is lost"
+    assert panels.words(name, 1).height == 68 * panels.words("W", 300).height
 
 
 def test_the_legend_says_what_the_marks_mean():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from masklab.cli import main
 from masklab.config import merge, validate
+from masklab.data.check import check
 from masklab.data.coco import CocoSplit
 from masklab.data.formats import convert, open_split, split_names
 from masklab.data.layouts import read_labels
@@ -201,6 +202,9 @@ def test_label_images_with_a_palette_or_turned(tmp_path):
     turned.getexif()[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=turned.getexif())
     assert (read_labels(tmp_path / "turned.png") == np.rot90(labels, -1)).all()
+    for dtype in (np.uint8, np.uint16):
+        tifffile.imwrite(tmp_path / "white.tif", labels.astype(dtype), photometric="miniswhite")
+        assert (read_labels(tmp_path / "white.tif") == labels).all(), "as stored, not as it looks"
     tifffile.imwrite(tmp_path / "packed.tif", LABELS["a"].astype(np.uint16), compression="zlib")
     assert (read_labels(tmp_path / "packed.tif") == labels).all()
 
@@ -368,6 +372,30 @@ def test_drawn_splits_are_a_fair_and_lasting_share(tmp_path):
         fails(["val_fraction"], open_split, tmp_path, "val", None, bad)
 
 
+@pytest.mark.parametrize("word", ["valid", "validation"])
+def test_val_by_its_other_names(tmp_path, word):
+    label_layout(tmp_path / "train", names=NAMES[:3])
+    label_layout(tmp_path / word, names=NAMES[3:])
+    assert split_names(tmp_path) == ["train", "val"]
+    assert names_of(open_split(tmp_path, "val")) == {"d.png", "e.png"}
+    assert len(open_split(tmp_path, "train")) == 3
+    label_layout(tmp_path / "val", names=NAMES[:1])
+    assert split_names(tmp_path) == sorted(["train", "val", word])
+    assert names_of(open_split(tmp_path, "val")) == {"a.png"}
+    convert(tmp_path / "train", tmp_path / "coco")
+    (tmp_path / "coco/val").rename(tmp_path / "coco" / word)
+    (tmp_path / "coco/val.json").rename(tmp_path / "coco" / f"{word}.json")
+    assert split_names(tmp_path / "coco") == ["train", "val"]
+    assert [len(open_split(tmp_path / "coco", name)) for name in ("train", "val")] == [2, 1]
+    assert set(check(tmp_path / "coco").splits) == {"train", "val"}
+
+
+def test_an_archive_unpacked_into_a_folder_of_its_own_is_named(tmp_path):
+    kaggle_layout(tmp_path / "stage1_train")
+    fails(["no split train", f"give {tmp_path}/stage1_train as the data set"], open_split, tmp_path, "train")
+    assert len(open_split(tmp_path / "stage1_train", "train")) == 4
+
+
 def test_train_without_val_lends_it_pictures(tmp_path):
     many(tmp_path / "train")
     many(tmp_path / "pool")
@@ -479,6 +507,24 @@ def test_pictures_of_the_same_name_stay_apart(tmp_path):
     assert [split.objects(k).areas.tolist() for k in range(2)] == [[16], [36]]
 
 
+def test_pictures_in_ome_tiff_find_their_masks(tmp_path):
+    for name, mask in zip("abcd", ("a.tif", "b.ome.tif", "c_masks.png", "d.ome.png"), strict=True):
+        write(tmp_path / f"images/{name}.ome.tif", np.full(SIZE, 120, np.uint8))
+        write(tmp_path / "masks" / mask, LABELS[name].astype(np.uint8))
+    split = open_split(tmp_path, "all")
+    assert [p.path.name for p in split.pictures] == [f"{name}.ome.tif" for name in "abcd"]
+    for index, name in enumerate("abcd"):
+        for found, wanted in zip(masks(split, index), expected(LABELS[name]), strict=True):
+            assert (found == wanted).all()
+
+
+def test_a_new_folder_below_a_file_is_refused(tmp_path, capsys):
+    label_layout(tmp_path / "src")
+    (tmp_path / "file").write_text("")
+    assert main(["data", "convert", str(tmp_path / "src"), str(tmp_path / "file" / "new")]) == 2
+    assert capsys.readouterr().err.endswith("name another folder.\n")
+
+
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, capsys):
     label_layout(tmp_path / "src")
     (tmp_path / "src/masks/e.png").write_bytes(b"no picture")
@@ -489,6 +535,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, capsys):
     assert main(["data", "convert", str(tmp_path / "src"), str(tmp_path / "dst"), "--val_fraction", "0.4"]) == 0
     out = capsys.readouterr().out
     assert "val is 2 of 5 pictures" in out
+    assert "" not in out.splitlines(), "no bars where nobody watches"
     assert "3 pictures (0 without objects)" in out
     assert main(["data", "convert", str(tmp_path / "src"), str(tmp_path / "dst")]) == 2
     assert "not empty" in capsys.readouterr().err
@@ -536,6 +583,19 @@ def test_label_images_that_cannot_be_used(tmp_path, change, words):
     label_layout(tmp_path)
     change(tmp_path)
     fails(words, open_split, tmp_path, "all")
+
+
+def test_what_is_wrong_with_single_pictures_can_be_collected(tmp_path):
+    label_layout(tmp_path)
+    (tmp_path / "images/a.png").write_bytes(b"no picture")
+    write(tmp_path / "masks/b.png", np.zeros((30, 20), np.uint8))
+    faults = []
+    split = open_split(tmp_path, "all", faults=faults)
+    assert [fault[:3] for fault in faults] == [(1, "images/a.png", True), (2, "images/b.png", False)]
+    assert "EXIF orientation applied" in faults[1].reason
+    assert [(p.image_id, p.path.stem) for p in split.pictures] == list(enumerate("bcde", 2))
+    assert len(split.objects(0)) == 0
+    assert len(split.objects(1)) == len(expected(LABELS["c"]))
 
 
 @pytest.mark.parametrize(

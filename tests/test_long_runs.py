@@ -1,10 +1,12 @@
 """Runs that are killed, resumed, averaged, taken in parts and shared among processes."""
 
+import contextlib
 import csv
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +15,7 @@ import sys
 import pytest
 import torch
 import yaml
-from contracts import broken_at
+from contracts import broken_at, fails
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -29,8 +31,10 @@ from masklab.model.masklab import build_model
 from masklab.training import memory
 from masklab.training.checkpoints import Start, open_run
 from masklab.training.fit import train
+from masklab.training.log import read_log
 from masklab.training.module import Average, TrainingModule, check_finite, split_batch
-from masklab.training.processes import Processes
+from masklab.training.processes import Processes, launched
+from masklab.training.record import read_record, refuse_other_settings
 from masklab.weights import load_model, read_notes, save_model
 
 needs_fork = pytest.mark.skipif(
@@ -51,6 +55,19 @@ def _run(task, arguments, environment):
     torch.set_num_threads(1)
     os.environ.update(environment)
     sys.exit(task(*arguments))
+
+
+def printing(path, words):
+    """The command line, with what it prints in a file, and of which pictures the figures are computed."""
+    measure = masklab.training.module.coco_metrics
+
+    def seen(truth, results, cap, scored):
+        print("scored", scored, sorted({entry["image_id"] for entry in results}))
+        return measure(truth, results, cap, scored)
+
+    with open(path, "w") as file, contextlib.redirect_stdout(file), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masklab.training.module, "coco_metrics", seen)
+        return main(words)
 
 
 def killed_on_the_way(where, number, words):
@@ -204,6 +221,26 @@ def test_early_stopping(shapes, tiny_config, tmp_path, monkeypatch):
     assert read_notes(tmp_path / "last.safetensors")["step"] == 4, "it stays stopped"
 
 
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
+    shapes, tiny_config, tmp_path, monkeypatch, capsys, told
+):
+    """By Ctrl-C, or by a scheduler; it has not succeeded."""
+    run, recipe = tmp_path / "run", recipe_file(tiny_config, tmp_path / "tiny.yaml")
+    steps, handler = [], signal.getsignal(told)
+
+    def check_step(losses, step, image_ids):
+        steps.append(step)
+        if step == 2:
+            os.kill(os.getpid(), told)
+
+    monkeypatch.setattr(masklab.training.module, "check_finite", check_step)
+    assert main(["train", recipe, "--data", str(shapes), "--output", str(run)]) == 130
+    assert steps == [0, 1, 2]
+    assert f"masklab: stopped after step 2: resume {run} to go on" in capsys.readouterr().err
+    assert signal.getsignal(told) == handler
+
+
 # Files that were tampered with
 
 
@@ -267,6 +304,65 @@ def test_a_weights_file_without_a_checksum_is_taken(weights, tmp_path):
         header = {name: value for name, value in opened.metadata().items() if name != "sha256"}
     save_file(load_file(weights), tmp_path / "old.safetensors", header)
     load_model(tmp_path / "old.safetensors")
+
+
+def with_header(weights, path, **facts):
+    """Other facts in a weights file, without a checksum."""
+    with safe_open(weights, framework="pt") as opened:
+        header = {name: value for name, value in opened.metadata().items() if name != "sha256"} | facts
+    save_file(load_file(weights), path, {name: value for name, value in header.items() if value is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("config", value) for value in (None, "{", "[]", '{"model": 3}')),
+        *(("classes", value) for value in (None, "[]", "{}", '{"ids": [2, 5], "names": ["a", "b", "c"]}')),
+        ("classes", '{"ids": [5, 2, 9], "names": ["a", "b", "c"]}'),
+        ("classes", '{"ids": [2, 2, 9], "names": ["a", "b", "c"]}'),
+        *(("score_threshold", value) for value in (None, "NaN", "2", '"0.5"')),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(weights, tmp_path, name, value):
+    fails(["edited.safetensors"], load_model, with_header(weights, tmp_path / "edited.safetensors", **{name: value}))
+
+
+@pytest.mark.parametrize("channels", [2**30, 2**62, 10**30])
+def test_a_header_that_asks_for_a_huge_model_takes_no_memory(weights, tmp_path, channels):
+    with safe_open(weights, framework="pt") as opened:
+        config = json.loads(opened.metadata()["config"])
+    config["model"]["rpn"]["channels"] = channels
+    path = with_header(weights, tmp_path / "edited.safetensors", config=json.dumps(config))
+    fails(["edited.safetensors", "its configuration"], load_model, path)
+
+
+def test_notes_that_make_no_sense_are_refused(weights, tmp_path):
+    for value in (None, "[]", "{"):
+        fails(["a.safetensors", "notes"], read_notes, with_header(weights, tmp_path / "a.safetensors", notes=value))
+
+
+def test_a_checkpoint_of_which_a_bit_was_turned_over_is_refused(tmp_path):
+    path = tmp_path / "resume.ckpt"
+    torch.save({"global_step": 3, "weight": torch.zeros(100_000)}, path)
+    assert open_run(tmp_path, resume=True).step == 3
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["weight"].count_nonzero() == 1, "torch reads it"
+    fails(["resume.ckpt", "damaged"], open_run, tmp_path, True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3, "starts": []}', '{"data": {}}', "\udcff"])
+def test_a_damaged_record_is_named(tmp_path, tiny_config, text):
+    content = text.encode("utf-8", "surrogateescape")
+    (tmp_path / "run.json").write_bytes(content)
+    fails(["run.json", "damaged"], read_record, tmp_path)
+    (tmp_path / "config.yaml").write_bytes(content or b"- 1")
+    if text[:5] != '{"dat':
+        fails(["config.yaml"], refuse_other_settings, tmp_path, tiny_config)
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\nx,1\n" + content)
+    fails(["metrics.csv", "damaged"], read_log, tmp_path / "metrics.csv", 3)
 
 
 # The average of the weights
@@ -367,13 +463,15 @@ def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
     torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torchrun |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
     both = [
-        in_another_process(main, [*words, str(tmp_path / "two")], **torchrun, RANK=rank, LOCAL_RANK=rank)
+        in_another_process(
+            printing, tmp_path / rank, [*words, str(tmp_path / "two")], **torchrun, RANK=rank, LOCAL_RANK=rank
+        )
         for rank in ("0", "1")
     ]
     for process in both:
         process.join(100)
         assert process.exitcode == 0
-    assert main([*words, str(tmp_path / "one")]) == 0
+    assert printing(tmp_path / "alone", [*words, str(tmp_path / "one")]) == 0
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for row, other in zip(one, two, strict=True):
@@ -384,6 +482,29 @@ def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert not list((tmp_path / "two").glob("*.part"))
+    shown = re.findall(r"^step \d+/.* loss (\S+)", (tmp_path / "0").read_text(), re.MULTILINE)
+    assert shown == [f"{float(row['loss']):.3f}" for row in two if row["loss"]], "all processes' losses, not its own"
+    assert "step" not in (tmp_path / "1").read_text()
+    scored = [re.findall(r"^scored (.*)", (tmp_path / name).read_text(), re.MULTILINE) for name in ("alone", "0", "1")]
+    assert scored[0] == scored[1] == scored[2] == ["[1, 2, 3] [1, 2, 3]"] * 2, "each picture once, by both"
+
+
+def test_processes_of_another_launcher_are_refused(tiny_config, monkeypatch):
+    """Each would be a run of its own, in the same folder."""
+    settings = tiny_config.train.model_copy(update={"nodes": 2})
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            fails(["2 processes were started", "torchrun"], launched, settings)
+            patch.setenv("NODE_RANK", "1")
+            assert launched(settings) == Processes(1, 2, 1, 2)
+            fails(["2 processes were started", "torchrun"], launched, tiny_config.train)
+
+
+def test_in_a_slurm_job_a_run_starts_its_processes_itself(shapes, tiny_config, tmp_path, monkeypatch):
+    for name, value in {"NTASKS": "4", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "train"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    train(changed(tiny_config, train={"steps": 1}), shapes, tmp_path)
 
 
 def test_fp16_without_a_gpu_is_refused(shapes, tiny_config, tmp_path):

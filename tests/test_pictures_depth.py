@@ -437,6 +437,19 @@ def test_a_huge_tiff_is_read_by_windows(tmp_path):
         assert peak < 50e6  # the picture has 400e6 bytes
 
 
+def test_of_a_compressed_tiff_only_the_tiles_of_a_window_are_decoded(tmp_path):
+    path, side, tile = tmp_path / "a.tif", 4096, np.full((256, 256), 7, np.uint16)
+    tiles = (tile for _ in range((side // 256) ** 2))
+    tifffile.imwrite(path, tiles, shape=(side, side), dtype=np.uint16, tile=tile.shape, compression="zlib")
+    tracemalloc.start()
+    part, size = read_window(path, 1, (1000, 1000, 1300, 1300))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (part == 7).all()
+    assert size == (side, side)
+    assert peak < 8e6  # the picture has 34e6 bytes
+
+
 # ---- what a recipe leaves to the pictures
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from contracts import assert_finite_and_connected
+from contracts import assert_finite_and_connected, fails
 from torch import nn
 
 from masklab.cli import main
@@ -252,6 +252,15 @@ def test_contradictions_are_refused_when_read(changes, fields):
         load_recipe("resnet101", changes)
     for field in ("recipe resnet101", *fields):
         assert field in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\xfe", b"[" * 5000, b"train: {steps: 2024-13-45}", b"base: [shapes]", b"description: {a: b}", b"paper: 3"],
+)
+def test_recipe_files_that_cannot_be_read_are_named(tmp_path, text):
+    (tmp_path / "mine.yaml").write_bytes(text)
+    fails(["mine.yaml", "correct the file"], load_recipe, tmp_path / "mine.yaml")
 
 
 @pytest.mark.parametrize("part", ["mask", "box"])

@@ -113,6 +113,8 @@ def test_malformed_strings_are_refused(string: str, reason: str) -> None:
         ([1, 1, 3, 3, 2, 2], "flat list"),
         ([[[1, 1], [3, 3], [2, 2]]], "flat list"),
         ([[1, 1, 3, None, 2, "x"]], "flat list"),
+        ([[1, 1, 3, "4", 2, 2]], "flat list"),
+        ([[1, 1, 3, 2**70, 2, 2]], "flat list"),
         ({"counts": [20]}, "no 'size'"),
         ({"size": [4, 5]}, "no 'counts'"),
         ({"size": [5, 4], "counts": [20]}, "picture's"),
@@ -132,6 +134,16 @@ def test_malformed_strings_are_refused(string: str, reason: str) -> None:
 def test_bad_segmentations_are_refused(segmentation: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         rle.runs_from_segmentation(segmentation, (4, 5))
+
+
+def test_counts_that_overflow_64_bits_are_refused() -> None:
+    size = (2**31 - 1, 2**31 - 1)
+    rest = size[0] * size[1] + 2**64
+    counts = [min(size[0] * size[1], max(0, rest - k * size[0] * size[1])) for k in range(7)]
+    assert sum(counts) == rest
+    assert np.array(counts).sum() == size[0] * size[1], "as numpy adds"
+    with pytest.raises(ValueError, match="covers"):
+        rle.runs_from_segmentation({"size": list(size), "counts": counts}, size)
 
 
 @pytest.mark.parametrize(

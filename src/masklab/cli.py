@@ -12,9 +12,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from masklab.config import VAL_FRACTION, Config, common_recipes, load_recipe, validate
+from masklab.config import VAL_FRACTION, Config, common_recipes, load_recipe, recipe_names, validate
 from masklab.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
-from masklab.files import make_folder
+from masklab.files import file_to_write, make_folder
 from masklab.paper import TABLES, print_recipes, table_rows
 
 Verb = Callable[[Namespace], None]
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_one_sentence(str(error)), 2)
     except (BrokenLossError, FailedRunsError, FaultyDataError) as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("stopped.", 130)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "stopped.", 130)
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -88,7 +88,8 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
     kinds.add_subcommand("show", _show_data_parser(), help="draw a data set's pictures and counts; suggest anchors")
     kinds.add_subcommand("download", _download_parser(), help="fetch a public data set from its own site")
     kinds.add_subcommand("convert", _convert_parser(), help="write a data set of any known format in COCO's")
-    verbs.add_subcommand("info", _info_parser(), help="parameters and arithmetic of a recipe's model, part by part")
+    verbs.add_subcommand("share", _share_parser(), help="write a model's weights at half the size, to give to others")
+    verbs.add_subcommand("info", _info_parser(), help="what a model says of itself, or what a recipe's model costs")
     verbs.add_subcommand("recipes", _verb("The recipes that come with the package."), help="list the recipes")
     verbs.add_subcommand("doctor", _verb("Check versions, devices and operations."), help="check the installation")
     return parser, {
@@ -105,6 +106,7 @@ def _parser(words: list[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
         "data show": _show_data,
         "data download": _download,
         "data convert": _convert,
+        "share": _share,
         "info": _info,
         "recipes": _recipes,
         "doctor": _doctor,
@@ -116,7 +118,7 @@ def _verb(description: str) -> ArgumentParser:
 
 
 RECIPE_HELP = f"one of {common_recipes()}, another of `masklab recipes`, or a YAML file"
-MODEL_HELP = "a run folder that `masklab train` wrote, or a weights file"
+MODEL_HELP = "a run folder that `masklab train` wrote, a weights file, or nuclei, the model that comes with masklab"
 
 
 def _demo_parser() -> ArgumentParser:
@@ -258,19 +260,50 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument(
         "--ground_truth_boxes", type=bool, default=False, help="true gives the model the annotated boxes: masks alone"
     )
+    parser.add_argument(
+        "--limits",
+        type=bool,
+        default=False,
+        help="true also tells what limits the model: boxes or outlines, where boxes are lost, its kinds of errors",
+    )
+    _add_views(parser)
     return parser
+
+
+def _add_views(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--flips",
+        choices=["none", "horizontal", "both", "turns"],
+        default="none",
+        help="also look at each picture mirrored: 2 views; top and bottom too: 4; quarter turns too: 8",
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="sizes to look at it, times the model's own: 0.8 1.0 1.25",
+    )
 
 
 def _evaluate(arguments: Namespace) -> None:
     from masklab.evaluation import print_report, write_metrics
     from masklab.evaluation.run import evaluate
 
-    metrics = evaluate(arguments.model, arguments.data, arguments.split, arguments.ground_truth_boxes)
+    output = arguments.output and file_to_write(arguments.output)
+    metrics = evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.split,
+        arguments.ground_truth_boxes,
+        arguments.flips,
+        arguments.scales,
+        arguments.limits,
+    )
     print_report(metrics)
-    if arguments.output is not None:
-        make_folder(arguments.output.parent)
-        write_metrics(arguments.output, metrics)
-        print(f"written to {arguments.output}")
+    if output:
+        write_metrics(output, metrics)
+        print(f"written to {output}")
 
 
 def _predict_parser() -> ArgumentParser:
@@ -284,6 +317,7 @@ def _predict_parser() -> ArgumentParser:
     parser.add_argument(
         "--score", type=float | None, default=None, help="least score of a drawn object, if not the model's own"
     )
+    _add_views(parser)
     return parser
 
 
@@ -291,7 +325,14 @@ def _predict(arguments: Namespace) -> None:
     from masklab.predict import predict_folder
     from masklab.weights import load_model
 
-    predict_folder(load_model(arguments.model), arguments.pictures, arguments.output, arguments.score)
+    predict_folder(
+        load_model(arguments.model),
+        arguments.pictures,
+        arguments.output,
+        arguments.score,
+        arguments.flips,
+        arguments.scales,
+    )
 
 
 def _submit_parser() -> ArgumentParser:
@@ -389,7 +430,7 @@ def _convert(arguments: Namespace) -> None:
 def _check_parser() -> ArgumentParser:
     parser = _verb(
         "List all that is wrong with a data set, and what training makes of it. Exit code 1 if training would "
-        "stop or skip something, 0 otherwise."
+        "stop or skip something, 2 if there is no data set, 0 otherwise."
     )
     parser.add_argument("folder", type=Path, help="data set folder")
     parser.add_argument("--output", type=Path | None, default=None, help="also write every finding to this JSON file")
@@ -399,12 +440,12 @@ def _check_parser() -> ArgumentParser:
 def _check(arguments: Namespace) -> None:
     from masklab.data.check import check, print_check, write_check
 
+    output = arguments.output and file_to_write(arguments.output)
     report = check(arguments.folder)
     print_check(report)
-    if arguments.output is not None:
-        make_folder(arguments.output.parent)
-        write_check(arguments.output, report)
-        print(f"written to {arguments.output}")
+    if output:
+        write_check(output, report)
+        print(f"written to {output}")
     if report.fault:
         raise FaultyDataError(report.fault)
 
@@ -448,9 +489,35 @@ def _download(arguments: Namespace) -> None:
     print(f"{arguments.name} is in {download(arguments.name, arguments.folder)}")
 
 
+def _share_parser() -> ArgumentParser:
+    parser = _verb(
+        "Write a model's weights in half precision, with all that is needed to use them: half the size, to give to others. "
+        "Predictions are computed in the same precision as before."
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("file", type=Path, help="file to write, NAME.safetensors; `masklab info` shows NAME.md with it")
+    return parser
+
+
+def _share(arguments: Namespace) -> None:
+    from masklab.weights import load_model, read_notes, save_model
+
+    file: Path = arguments.file
+    if file.suffix != ".safetensors":
+        raise InputError(f"{file} is to be a weights file: give it a name that ends in .safetensors.")
+    make_folder(file.parent)
+    save_model(load_model(arguments.model, "cpu"), file, read_notes(arguments.model), half=True)
+    print(
+        f"{file}: {file.stat().st_size / 1e6:.1f} MB; say in {file.with_suffix('.md')} what it was trained on and for"
+    )
+
+
 def _info_parser() -> ArgumentParser:
-    parser = _verb("Parameters and multiply-adds of a recipe's model, part by part.")
-    parser.add_argument("recipe", help=RECIPE_HELP)
+    parser = _verb(
+        "Of a model: its classes, how it was trained, what it scored, and its card, the Markdown file beside its weights. "
+        "Of a recipe: parameters and multiply-adds of its model, part by part. Of a name that is both: both."
+    )
+    parser.add_argument("name", help=f"model: {MODEL_HELP}; or recipe: {RECIPE_HELP}")
     parser.add_argument("--classes", type=int, default=80, help="number of classes")
     parser.add_argument("--height", type=int, default=800, help="height of the network's input")
     parser.add_argument("--width", type=int, default=1200, help="width of the network's input")
@@ -459,9 +526,15 @@ def _info_parser() -> ArgumentParser:
 
 def _info(arguments: Namespace) -> None:
     from masklab.model.cost import model_cost, print_cost
+    from masklab.weights import describe, model_names
 
-    config = load_recipe(arguments.recipe)
-    print_cost(model_cost(config, arguments.classes, (arguments.height, arguments.width)))
+    name, path = arguments.name, Path(arguments.name)
+    recipe = name in recipe_names() or path.suffix in (".yaml", ".yml")
+    model = name in model_names() or (not recipe and (path.exists() or path.suffix == ".safetensors"))
+    if model:
+        print(describe(name))
+    if recipe or not model:
+        print_cost(model_cost(load_recipe(name), arguments.classes, (arguments.height, arguments.width)))
 
 
 def _recipes(arguments: Namespace) -> None:

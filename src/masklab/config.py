@@ -7,6 +7,7 @@ The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is sil
 from __future__ import annotations
 
 import math
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -193,8 +194,6 @@ class MaskConfig(Section):
             )
         if self.head == "mask_rcnn" and self.crop % 2:
             raise ValueError(f"head mask_rcnn doubles its crop but crop is {self.crop}: set crop to 28")
-        if self.refinement == "shared" and not self.refine_levels:
-            raise ValueError("refinement is shared but refine_levels is empty: name a level or leave refinement out")
         return self
 
 
@@ -283,6 +282,8 @@ class PictureConfig(Section):
 
 
 class TrainConfig(Section):
+    start_from: Path | None = None
+    """A trained model to go on from, in place of all other weights: a run folder, a weights file, or nuclei, which comes with masklab; layers that it lacks, or that are of other classes, start anew and are named."""
     steps: int = Field(1_500_000, ge=1)
     """Optimiser steps in all."""
     batch_size: Count | Auto = 1
@@ -416,28 +417,31 @@ class RecipeFile(NamedTuple):
 def read_recipe(recipe: str) -> RecipeFile:
     """Read one recipe without its base; ``recipe`` is as in `load_recipe`, and so is what is raised."""
     packaged = _packaged()
-    if recipe in packaged:
-        text = packaged[recipe].read_text()
-    elif Path(recipe).suffix in (".yaml", ".yml") and Path(recipe).is_file():
-        text = Path(recipe).read_text()
-    else:
+    is_file = Path(recipe).suffix in (".yaml", ".yml") and os.path.isfile(recipe)
+    if recipe not in packaged and not is_file:
         raise InputError(
             f"there is no recipe {recipe}: use one of {common_recipes()}, one of the paper's tables "
             "(`masklab recipes` lists them), or the path of a YAML file."
         )
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"recipe {recipe} is not valid YAML ({' '.join(str(error).split())}): correct the file."
-        ) from None
+    values = read_yaml(packaged.get(recipe, Path(recipe)), f"recipe {recipe}") or {}
     if not isinstance(values, dict):
         raise InputError(
             f"recipe {recipe} must be a mapping of fields, such as `train: {{steps: 100}}`: correct the file."
         )
     description, base = values.pop("description", ""), values.pop("base", None)
     paper = values.pop("paper", {})
-    return RecipeFile(str(description), None if base is None else str(base), values, paper)
+    if not isinstance(description, str) or not isinstance(base or "", str) or not isinstance(paper, dict):
+        raise InputError(f"recipe {recipe}: description and base must be text and paper a mapping: correct the file.")
+    return RecipeFile(description, base, values, paper)
+
+
+def read_yaml(file: Any, name: str | Path) -> Any:
+    """What a YAML file holds; `InputError` calls it ``name`` where it cannot be read."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} cannot be read ({reason}): correct the file.") from None
 
 
 def common_recipes() -> str:

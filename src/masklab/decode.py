@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from masklab.errors import InputError
 
@@ -20,11 +21,20 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 CHANNEL_AXES = frozenset("CSQI")  # channels, samples, and what TIFF names neither: Q unknown, I a sequence of pages
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
+NEEDED_TAGS = {
+    *range(256, 260),
+    262,
+    273,
+    *range(277, 280),
+    284,
+    317,
+    *range(322, 326),
+    338,
+    339,
+}  # to read a TIFF page
 LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
-DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError),
-    *(NotImplementedError, struct.error, zlib.error),
-)
+PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of others one runs a program
+LARGEST = 2**30  # bytes that are decoded at once: a few bytes of a compressed file may claim any size
 
 
 class Segments:
@@ -33,17 +43,21 @@ class Segments:
     def __init__(self, pages: Sequence[Any]) -> None:
         self.pages, self.key = pages, pages[0].keyframe
         planes, _, height, width, samples = self.key.shaped
+        for page in pages:
+            _check_segments(page, self.key)
         self.shape = (height, width, len(pages) * planes * samples)
         self.dtype = self.key.dtype
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
         rows, columns = (range(*part.indices(side)) for part, side in zip(key, self.shape[:2], strict=True))
+        _check_decoded(len(rows) * len(columns) * self.shape[2] * self.dtype.itemsize)
         values = np.full((len(rows), len(columns), self.shape[2]), self.key.nodata, self.dtype)
         for channel, page in enumerate(self.pages):
             for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
                 _, (plane, _, top, left, _), (_, height, width, samples) = self.key.decode(None, index)
                 down, across = _met(rows, top, height), _met(columns, left, width)
                 if length and down and across:
+                    _check_decoded(height * width * samples * self.dtype.itemsize)
                     page.parent.filehandle.seek(offset)
                     segment = self.key.decode(page.parent.filehandle.read(length), index)[0][0]
                     first = channel + plane
@@ -68,17 +82,32 @@ class Opened(NamedTuple):
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
     """Turn what decoders raise for a file that is missing, damaged or no picture into an `InputError` that names it."""
-    if not path.is_file():
+    if not isfile(path):
         raise InputError(f"{path}: there is no such picture file; correct the path or restore the file.")
     try:
         yield
+    except (InputError, MemoryError):
+        raise
     except (UnidentifiedImageError, tifffile.TiffFileError):
         raise InputError(f"{path} is not a picture that can be read; convert it to PNG, JPEG or TIFF.") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{path} has too many pixels to be read as {path.suffix}; convert it to TIFF.") from None
-    except DAMAGED as error:
+        raise InputError(f"{path} has too many pixels to be decoded at once; save it as uncompressed TIFF.") from None
+    except Exception as error:  # damaged files make decoders raise almost anything, TypeError and ZeroDivisionError too
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from None
+        raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from error
+
+
+def open_pillow(path: Path) -> ImageFile.ImageFile:
+    """Open one of the known kinds with Pillow, whatever its name says; its size and tags are read, nothing is decoded."""
+    return Image.open(path, formats=PILLOW_FORMATS)
+
+
+def open_verified(path: Path) -> ImageFile.ImageFile:
+    """`open_pillow`, with the checksums of a PNG verified, which decoding leaves out; raises as Pillow does."""
+    with open_pillow(path) as opened:
+        if opened.format == "PNG":
+            opened.verify()
+    return open_pillow(path)
 
 
 @contextmanager
@@ -111,7 +140,7 @@ def pillow_values(picture: Image.Image, channels: int | None) -> NDArray[Any]:
 
 
 def _read_pillow(path: Path, channels: int | None) -> Opened:
-    with Image.open(path) as opened:
+    with open_verified(path) as opened:
         mode = opened.tile[0][3] if opened.format == "PNG" and opened.tile else None
         if mode == "LA;16B" or mode in LOW_BYTES:
             return _read_deep_png(path, mode, channels)
@@ -134,7 +163,7 @@ def _read_deep_png(path: Path, mode: str, channels: int | None) -> Opened:
 
 def _read_raw(path: Path, mode: str) -> tuple[NDArray[np.uint16], int]:
     """The bytes that Pillow's raw ``mode`` takes from a PNG, and its orientation."""
-    with Image.open(path) as opened:
+    with open_pillow(path) as opened:
         tiles: Any = [(*tile[:3], mode) for tile in opened.tile]
         opened.tile = tiles
         return np.asarray(opened).astype(np.uint16), opened.getexif().get(274, 1)
@@ -147,9 +176,12 @@ def _open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Ope
     if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
         return _read_pillow(path, channels)
     _refuse_stacks(series, path)
+    _refuse_lost_tags(page)
+    _refuse_lost_pages(tiff)
     orientation = int(page.tags.valueof(274, 1))
     values: NDArray[Any] | Segments
     if series.dataoffset is not None:
+        _check_segments(page, page)
         mapped = tifffile.memmap(path, mode="r")
         values = _upright(_channels_last(mapped, series.axes), orientation)
     elif lacking := _lacking_codec(page):
@@ -161,6 +193,7 @@ def _open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Ope
     elif orientation == 1 and _in_segments(series):
         values = Segments(series.pages)
     else:
+        _check_decoded(series.nbytes)
         values = _upright(_channels_last(series.asarray(), series.axes), orientation)
     alpha = any(kind in ALPHA for kind in page.extrasamples)
     return Opened(values, _without_alpha(values.shape[2], alpha, channels))
@@ -180,6 +213,55 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
             f"{path} is a stack (axes {series.axes}, {sides}) but a flat picture is needed: "
             "save its planes, or their projection, as files of their own."
         )
+
+
+def _refuse_lost_tags(page: Any) -> None:
+    """Refuse a page of which a tag that says how to read it cannot be read, or says too much: tifffile goes on without."""
+    form, file = page.parent.tiff, page.parent.filehandle
+    file.seek(page.offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    entries = file.read(tags * form.tagsize)
+    listed = {struct.unpack_from(form.byteorder + "H", entries, k * form.tagsize)[0] for k in range(tags)}
+    lost = (listed & NEEDED_TAGS) - {tag.code for tag in page.tags}
+    if lost:
+        raise ValueError(f"its tag {min(lost)} cannot be read")
+    if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel < 3:
+        raise ValueError(f"it is RGB of {page.samplesperpixel} samples a pixel")
+    segments = [page.tags[code].count for code in (273, 279, 324, 325) if code in page.tags]
+    if any(count > math.prod(page.chunked) for count in segments):
+        raise ValueError(f"it lists {max(segments)} strips or tiles but has {math.prod(page.chunked)}")
+
+
+def _refuse_lost_pages(tiff: tifffile.TiffFile) -> None:
+    """Refuse a file that announces a page after its last: tifffile leaves out what it cannot find."""
+    last, form, file = tiff.pages[len(tiff.pages) - 1], tiff.tiff, tiff.filehandle
+    file.seek(last.offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(last.offset + form.tagnosize + tags * form.tagsize)
+    if struct.unpack(form.offsetformat, file.read(form.offsetsize)) != (0,):
+        raise ValueError(f"a page after its page {len(tiff.pages)} is missing")
+
+
+def _check_segments(page: Any, key: Any) -> None:
+    """Refuse a page that lacks strips or tiles, or whose uncompressed strips have another size than its pixels.
+
+    tifffile fills what is missing and cuts off what is too much.  A segment without bytes and place is left out on
+    purpose, as GDAL does.
+    """
+    expected, lengths = math.prod(key.chunked), page.databytecounts
+    if not len(page.dataoffsets) == len(lengths) == expected:
+        raise ValueError(f"it has {min(len(page.dataoffsets), len(lengths))} of {expected} strips or tiles")
+    if any(offset and not length for offset, length in zip(page.dataoffsets, lengths, strict=True)):
+        raise ValueError("a strip or tile has no bytes")
+    planes, depth, height, width, samples = key.shaped
+    needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
+    if key.compression == 1 and not key.is_tiled and all(lengths) and sum(lengths) != needed:
+        raise ValueError(f"its strips hold {sum(lengths)} bytes but its pixels need {needed}")
+
+
+def _check_decoded(size: int) -> None:
+    if size > LARGEST:
+        raise Image.DecompressionBombError
 
 
 def _lacking_codec(page: Any) -> str | None:

@@ -36,17 +36,29 @@ def make_folder(output: str | Path) -> Path:
     return output
 
 
+def file_to_write(path: str | Path) -> Path:
+    """The path of a file to write later, its folder made; `InputError`, before any work, if it is a folder itself."""
+    path = Path(path)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file to write to.")
+    return path
+
+
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A folder beside ``folder`` to fill; renamed to ``folder`` at the end, and removed when filling it fails.
 
-    Raises `InputError` if ``folder`` exists and is not empty.
+    Raises `InputError` if ``folder`` exists and is not empty, or cannot be made.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; name a new folder or empty this one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): name another folder.") from None
     try:
         beside.chmod(0o755)
         yield beside

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from masklab.config import PictureConfig
-from masklab.decode import TIFF_SUFFIXES, decoding, open_picture_file, pillow_values
+from masklab.decode import TIFF_SUFFIXES, decoding, open_picture_file, open_pillow, pillow_values
 from masklab.errors import InputError
 
 Size = tuple[int, int]
@@ -112,6 +112,7 @@ def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDA
 def picture_size(path: str | Path) -> Size:
     """``(height, width)`` of a picture as `read_picture` turns it upright, from the file's header alone.
 
+    A PNG is decoded for it, since its orientation may stand at its end.
     Raises `InputError` naming the file when it is missing or its header cannot be read.
     """
     path = Path(path)
@@ -122,14 +123,14 @@ def picture_size(path: str | Path) -> Size:
                 height, width = sides["Y"], sides["X"]
                 orientation = int(tiff.pages.first.tags.valueof(274, 1))
         else:
-            with Image.open(path) as picture:
+            with open_pillow(path) as picture:
                 width, height = picture.size
                 orientation = picture.getexif().get(274, 1)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def list_pictures(path: str | Path) -> list[Path]:
-    """The picture itself if ``path`` is a file, else the pictures directly inside the folder, by name.
+    """The picture itself if ``path`` is a file, else the pictures directly inside the folder, by name, hidden ones left out.
 
     Raises `InputError` when there is nothing at ``path`` or the folder holds no picture.
     """
@@ -138,7 +139,9 @@ def list_pictures(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: there is no such picture or folder; correct the path.")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    found = sorted(
+        p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.name[0] != "." and p.is_file()
+    )
     if not found:
         raise InputError(f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}); name another folder.")
     return found
@@ -251,9 +254,9 @@ def normalise(picture: Tensor, config: PictureConfig) -> Tensor:
     return picture.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
-def network_picture(picture: Tensor, config: PictureConfig) -> Tensor:
+def network_picture(picture: Tensor, config: PictureConfig, factor: float = 1.0) -> Tensor:
     """What the network sees of a picture (C, H, W) of any depth, before padding: float32 at its `network_size`."""
-    size = network_size((picture.shape[1], picture.shape[2]), config)
+    size = network_size((picture.shape[1], picture.shape[2]), config, factor)
     return normalise(resize(brightness(picture, config), size), config)
 
 

@@ -8,27 +8,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from masklab.errors import InputError
 from masklab.files import make_folder, whole
 from masklab.model.masklab import MaskLab
+from masklab.model.views import Flips, all_views
 from masklab.pictures import displayed, list_pictures, read_picture
+from masklab.progress import track
 from masklab.visualize import overlay
 
 
 def predict_folder(
-    model: MaskLab, sources: Sequence[str | Path], output: str | Path, min_score: float | None = None
+    model: MaskLab,
+    sources: Sequence[str | Path],
+    output: str | Path,
+    min_score: float | None = None,
+    flips: Flips = "none",
+    scales: Sequence[float] = (1.0,),
 ) -> Path:
     """Predict pictures and folders of pictures; returns the path of ``predictions.json``.
 
     ``predictions.json`` is a COCO results list: every detection, ``segmentation`` as run lengths at the
     picture's own size, the data set's own category ids; ``image_id`` is the number that the file is named
     by, as in COCO, or its name, and ``file_name`` stands beside.  Each picture also gets an overlay of the
-    objects with at least ``min_score``, by default the model's own threshold.
+    objects with at least ``min_score``, by default the model's own threshold.  ``flips`` and ``scales`` are
+    those of `MaskLab.predict`.
 
     Pictures that cannot be read are named and left out; the others are written, then `InputError` is raised.
     """
+    all_views(flips, scales)  # refused before anything is written
     pictures = [picture for source in sources for picture in list_pictures(source)]
     _refuse_namesakes(pictures)
     min_score = model.threshold if min_score is None else min_score
@@ -36,7 +43,7 @@ def predict_folder(
     _spare_sources(pictures, output)
     results: list[dict[str, Any]] = []
     broken, shown, capped = [], 0, 0
-    for path in track(pictures, description="predicting", transient=True):
+    for path in track(pictures, "predicting"):
         try:
             picture = read_picture(path, model.config.model.backbone.channels)
             shown_picture = displayed(picture, model.config.pictures, path)
@@ -44,7 +51,7 @@ def predict_folder(
             print(f"masklab: {error}", file=sys.stderr)
             broken.append(path)
             continue
-        instances = model.predict(picture)
+        instances = model.predict(picture, flips, scales)
         capped += len(instances) == model.box_classifier.max_detections
         shown += len(instances.above(min_score))
         image_id = int(path.stem) if path.stem.isdigit() else path.name

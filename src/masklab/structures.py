@@ -117,7 +117,8 @@ class ClassTable:
         table: dict[int, str] = {}
         for entry in categories:
             number = entry.get("id") if isinstance(entry, dict) else None
-            if not isinstance(number, int) or isinstance(number, bool) or "name" not in entry:
+            named = isinstance(entry, dict) and isinstance(entry.get("name"), (str, int, float))
+            if not isinstance(number, int) or isinstance(number, bool) or not named:
                 raise InputError(f"{source}: category {entry} needs a whole number id and a name; correct the file.")
             if number in table:
                 raise InputError(f"{source}: category id {number} occurs twice; give each category its own id.")

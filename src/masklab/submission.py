@@ -7,12 +7,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from masklab.data.coco import listed_pictures
 from masklab.errors import InputError
 from masklab.files import make_folder, whole
 from masklab.model.masklab import MaskLab
+from masklab.progress import track
 
 DETECTIONS = 100
 """Detections a picture that COCO counts."""
@@ -28,7 +27,7 @@ def write_submission(model: MaskLab, listing: str | Path, pictures: str | Path, 
     """
     split = Path(listing).stem.removeprefix("image_info_").removeprefix("instances_")
     results: dict[str, list[dict[str, Any]]] = {"mask": [], "box": []}
-    for picture in track(listed_pictures(listing, pictures), description="predicting", transient=True):
+    for picture in track(listed_pictures(listing, pictures), "predicting"):
         found = model.predict(picture.path)
         if found.size != picture.size:
             raise InputError(

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from masklab.data import coco
-from masklab.data.coco import Picture
-from masklab.data.formats import open_split, split_names
+from masklab.data.coco import Picture, is_id
+from masklab.data.formats import Fault, open_split, split_names
+from masklab.decode import open_pillow
 from masklab.errors import InputError
 from masklab.files import whole
 from masklab.ops import rle
 from masklab.ops.rle import Runs, Size
 from masklab.pictures import read_picture
+from masklab.progress import track
 from masklab.structures import ClassTable
 
 STOPS, SKIPPED, KEPT = "stops training", "skipped", "kept"
@@ -41,13 +42,16 @@ PROBLEMS = {
     "annotation of no image": STOPS,
     "missing picture": STOPS,
     "damaged picture": STOPS,
+    "unusable annotation file": STOPS,
     "other size than annotated": STOPS,
     "annotated as stored, before EXIF": STOPS,
     "malformed segmentation": SKIPPED,
+    "malformed iscrowd": SKIPPED,
     "empty mask": SKIPPED,
     "outside the picture": SKIPPED,
     "unknown category": SKIPPED,
     "malformed box": KEPT,
+    "malformed area": KEPT,
     "box outside the picture": KEPT,
     "box without area": KEPT,
     "duplicate annotation id": KEPT,
@@ -60,6 +64,9 @@ PROBLEMS = {
 SAME_OBJECT = 0.95  # IoU above which two objects of one category are one
 MARGIN = 1.0  # pixels that an annotated box may lie outside the picture, as rounding does
 EXAMPLES = 4  # of each problem, in the table
+NARROW = 22  # letters of the table's first column
+WORKERS = 8  # pictures that are decoded at once, at most
+BLOCK = 2**20  # bytes
 ORIENTATION = 274  # EXIF's tag
 
 
@@ -71,6 +78,7 @@ class Finding(NamedTuple):
     image_id: int | str | None
     annotation_id: int | str | None
     detail: str
+    file_name: str | None = None
 
     @property
     def consequence(self) -> str:
@@ -96,10 +104,9 @@ class Report:
         stops, skipped = self.count[STOPS], self.count[SKIPPED]
         if not stops + skipped:
             return None
-        return (
-            f"{self.folder} has {stops} faults that training stops at and {skipped} annotations that it skips: "
-            "correct them, the table names each."
-        )
+        parts = [f"stops at {stops} fault{'s' * (stops > 1)}"] * bool(stops)
+        parts += [f"skips {skipped} annotation{'s' * (skipped > 1)}"] * bool(skipped)
+        return f"{self.folder}: training {' and '.join(parts)}: correct them, the table says where."
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: every finding, its consequence beside it."""
@@ -111,8 +118,8 @@ class Report:
 def check(folder: str | Path) -> Report:
     """Look at every picture and annotation of a data set and report all that is wrong.
 
-    A COCO folder is read leniently, every split that is there; of other formats a file that cannot be read is all
-    that is reported of its split.  Pictures are compared by their decoded pixels, masks as run lengths.  Raises
+    Every split that is there is read leniently; only of a split whose pictures and annotations cannot be told, such as
+    JSON that is cut off or pictures without masks, that is all that is reported.  Pictures are compared by their decoded pixels, masks as run lengths.  Raises
     `InputError` when the folder is not there or holds no data set.
     """
     report = Report(Path(folder))
@@ -122,12 +129,12 @@ def check(folder: str | Path) -> Report:
             open_split(folder, name)
         except InputError as error:
             report.findings.append(Finding(name, "unusable split", None, None, str(error)))
-    seen: dict[bytes, list[tuple[str, Picture, bytes]]] = defaultdict(list)
+    seen: Seen = defaultdict(list)
     train: ClassTable | None = None
     for split in _coco_splits(report) or _other_splits(report, names):
         split.run(seen)
         train = split.check_classes(train)
-    _compare_pictures(seen, report)
+    _compare_pictures(seen)
     order = list(PROBLEMS)
     report.findings.sort(key=lambda finding: (finding.split, order.index(finding.problem)))
     return report
@@ -137,24 +144,33 @@ def print_check(report: Report, console: Console | None = None) -> None:
     """Print one table: a line for each problem of each split, what training makes of it, and where it is."""
     console = console or Console()
     for name, counts in report.splits.items():
-        console.print(f"{escape(name)}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        console.print(f"{_shown(name)}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     if not report.findings:
         console.print("nothing is wrong")
         return
-    table = Table(
-        "split", "problem", "training", "number", "where", title=f"what is wrong in {escape(str(report.folder))}"
-    )
-    table.columns[3].justify = "right"
-    groups: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
+    title = f"what is wrong in {_shown(str(report.folder))}"
+    table = Table("problem", "count", "training", "where", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].max_width, table.columns[1].justify, table.columns[3].overflow = NARROW, "right", "fold"
+    groups: defaultdict[str, defaultdict[str, list[Finding]]] = defaultdict(lambda: defaultdict(list))
     for finding in report.findings:
-        groups[finding.split, finding.problem].append(finding)
-    for (name, problem), group in groups.items():
-        places = [_place(finding) for finding in group[:EXAMPLES]]
-        more = f"\n... and {len(group) - EXAMPLES} more" if len(group) > EXAMPLES else ""
-        table.add_row(escape(name), problem, PROBLEMS[problem], str(len(group)), escape("\n".join(places) + more))
+        groups[finding.split][finding.problem].append(finding)
+    for name, problems in groups.items():
+        table.add_section()
+        table.add_row(f"[bold]{_shown(name)}[/bold]")
+        for problem, group in problems.items():
+            places = [_place(finding) for finding in group[:EXAMPLES]]
+            if len(group) > EXAMPLES:
+                places.append(f"... and {len(group) - EXAMPLES} more; --output FILE lists all")
+            words = (problem, str(len(group)), PROBLEMS[problem].removesuffix(" training"), "\n".join(places))
+            table.add_row(*map(_shown, words))
     console.print(table)
     ends = {STOPS: "stop training", SKIPPED: "are skipped in training", KEPT: "are kept in training"}
     console.print(", ".join(f"{report.count[key]} {words}" for key, words in ends.items()))
+
+
+def _shown(text: str) -> str:
+    """Text for the console, without markup and with halves of characters, as JSON may hold, spelt out."""
+    return escape(text.encode("utf-8", "backslashreplace").decode())
 
 
 def write_check(path: str | Path, report: Report) -> None:
@@ -165,9 +181,15 @@ def write_check(path: str | Path, report: Report) -> None:
 
 def _place(finding: Finding) -> str:
     image = "" if finding.image_id is None else f"image {finding.image_id}"
+    image += f" ({Path(finding.file_name).name})" if finding.file_name else ""
     number = "" if finding.annotation_id is None else f"annotation {finding.annotation_id}"
     place = ", ".join(part for part in (image, number) if part)
     return f"{place}: {finding.detail}" if place and finding.detail else place or finding.detail
+
+
+def _without_path(reason: str, path: Path) -> str:
+    """A sentence that begins with a path, where that is named already."""
+    return reason.removeprefix(f"{path}: ").removeprefix(f"{path} ")
 
 
 def _coco_splits(report: Report) -> list[_SplitCheck]:
@@ -186,15 +208,20 @@ def _coco_splits(report: Report) -> list[_SplitCheck]:
 
 
 def _other_splits(report: Report, names: Sequence[str]) -> list[_SplitCheck]:
-    """The splits of another format, as it is read: a file that cannot be is the one finding of its split."""
+    """The splits of another format, with what cannot be read of them."""
     splits = []
     for name in sorted(names, key=lambda name: name != "train"):
+        faults: list[Fault] = []
         try:
-            split = open_split(report.folder, name)
+            split = open_split(report.folder, name, faults=faults)
         except InputError as error:
             report.findings.append(Finding(name, "unusable split", None, None, str(error)))
         else:
             splits.append(_SplitCheck(name, split.json_path, split.folder, report, split.ground_truth))
+        for image_id, file_name, of_picture, reason in faults:
+            problem = "damaged picture" if of_picture else "unusable annotation file"
+            detail = _without_path(reason, report.folder / file_name)
+            report.findings.append(Finding(name, problem, image_id, None, detail, file_name))
     return splits
 
 
@@ -212,8 +239,9 @@ class _SplitCheck:
         self.has_categories = "categories" in lists
         self.names: dict[int, str] = {}  # of the categories that have an id and a name
         for entry in self.categories:
-            if isinstance(entry, dict) and _is_id(entry.get("id")) and isinstance(entry["id"], int):
+            if isinstance(entry, dict) and is_id(entry.get("id")) and isinstance(entry["id"], int):
                 self.names.setdefault(entry["id"], str(entry.get("name")))
+        self.files: dict[int | str, str] = {}  # by image id
         report.splits[name] = {
             "images": len(self.images),
             "annotations": len(self.annotations),
@@ -222,25 +250,25 @@ class _SplitCheck:
 
     def add(self, problem: str, detail: str = "", image_id: Any = None, annotation: Any = None) -> None:
         number = annotation.get("id") if isinstance(annotation, dict) else None
-        self.report.findings.append(Finding(self.name, problem, image_id, number if _is_id(number) else None, detail))
+        number = number if is_id(number) else None
+        file_name = self.files.get(image_id) if is_id(image_id) else None
+        self.report.findings.append(Finding(self.name, problem, image_id, number, detail, file_name))
 
-    def run(self, seen: dict[bytes, list[tuple[str, Picture, bytes]]]) -> None:
+    def run(self, seen: Seen) -> None:
         """Check images, annotations and pictures; ``seen`` collects the pictures of all splits by their pixels."""
         pictures = self._entries()
         groups = self._by_picture(pictures)
         self._check_ids()
-        for picture in track(pictures, description=f"{self.name}: annotations", transient=True):
+        for picture in track(pictures, f"{self.name}: annotations"):
             self._check_objects(picture, groups[picture.image_id])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
             looked = pool.map(_look, [picture.path for picture in pictures])
-            for picture, look in track(
-                zip(pictures, looked, strict=True), f"{self.name}: pictures", len(pictures), transient=True
-            ):
+            for picture, look in track(zip(pictures, looked, strict=True), f"{self.name}: pictures", len(pictures)):
                 self._check_picture(picture, look, seen)
 
     def check_classes(self, train: ClassTable | None) -> ClassTable | None:
         """Check the categories against their use and the first split's; returns the table to check others against."""
-        used = {a.get("category_id") for a in self.annotations if isinstance(a, dict) and _is_id(a.get("category_id"))}
+        used = {a.get("category_id") for a in self.annotations if isinstance(a, dict) and is_id(a.get("category_id"))}
         for number, name in self.names.items():
             if number not in used:
                 self.add("unused category", f"{number} ({name})")
@@ -282,29 +310,30 @@ class _SplitCheck:
                 picture = coco.read_entry(entry, self.json_path, self.folder)
             except InputError as error:
                 number = entry.get("id") if isinstance(entry, dict) else None
-                self.add("unusable image entry", str(error), number if _is_id(number) else None)
+                self.add("unusable image entry", str(error), number if is_id(number) else None)
                 continue
             if picture.image_id in found:
-                self.add("duplicate image id", picture.path.name, picture.image_id)
+                self.add("duplicate image id", f"{picture.path.name} has it too", picture.image_id)
             else:
                 found[picture.image_id] = picture
+                self.files[picture.image_id] = entry["file_name"]
         return list(found.values())
 
     def _by_picture(self, pictures: Sequence[Picture]) -> dict[int | str, list[dict[str, Any]]]:
         groups: dict[int | str, list[dict[str, Any]]] = {picture.image_id: [] for picture in pictures}
-        listed = {entry.get("id") for entry in self.images if isinstance(entry, dict) and _is_id(entry.get("id"))}
+        listed = {entry.get("id") for entry in self.images if isinstance(entry, dict) and is_id(entry.get("id"))}
         for annotation in self.annotations:
             image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-            if _is_id(image_id) and image_id in groups:
+            if is_id(image_id) and image_id in groups:
                 groups[image_id].append(annotation)
-            elif not _is_id(image_id) or image_id not in listed:
+            elif not is_id(image_id) or image_id not in listed:
                 self.add("annotation of no image", f"its image id is {image_id}", annotation=annotation)
         return groups
 
     def _check_ids(self) -> None:
-        ids = Counter(a.get("id") for a in self.annotations if isinstance(a, dict) and _is_id(a.get("id")))
+        ids = Counter(a.get("id") for a in self.annotations if isinstance(a, dict) and is_id(a.get("id")))
         for annotation in self.annotations:
-            if isinstance(annotation, dict) and _is_id(annotation.get("id")) and ids[annotation["id"]] > 1:
+            if isinstance(annotation, dict) and is_id(annotation.get("id")) and ids[annotation["id"]] > 1:
                 self.add("duplicate annotation id", "", annotation.get("image_id"), annotation)
 
     def _check_objects(self, picture: Picture, group: list[dict[str, Any]]) -> None:
@@ -318,7 +347,7 @@ class _SplitCheck:
                     self.add(runs, "a crowd region", picture.image_id, annotation)
             elif isinstance(runs, str):
                 self.add(runs, "", picture.image_id, annotation)
-            elif not isinstance(category, int) or category not in self.names:
+            elif type(category) is not int or category not in self.names:
                 self.add("unknown category", f"its category id is {category}", picture.image_id, annotation)
             else:
                 objects.append(annotation)
@@ -331,7 +360,9 @@ class _SplitCheck:
 
     def _check_box(self, picture: Picture, annotation: dict[str, Any]) -> None:
         """The annotated box, which training does not read: it takes the mask's own."""
-        box: Any = annotation.get("bbox")
+        box, area = annotation.get("bbox"), annotation.get("area")
+        if area is not None and not coco.is_area(area):
+            self.add("malformed area", "evaluation takes the mask's own", picture.image_id, annotation)
         if not coco.is_box(box):
             if box is not None:
                 self.add("malformed box", "its bbox is not four numbers", picture.image_id, annotation)
@@ -342,28 +373,26 @@ class _SplitCheck:
         elif max(-x, -y, x + width - picture.size[1], y + height - picture.size[0]) > MARGIN:
             self.add("box outside the picture", f"{box}", picture.image_id, annotation)
 
-    def _check_picture(
-        self, picture: Picture, look: _Look | str, seen: dict[bytes, list[tuple[str, Picture, bytes]]]
-    ) -> None:
+    def _check_picture(self, picture: Picture, look: _Look | str, seen: Seen) -> None:
         if isinstance(look, str):
             problem = "damaged picture" if os.path.isfile(picture.path) else "missing picture"
-            self.add(problem, look, picture.image_id)
+            self.add(problem, _without_path(look, picture.path), picture.image_id)
             return
         (height, width), turned = look.size, look.orientation
         if look.size != picture.size:
-            sizes = f"{picture.path.name} is {width} x {height}, the JSON says {picture.size[1]} x {picture.size[0]}"
+            sizes = f"it is {width} x {height}, the JSON says {picture.size[1]} x {picture.size[0]}"
             if turned >= 5 and picture.size == (width, height):
                 self.add("annotated as stored, before EXIF", f"{sizes}; EXIF turns it", picture.image_id)
             else:
                 self.add("other size than annotated", sizes, picture.image_id)
         elif turned in (2, 3, 4) or (turned >= 5 and height == width):
-            detail = f"{picture.path.name} is turned by EXIF ({turned}); make sure it was annotated upright"
+            detail = f"EXIF turns it ({turned}); make sure it was annotated upright"
             self.add("EXIF orientation", detail, picture.image_id)
-        seen[look.pixels].append((self.name, picture, look.file))
+        seen[look.pixels].append((self, picture, look.file))
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str))
+Seen = dict[bytes, list[tuple[_SplitCheck, Picture, bytes]]]
+"""The pictures of all splits by the digest of their pixels, with the digest of their files."""
 
 
 class _Look(NamedTuple):
@@ -379,48 +408,58 @@ def _look(path: Path) -> _Look | str:
     """Decode a whole picture; a sentence if that cannot be done."""
     try:
         values = read_picture(path, None)
-        file = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        file = _file_digest(path)
     except InputError as error:
         return str(error)
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})."
     size = (values.shape[1], values.shape[2])
     digest = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
-    digest.update(values.tobytes())
+    digest.update(values.data.cast("B"))
     return _Look(file, digest.digest(), size, _orientation(path))
+
+
+def _file_digest(path: Path) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.digest()
 
 
 def _orientation(path: Path) -> int:
     """EXIF's orientation, 1 (upright) to 8; 1 where there is none."""
     try:
-        with Image.open(path) as opened:
+        with open_pillow(path) as opened:
             value = opened.getexif().get(ORIENTATION, 1)
     except Exception:  # the picture was read; if Pillow cannot, there is no EXIF either
         return 1
     return value if value in range(1, 9) else 1
 
 
-def _compare_pictures(seen: dict[bytes, list[tuple[str, Picture, bytes]]], report: Report) -> None:
+def _compare_pictures(seen: Seen) -> None:
     """Report pictures that are there twice, in one split or in two."""
     for group in seen.values():
         first: dict[str, tuple[Picture, bytes]] = {}
         for split, picture, file in group:
-            others = [(name, *other) for name, other in first.items() if name != split]
-            if split in first:
-                detail = _sameness(picture, *first[split], file) + f" (image {first[split][0].image_id})"
-                report.findings.append(Finding(split, "duplicate picture", picture.image_id, None, detail))
-            elif others:
-                name, other, other_file = others[0]
-                detail = _sameness(picture, other, other_file, file) + f" in {name} (image {other.image_id})"
-                report.findings.append(Finding(split, "picture in two splits", picture.image_id, None, detail))
-            first.setdefault(split, (picture, file))
+            if split.name in first:
+                name, problem, place = split.name, "duplicate picture", ""
+            elif first:
+                name = next(iter(first))
+                problem, place = "picture in two splits", f" in {name}"
+            else:
+                first[split.name] = (picture, file)
+                continue
+            other, other_file = first[name]
+            detail = f"{_sameness(picture, other, file == other_file)}{place} (image {other.image_id})"
+            split.add(problem, detail, picture.image_id)
+            first.setdefault(split.name, (picture, file))
 
 
-def _sameness(picture: Picture, other: Picture, other_file: bytes, file: bytes) -> str:
-    same = (
-        "the same file" if picture.path == other.path else "the same bytes" if file == other_file else "the same pixels"
-    )
-    return f"{picture.path.name} has {same} as {other.path.name}" if picture.path != other.path else f"{same}"
+def _sameness(picture: Picture, other: Picture, same_bytes: bool) -> str:
+    if picture.path == other.path:
+        return "the same file"
+    return f"the same {'bytes' if same_bytes else 'pixels'} as {other.path.name}"
 
 
 def duplicates(masks: Sequence[Runs], labels: Iterable[int], size: Size) -> list[tuple[int, int, float]]:

@@ -6,11 +6,13 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
+from os.path import isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +24,10 @@ from masklab.pictures import Box, Limits, read_limits, read_window
 from masklab.structures import ClassTable
 
 FARTHEST = 2**31  # pixels: no box is as far out
+VAL_NAMES = ("valid", "validation")  # as others call the split val
 
 
-MALFORMED = "malformed segmentation"
+MALFORMED, MALFORMED_CROWD = "malformed segmentation", "malformed iscrowd"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def check_names(folder: Path, split: str) -> None:
 def split_files(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     """The JSON files in a folder that may be splits: name of the split to each file and where its pictures should be.
 
-    ``annotations/instances_train2017.json`` is found as ``train`` and as ``train2017``.
+    ``annotations/instances_train2017.json`` is found as ``train`` and as ``train2017``; where there is no ``val``,
+    ``valid`` and ``validation`` are found as that too.
     """
     found: defaultdict[str, list[tuple[Path, Path]]] = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
@@ -82,6 +86,9 @@ def split_files(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
         name = path.stem.removeprefix("instances_")
         for split in {name, re.sub(r"\d{4}$", "", name)}:
             found[split].append((path, folder / name))
+    for other in VAL_NAMES:
+        if other in found:
+            found.setdefault("val", found[other])
     return found
 
 
@@ -193,7 +200,7 @@ class CocoSplit:
         groups: list[list[dict[str, Any]]] = [[] for _ in self.pictures]
         for annotation in self.ground_truth["annotations"]:
             image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-            if not isinstance(image_id, (int, str)) or image_id not in place:
+            if not is_id(image_id) or image_id not in place:
                 number = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
                 raise InputError(
                     f"{self.json_path}: annotation {number} belongs to image id {image_id}, which is not "
@@ -210,9 +217,9 @@ class CocoSplit:
         crowds: list[NDArray[np.int64] | None] = []
         for annotation in self._annotations[index]:
             category = annotation.get("category_id")
-            label = self.categories.labels.get(category) if isinstance(category, int) else None
+            label = self.categories.labels.get(category) if type(category) is int else None
             runs = runs_or_reason(annotation, size)
-            if label is None or (isinstance(runs, str) and runs == MALFORMED):
+            if label is None or (isinstance(runs, str) and runs in (MALFORMED, MALFORMED_CROWD)):
                 self._unreadable.add(id(annotation))
             if is_crowd(annotation):
                 box = annotated_box(annotation, size) if isinstance(runs, str) else rle.bounds(runs, size)
@@ -232,11 +239,13 @@ class CocoSplit:
 
 def is_crowd(annotation: dict[str, Any]) -> bool:
     """Whether an annotation is a crowd region: neither an object nor background."""
-    return bool(annotation.get("iscrowd", 0))
+    return annotation.get("iscrowd") in (1,)
 
 
 def runs_or_reason(annotation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.int64] | str:
     """The run lengths of an annotation, or why it has none."""
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        return MALFORMED_CROWD
     try:
         runs = rle.runs_from_segmentation(annotation.get("segmentation"), size)
     except ValueError:
@@ -249,17 +258,29 @@ def runs_or_reason(annotation: dict[str, Any], size: tuple[int, int]) -> NDArray
     return "empty mask"
 
 
-def is_box(box: Any) -> bool:
+def is_id(value: Any) -> TypeGuard[int | str]:
+    """Whether a value can be the id of an image, annotation or category."""
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def is_box(box: Any) -> TypeGuard[Sequence[float]]:
     """Whether a ``bbox`` is four numbers that can be pixels."""
-    return (
-        isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < FARTHEST for v in box)
-    )
+    return isinstance(box, (list, tuple)) and len(box) == 4 and all(_is_number(v) and abs(v) < FARTHEST for v in box)
+
+
+def is_area(area: Any) -> bool:
+    """Whether an ``area`` is a number of pixels that a picture can have."""
+    return _is_number(area) and 0 <= area < FARTHEST**2
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def annotated_box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[float, ...] | None:
     """COCO's own ``bbox`` (x, y, width, height) as ``xyxy`` inside the picture; ``None`` if nothing is left."""
     box = annotation.get("bbox")
-    if not isinstance(box, list) or not is_box(box):
+    if not is_box(box):
         return None
     x1, y1 = max(box[0], 0), max(box[1], 0)
     x2, y2 = min(box[0] + box[2], size[1]), min(box[1] + box[3], size[0])
@@ -290,7 +311,7 @@ def _read_pictures(images: Iterable[Any], json_path: Path, folder: Path) -> list
         present = set(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); correct the picture folder.") from None
-    flat = [(p.path, p.path.name in present if p.path.parent == folder else p.path.is_file()) for p in pictures]
+    flat = [(p.path, p.path.name in present if p.path.parent == folder else isfile(p.path)) for p in pictures]
     missing = [path for path, there in flat if not there]
     if missing:
         raise InputError(
@@ -302,13 +323,17 @@ def _read_pictures(images: Iterable[Any], json_path: Path, folder: Path) -> list
 
 def read_entry(entry: Any, json_path: Path, folder: Path) -> Picture:
     """Check one entry of ``images``; `InputError` for one without id, size or a file name inside ``folder``."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
+    if not isinstance(entry, dict) or not is_id(entry.get("id")):
         raise InputError(f"{json_path}: an entry of images has no id; correct the file.")
     image_id, name = entry["id"], entry.get("file_name")
     if not isinstance(name, str) or not name:
         raise InputError(f"{json_path}: image {image_id} has no file_name; correct the file.")
+    if min(name) < " ":
+        raise InputError(
+            f"{json_path}: image {image_id} has file_name {name!r}, which holds control characters; correct the file."
+        )
     parts = re.split(r"[/\\]", name)
-    if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
+    if ".." in parts or parts[0] == "" or ":" in parts[0]:
         raise InputError(
             f"{json_path}: image {image_id} has file_name {name!r}, which leaves {folder}; correct the file."
         )
@@ -318,8 +343,7 @@ def read_entry(entry: Any, json_path: Path, folder: Path) -> Picture:
 
 def _side(entry: dict[str, Any], key: str, json_path: Path) -> int:
     value: Any = entry.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 1 <= value < 2**31 or value != int(value):
+    if not _is_number(value) or not 1 <= value < 2**31 or value != int(value):
         raise InputError(
             f"{json_path}: image {entry['id']} has {key} {value!r}, which must be a whole number of pixels; "
             "correct the file."

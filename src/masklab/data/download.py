@@ -78,7 +78,14 @@ DATA_SETS: Mapping[str, DataSet] = {
         "COCO: annotations CC BY 4.0; each picture has its own Flickr licence, see https://cocodataset.org/#termsofuse",
     ),
     "nuclei": DataSet(
-        (Archive("https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip", "train"),),
+        (
+            Archive(
+                "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip",
+                "train",
+                82923446,
+                "dcb6edc2690f137406638b2309581a71522c4dff19157d118453b448dcddcb68",
+            ),
+        ),
         "BBBC038v1, the training set of the 2018 Data Science Bowl (Caicedo et al., Nature Methods, 2019): CC0",
     ),
 }

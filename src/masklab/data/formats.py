@@ -9,18 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-from rich.progress import track
+from typing import Any, NamedTuple
 
 from masklab.config import VAL_FRACTION
-from masklab.data.coco import CocoSplit, check_names, find_split, split_files
-from masklab.data.layouts import Found, Pair, find_cellpose, find_kaggle, find_label_images
+from masklab.data.coco import VAL_NAMES, CocoSplit, check_names, find_split, split_files
+from masklab.data.layouts import Annotated, Found, Pair, Size, find_cellpose, find_kaggle, find_label_images
 from masklab.data.yolo import find_yolo
 from masklab.errors import InputError
 from masklab.files import whole, whole_folder
 from masklab.ops import rle
 from masklab.pictures import picture_size
+from masklab.progress import track
 from masklab.structures import ClassTable
 
 FORMATS: dict[str, Callable[[Path], dict[str, Found]]] = {
@@ -32,20 +31,34 @@ FORMATS: dict[str, Callable[[Path], dict[str, Found]]] = {
 COCO = "COCO (SPLIT.json with SPLIT, or annotations/instances_SPLIT2017.json with SPLIT2017)"
 
 
+class Fault(NamedTuple):
+    """A picture of a format other than COCO that cannot be read, or whose annotation cannot."""
+
+    image_id: int
+    file_name: str
+    of_picture: bool
+    reason: str
+
+
 def open_split(
     folder: str | Path,
     split: str,
     categories: ClassTable | None = None,
     val_fraction: float = VAL_FRACTION,
     seed: int = 0,
+    faults: list[Fault] | None = None,
 ) -> CocoSplit:
     """Find a split in a data set folder of any format of ``FORMATS``, or COCO's, and read it.
 
-    Every format becomes what COCO's JSON would hold, masks as run lengths.  A split is a folder, or what YOLO's
+    Every format becomes what COCO's JSON would hold, masks as run lengths.  A split is a folder, ``valid`` and
+    ``validation`` being ``val`` where there is no other, or what YOLO's
     ``data.yaml``, or ``train.txt`` and ``val.txt`` with a picture a line, list.  Where there is no ``val``, it is
     ``val_fraction`` of the pictures of ``train``, or of an undivided folder, the first by a hash of ``seed`` and
     file name; ``train`` is the rest; ``all`` is an undivided folder whole.  A format that knows no classes has the
     one class of ``categories``, if it is one, else "object".
+
+    Of other formats than COCO, ``faults``, where it is given, takes what is wrong with single pictures, which otherwise
+    ends the reading at the first: one that cannot be read is left out, one whose annotation cannot be has no objects.
 
     Raises `InputError` when no format or several fit, for a split that is not there, and for files that cannot be
     used.
@@ -58,7 +71,7 @@ def open_split(
     if found is None:
         return _open_coco(folder, split, categories, val_fraction, seed)
     pool, chosen, note = _choose(folder, found, split, val_fraction, seed)
-    values = _as_coco(folder, chosen, found[pool], categories)
+    values = _as_coco(folder, chosen, found[pool], categories, faults)
     opened = CocoSplit(folder / split, folder, categories, values)
     opened.note = note
     return opened
@@ -119,10 +132,18 @@ def _look(folder: Path) -> dict[str, Found] | None:
             f"{folder} fits more than one format: {' and '.join(fitting)}: move what you do not mean away."
         )
     if fitting:
-        return next(iter(fitting.values()))
+        return _called_val(next(iter(fitting.values())))
     if split_files(folder):
         return None
     raise InputError(f"{folder} holds no data set: none of {'; '.join([COCO, *FORMATS])} was found; correct the path.")
+
+
+def _called_val(found: dict[str, Found] | None) -> dict[str, Found] | None:
+    """The splits, with a folder ``valid`` or ``validation`` as ``val`` where there is no other."""
+    other = next((name for name in VAL_NAMES if found and name in found), None)
+    if found is None or other is None or "val" in found:
+        return found
+    return {"val" if name == other else name: own for name, own in found.items()}
 
 
 def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_fraction: float, seed: int) -> CocoSplit:
@@ -153,7 +174,9 @@ def _choose(
         return split, found[split].pairs(), ""
     pool = "train" if "train" in found and drawn else ""
     if pool not in found:
-        raise InputError(f"{folder} holds no split {split}: there is {', '.join(sorted(found))}; correct the name.")
+        own = next((folder / name for name in sorted(found) if (folder / name).is_dir()), None)
+        advice = "correct the name" if own is None else f"correct the name or give {own} as the data set"
+        raise InputError(f"{folder} holds no split {split}: there is {', '.join(sorted(found))}; {advice}.")
     pairs = found[pool].pairs()
     names = [_name(pair, folder) for pair in pairs]
     lists = {} if pool else _lists(folder)
@@ -208,16 +231,27 @@ def _draw(names: list[str], split: str, folder: Path, val_fraction: float, seed:
     return (held_out if split == "val" else set(names) - held_out), note
 
 
-def _as_coco(folder: Path, pairs: list[Pair], found: Found, categories: ClassTable | None) -> dict[str, Any]:
+def _as_coco(
+    folder: Path, pairs: list[Pair], found: Found, categories: ClassTable | None, faults: list[Fault] | None
+) -> dict[str, Any]:
     """What COCO's JSON would hold of the pictures, their ``file_name`` relative to ``folder``."""
     only = (categories.ids[0], categories.names[0]) if categories and len(categories) == 1 else (1, "object")
     names = found.names or dict([only])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, pair in enumerate(track(pairs, description="reading masks", transient=True), 1):
-        size = picture_size(pair.picture)
+    for image_id, pair in enumerate(track(pairs, "reading masks"), 1):
+        size: Size | None = None
+        objects: Annotated = []
+        try:
+            size = picture_size(pair.picture)
+            objects = found.objects(pair, size)
+        except InputError as error:
+            if faults is None:
+                raise
+            faults.append(Fault(image_id, _name(pair, folder), size is None, str(error)))
+        if size is None:
+            continue
         images.append({"id": image_id, "file_name": _name(pair, folder), "height": size[0], "width": size[1]})
-        objects = found.objects(pair, size)
         strings = rle.strings_from_runs([runs for _, runs in objects])
         for (category, runs), counts in zip(objects, strings, strict=True):
             x1, y1, x2, y2 = rle.bounds(runs, size) or (0, 0, 0, 0)

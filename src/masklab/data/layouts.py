@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from masklab.decode import TIFF_SUFFIXES, decoding, open_picture_file
+from masklab.decode import TIFF_SUFFIXES, decoding, open_picture_file, open_pillow, open_verified
 from masklab.errors import InputError
 from masklab.ops import rle
 from masklab.pictures import PICTURE_SUFFIXES
@@ -74,7 +74,7 @@ def find_cellpose(folder: Path) -> dict[str, Found]:
         split: Found(partial(_pairs_beside, place), label_objects)
         for split, place in places
         if split not in ("images", *MASK_FOLDERS)
-        and any(path.stem.endswith(CELLPOSE_ENDINGS) for path in pictures_in(place))
+        and any(_stem(path).endswith(CELLPOSE_ENDINGS) for path in pictures_in(place))
     }
 
 
@@ -128,12 +128,17 @@ def _is_kaggle_id(folder: Path) -> bool:
     if not (folder / "masks").is_dir():
         return False
     pictures = pictures_in(folder / "images")
-    return len(pictures) == 1 and pictures[0].stem not in map(_name_of_mask, pictures_in(folder / "masks"))
+    return len(pictures) == 1 and _stem(pictures[0]) not in map(_name_of_mask, pictures_in(folder / "masks"))
+
+
+def _stem(path: Path) -> str:
+    """The file name without its suffix, ``.ome.tif`` being one."""
+    return path.stem.removesuffix(".ome")
 
 
 def _name_of_mask(mask: Path) -> str:
-    ending = next((ending for ending in MASK_ENDINGS if mask.stem.endswith(ending)), "")
-    return mask.stem.removesuffix(ending)
+    ending = next((ending for ending in MASK_ENDINGS if _stem(mask).endswith(ending)), "")
+    return _stem(mask).removesuffix(ending)
 
 
 def _pairs_of_folders(pictures: Path, masks: Path) -> list[Pair]:
@@ -141,8 +146,8 @@ def _pairs_of_folders(pictures: Path, masks: Path) -> list[Pair]:
 
 
 def _pairs_beside(folder: Path) -> list[Pair]:
-    paths = [path for path in pictures_in(folder) if not path.stem.endswith(CELLPOSE_OTHERS)]
-    masks = [path for path in paths if path.stem.endswith(CELLPOSE_ENDINGS)]
+    paths = [path for path in pictures_in(folder) if not _stem(path).endswith(CELLPOSE_OTHERS)]
+    masks = [path for path in paths if _stem(path).endswith(CELLPOSE_ENDINGS)]
     return _match([path for path in paths if path not in set(masks)], masks, folder)
 
 
@@ -163,13 +168,13 @@ def _match(pictures: list[Path], masks: list[Path], where: Path) -> list[Pair]:
     """Each picture with the mask of its name; `InputError` for one that has none or two, and for a mask without one."""
     named: dict[str, Path] = {}
     for picture in pictures:
-        other = named.setdefault(picture.stem, picture)
+        other = named.setdefault(_stem(picture), picture)
         if other is not picture:
             raise InputError(f"{other} and {picture.name} would have the same mask: rename or remove one.")
     of: dict[str, Path] = {}
     for mask in masks:
         name = _name_of_mask(mask)
-        name = next((n for n in (mask.stem, name, f"{name}_img") if n in named), name)
+        name = next((n for n in (_stem(mask), name, f"{name}_img") if n in named), name)
         if name not in named:
             raise InputError(f"{mask} belongs to a picture {name}, which is missing: restore it or move the mask away.")
         if name in of:
@@ -204,7 +209,7 @@ def _fitting(values: NDArray[Any], pair: Pair, mask: Path, size: Size) -> NDArra
     if values.shape != size:
         raise InputError(
             f"{mask} is {values.shape[1]} wide and {values.shape[0]} high but {pair.picture} is {size[1]} wide and "
-            f"{size[0]} high: make them the same size."
+            f"{size[0]} high (EXIF orientation applied): make them the same size."
         )
     return values
 
@@ -238,16 +243,25 @@ def _numbers(path: Path) -> NDArray[Any]:
         raise InputError(f"{path} cannot hold exact masks: save it as PNG or TIFF.")
     with decoding(path):
         if _has_palette(path):
-            with Image.open(path) as opened:
+            with open_verified(path) as opened:
                 return np.asarray(ImageOps.exif_transpose(opened))[:, :, None]
     with open_picture_file(path, None) as picture:
-        return picture.part(slice(None), slice(None))
+        values = picture.part(slice(None), slice(None))
+    inverted = values.dtype == np.uint8 and _photometric(path) == tifffile.PHOTOMETRIC.MINISWHITE
+    return 255 - values if inverted else values  # Pillow shows 8 bits of which 0 is white as they look
 
 
 def _has_palette(path: Path) -> bool:
     if path.suffix.lower() in TIFF_SUFFIXES:
-        with tifffile.TiffFile(path) as tiff:
-            page: Any = tiff.pages.first
-            return bool(page.photometric == tifffile.PHOTOMETRIC.PALETTE)
-    with Image.open(path) as opened:
+        return _photometric(path) == tifffile.PHOTOMETRIC.PALETTE
+    with open_pillow(path) as opened:
         return opened.mode == "P"
+
+
+def _photometric(path: Path) -> int | None:
+    """What the numbers of a TIFF stand for; None for other files."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return None
+    with tifffile.TiffFile(path) as tiff:
+        page: Any = tiff.pages.first
+        return int(page.photometric)

@@ -103,7 +103,7 @@ def make_targets(
 
     Masks come in random order, so that any first few of them are a fair draw.
     """
-    boxes, kept = _visible_boxes(objects, geometry)
+    boxes, kept = visible_boxes(objects, geometry)
     chosen = rng.permutation(len(kept))[:max_masks]
     places = _sample_indices(boxes[chosen], geometry.canvas_size, crop, coord_mode, input_size)
     masks = _sample_masks(objects, kept[chosen], geometry, places, crop)
@@ -118,7 +118,7 @@ def make_targets(
     )
 
 
-def _visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray[np.int64]]:
+def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray[np.int64]]:
     """Tight boxes in output pixels of the objects that are left, ``(G', 4)``, and their rows ``(G',)``."""
     view = geometry.view()
     boxes = objects.boxes.astype(np.float64)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from masklab.config import read_yaml
 from masklab.data.layouts import Annotated, Found, Pair, Size, pictures_in, subfolders
 from masklab.errors import InputError
 from masklab.ops import rle
@@ -60,10 +60,7 @@ def _labels_of(folder: Path, path: Path) -> Path:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): correct the file.") from None
+    table = read_yaml(path, path)
     if not isinstance(table, dict):
         raise InputError(f"{path} is not a YOLO data file: it needs names, and paths for train and val.")
     return table

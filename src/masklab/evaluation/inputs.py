@@ -12,6 +12,7 @@ from typing import Any
 
 from hotcoco import mask
 
+from masklab.data.coco import is_area, is_box
 from masklab.errors import InputError
 
 RLE = dict[str, Any]
@@ -51,8 +52,8 @@ def read_inputs(
     """Check COCO ground truth and results and bring them into one form; neither is changed.
 
     ``image_ids`` limits the evaluation to some pictures.  Ids may be any integers or strings.  Masks may be
-    polygons (one of fewer than three points covers nothing) or RLE, compressed or not.  A missing box or
-    area is taken from the mask.  Annotations of pictures that the file does not list are left out, as
+    polygons (one of fewer than three points covers nothing) or RLE, compressed or not.  A missing or
+    malformed box or area is taken from the mask.  Annotations of pictures that the file does not list are left out, as
     pycocotools does.  Raises `InputError` for missing fields, for results of unknown pictures or classes,
     for scores that are not finite and for RLE masks of another size than their picture.
     """
@@ -97,13 +98,13 @@ class _Reader:
         if category not in self.labels:
             raise InputError(f"{where}: the ground truth has no category {category!r}: add it or correct category_id.")
         rle = _to_rle(_get(entry, "segmentation", where), self.sizes[picture], where)
-        box = entry.get("bbox")
-        box = [float(value) for value in (box if box is not None and len(box) == 4 else mask.to_bbox(rle))]
+        given = entry.get("bbox")
+        box = [float(value) for value in (given if is_box(given) else mask.to_bbox(rle))]
         label = self.labels[category]
         if is_result:
             return Region(picture, label, rle, box, score=_score(entry, where))
-        area = entry.get("area")
-        area = float(mask.area(rle) if area is None else area)
+        area: Any = entry.get("area")
+        area = float(area if is_area(area) else mask.area(rle))
         return Region(picture, label, rle, box, area, crowd=bool(entry.get("iscrowd", 0)))
 
 

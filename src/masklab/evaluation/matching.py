@@ -1,7 +1,7 @@
 """Dense-scene accuracy: AP(t) = TP / (TP + FP + FN) at mask IoU t, added up in three ways.
 
 Detections with at least a score threshold count, and are not ranked beyond that.  Letters for shapes:
-N pictures, D detections, T IoU thresholds, P pairs.
+N pictures, D detections, G annotations, T IoU thresholds, P pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Overlaps:
-    """All that the matching metrics need, computed once; detections are numbered over all pictures.
+    """All that the matching metrics need, computed once; detections and annotations are numbered over all pictures.
 
     =====================  ========  =======  ==========================================================
     name                   shape     dtype    meaning
@@ -36,17 +36,23 @@ class Overlaps:
     ``objects``            ``(N,)``  int64    annotated objects of each picture, crowds left out
     ``scores``             ``(D,)``  float64  score of each detection
     ``pictures``           ``(D,)``  int64    picture of each detection, ``0..N-1``
+    ``areas``              ``(D,)``  int64    pixels of each detection
     ``in_crowd``           ``(D,)``  bool     more than half of the detection lies in one crowd
-    ``pair_detections``    ``(P,)``  int64    detection of each pair of the same class with IoU >= 0.5
-    ``pair_objects``       ``(P,)``  int64    object of the pair, numbered over all pictures
-    ``pair_ious``          ``(P,)``  float64  mask IoU of the pair
+    ``object_areas``       ``(G,)``  int64    pixels of each annotation, crowds among them
+    ``crowds``             ``(G,)``  bool     which annotations are crowds
+    ``pair_detections``    ``(P,)``  int64    detection of each pair of the same class that overlaps
+    ``pair_objects``       ``(P,)``  int64    annotation of the pair, never a crowd
+    ``pair_ious``          ``(P,)``  float64  mask IoU of the pair, above 0
     =====================  ========  =======  ==========================================================
     """
 
     objects: Ints
     scores: Floats
     pictures: Ints
+    areas: Ints
     in_crowd: Bools
+    object_areas: Ints
+    crowds: Bools
     pair_detections: Ints
     pair_objects: Ints
     pair_ious: Floats
@@ -77,11 +83,18 @@ def overlaps(
         objects=np.bincount(counted, minlength=len(inputs.image_ids)).astype(np.int64),
         scores=np.array([region.score for region in detections], np.float64),
         pictures=np.array([region.picture for region in detections], np.int64),
+        areas=_areas(detections),
         in_crowd=in_crowd,
+        object_areas=_areas(inputs.objects),
+        crowds=np.array([region.crowd for region in inputs.objects], bool),
         pair_detections=np.array([row for row, _, _ in pairs], np.int64),
         pair_objects=np.array([column for _, column, _ in pairs], np.int64),
         pair_ious=np.array([iou for _, _, iou in pairs], np.float64),
     )
+
+
+def _areas(regions: list[Region]) -> Ints:
+    return np.asarray(mask.area([region.mask for region in regions]), np.int64)
 
 
 def _compare(
@@ -105,7 +118,7 @@ def _compare(
         for row, share in zip(near, shares.tolist(), strict=True):
             if other.crowd:
                 in_crowd[row] |= share > 0.5
-            elif share >= IOU_THRESHOLDS[0]:
+            elif share > 0:
                 pairs.append((row, column, share))
 
 
@@ -143,7 +156,7 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
 def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
     """The pairs behind `matching_metrics` at one threshold: detections, objects and their IoU, ``(m,)`` each.
 
-    Numbers are those of `Overlaps`: objects count crowds, in the order of the annotations.
+    Numbers are those of `Overlaps`.
     """
     kept = (overlaps.scores >= score_threshold)[overlaps.pair_detections] & (overlaps.pair_ious >= iou)
     detections, objects = overlaps.pair_detections[kept], overlaps.pair_objects[kept]

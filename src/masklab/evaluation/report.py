@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from masklab.errors import InputError
+from masklab.evaluation.errors import KINDS
 from masklab.files import whole
 
 _COCO_COLUMNS = {
@@ -23,6 +24,7 @@ _COCO_COLUMNS = {
     "AP_max100": "AP, 100 a picture",
 }
 _WAYS = {"kaggle": "Kaggle DSB2018", "stardist": "StarDist", "cellpose": "Cellpose"}
+_STAGES = [(stage, least) for stage in ("proposals", "detections", "found") for least in ("0.50", "0.75")]
 _SHOWN_THRESHOLDS = ("0.50", "0.60", "0.70", "0.80", "0.90", "mean")
 
 
@@ -30,8 +32,8 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
     """Print the figures of ``metrics`` as tables that explain themselves; ``None`` is shown as ``-``.
 
     ``metrics`` is what `coco_metrics` returns, what `matching_metrics` returns under the key
-    ``matching``, or both: ``{**coco_metrics(...), "matching": matching_metrics(...)}``.
-    Classes are listed when there are 2 to 20.
+    ``matching``, or both: ``{**coco_metrics(...), "matching": matching_metrics(...)}``; and ``by_kind`` and
+    ``limits`` of `masklab.evaluation.run.evaluate`, where they are.  Classes are listed when there are 2 to 20.
     """
     console = console or Console()
     if "mask" in metrics:
@@ -40,6 +42,11 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
         console.print(_matching_table(metrics["matching"]))
     if 2 <= len(metrics.get("per_class", {})) <= 20:
         console.print(_class_table(metrics["per_class"]))
+    if "by_kind" in metrics:
+        console.print(_kind_table(metrics["by_kind"]))
+    if "limits" in metrics:
+        for table in (_limits_table(metrics), _recall_table(metrics["limits"]), _errors_table(metrics["limits"])):
+            console.print(table)
 
 
 def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
@@ -92,6 +99,57 @@ def _class_table(per_class: dict[str, dict[str, Any]]) -> Table:
     for name, row in per_class.items():
         figures = [_number(row[key]) for key in ("mask_AP", "mask_AP50", "box_AP")]
         table.add_row(escape(name), str(row["objects"]), *figures)
+    return table
+
+
+def _kind_table(kinds: dict[str, dict[str, Any]]) -> Table:
+    caption = "Grey: all channels of the picture are equal. Kaggle, StarDist: means over 0.50, 0.55 ... 0.95."
+    columns = ["", "pictures", "objects", "AP", "AP50", "AP75", "Kaggle", "StarDist"]
+    table = _table("Masks by kind of picture", caption, columns)
+    for kind, part in kinds.items():
+        figures = [part["mask"][key] for key in ("AP", "AP50", "AP75")]
+        figures += [part["matching"][way]["mean"] for way in ("kaggle", "stardist")]
+        table.add_row(kind, str(part["pictures"]), str(part["objects"]), *map(_number, figures))
+    return table
+
+
+def _limits_table(metrics: dict[str, Any]) -> Table:
+    caption = (
+        "In the annotated boxes: what these masks would reach with perfect boxes, classes and scores. With the annotated "
+        "masks: what these boxes and scores would reach if each had the mask of the object it is about (box IoU 0.5)."
+    )
+    rows = {
+        "as predicted": metrics["mask"],
+        "in the annotated boxes": metrics["limits"]["annotated_boxes"],
+        "with the annotated masks": metrics["limits"]["annotated_masks"],
+    }
+    keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    table = _table("What limits the masks: boxes or outlines", caption, ["mask", *(_COCO_COLUMNS[key] for key in keys)])
+    for name, figures in rows.items():
+        table.add_row(name, *[_number(figures[key]) for key in keys])
+    return table
+
+
+def _recall_table(limits: dict[str, Any]) -> Table:
+    caption = (
+        "Share of the objects with a box of that overlap (IoU) or more: among the proposals; among all detections of "
+        "their class; among those at the score threshold. Touching: the box of the next object touches or overlaps; "
+        "near: it is up to half the object's own side away."
+    )
+    recall = limits["recall"]
+    table = _table("Where boxes are lost", caption, ["", *recall])
+    table.add_row("objects", *[str(group["objects"]) for group in recall.values()])
+    for stage, least in _STAGES:
+        table.add_row(f"{stage} {least}", *[_number(group[stage][least]) for group in recall.values()])
+    return table
+
+
+def _errors_table(limits: dict[str, Any]) -> Table:
+    table = _table("Errors at the score threshold", None, ["", "detections", "objects", ""])
+    for kind, meaning in KINDS.items():
+        counts = limits["errors"][kind]
+        table.add_row(kind.replace("_", " "), str(counts["detections"]), str(counts["objects"]), meaning)
+    table.columns[-1].justify = "left"
     return table
 
 

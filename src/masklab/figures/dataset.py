@@ -55,17 +55,18 @@ def show_data(folder: str | Path, output: str | Path, split: str = "train", reci
         save(_charts(source, statistics, config), output / f"{split}_statistics.png"),
         output / f"{split}_suggestion.yaml",
     ]
-    text = suggestion(statistics, recipe)
+    text = suggestion(statistics, recipe, config.model.rpn.pre_nms_test)
     with whole(written[-1]) as beside:
         beside.write_text(text, encoding="utf-8")
     print(f"written: {written[-1]}, a recipe of these lines:\n{text}", end="")
     return written
 
 
-def suggestion(statistics: Statistics, recipe: str | None) -> str:
-    """The anchors and caps that suit a split, as YAML: what "auto" would take."""
+def suggestion(statistics: Statistics, recipe: str | None, pre_nms_test: int) -> str:
+    """The anchors and caps that suit a split, as YAML: what "auto" would take where ``pre_nms_test`` is the recipe's."""
     cap, proposals = statistics.max_detections, proposals_for(statistics.max_detections)
-    rpn = {"anchor_sizes": statistics.anchor_sizes, "proposals_test": proposals}
+    raised = 2 * proposals if 2 * proposals > pre_nms_test else None
+    rpn = {"anchor_sizes": statistics.anchor_sizes, "proposals_test": proposals, "pre_nms_test": raised}
     rpn = {name: value for name, value in rpn.items() if value is not None}
     base = {"base": recipe} if recipe else {}
     values = {**base, "model": {"rpn": rpn, "box": {"max_detections": cap}}}

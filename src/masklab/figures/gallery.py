@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.progress import track
 
 from masklab.data.coco import Picture
 from masklab.data.formats import open_split
 from masklab.errors import InputError
-from masklab.evaluation.matching import match, overlaps
+from masklab.evaluation.errors import BAD_OUTLINE, Errors, find_errors
+from masklab.evaluation.matching import overlaps
 from masklab.figures import panels
 from masklab.figures.look import INSIDE, as_rgb
 from masklab.figures.panels import GAP, Size
@@ -25,9 +25,9 @@ from masklab.instances import Instances
 from masklab.model.masklab import MaskLab
 from masklab.ops import rle
 from masklab.ops.masks import runs_to_polygons
+from masklab.progress import track
 from masklab.visualize import PALETTE, Colour
 
-BAD_OUTLINE = 0.75  # IoU below which a matched object counts as badly outlined
 COLUMNS = 3
 ORANGE, SKY, YELLOW, WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
 SOLID: tuple[float, ...] = ()
@@ -38,18 +38,34 @@ DASHED, DOTTED = (14.0, 8.0), (3.0, 6.0)
 class Failures:
     """What went wrong in one picture.
 
-    ``annotations`` are its COCO annotations and ``found`` the detections that count; ``missed`` are rows of the
-    first, ``wrong`` of the second, ``badly_outlined`` (detection, annotation, IoU).  ``score`` is
-    TP / (TP + FP + FN) at IoU 0.5.
+    ``annotations`` are its COCO annotations, ``found`` the detections that count and ``errors`` the kind of each (see
+    `masklab.evaluation.errors`).  ``missed`` are rows of the first, ``wrong`` of the second, those without a match;
+    ``badly_outlined`` (detection, annotation, IoU) the matches below an IoU of 0.75.  ``score`` is TP / (TP + FP + FN)
+    at IoU 0.5.
     """
 
     picture: Picture
     annotations: list[dict[str, Any]]
     found: Instances
-    matched: int
-    missed: list[int]
-    wrong: list[int]
-    badly_outlined: list[tuple[int, int, float]]
+    errors: Errors
+
+    @property
+    def matched(self) -> int:
+        return len(self.errors.matched)
+
+    @property
+    def missed(self) -> list[int]:
+        return sorted({*np.flatnonzero(self.errors.objects != "").tolist()} - {*self.errors.owners.tolist()})
+
+    @property
+    def wrong(self) -> list[int]:
+        return sorted({*np.flatnonzero(self.errors.detections != "").tolist()} - {*self.errors.matched.tolist()})
+
+    @property
+    def badly_outlined(self) -> list[tuple[int, int, float]]:
+        errors = self.errors
+        pairs = zip(errors.matched.tolist(), errors.owners.tolist(), errors.ious.tolist(), strict=True)
+        return [pair for pair in pairs if pair[2] < BAD_OUTLINE]
 
     @property
     def score(self) -> float:
@@ -77,18 +93,7 @@ def find_failures(
     image = {"id": picture.image_id, "height": picture.size[0], "width": picture.size[1]}
     truth = {"images": [image], "annotations": annotations, "categories": categories}
     shared = overlaps(truth, found.to_coco(picture.image_id))
-    detections, objects, ious = match(shared, score_threshold=-np.inf)
-    crowds = [row for row, annotation in enumerate(annotations) if annotation.get("iscrowd", 0)]
-    pairs = zip(detections.tolist(), objects.tolist(), ious.tolist(), strict=True)
-    return Failures(
-        picture,
-        annotations,
-        found,
-        matched=len(detections),
-        missed=sorted(set(range(len(annotations))) - set(objects.tolist()) - set(crowds)),
-        wrong=sorted(set(np.flatnonzero(~shared.in_crowd).tolist()) - set(detections.tolist())),
-        badly_outlined=[pair for pair in pairs if pair[2] < BAD_OUTLINE],
-    )
+    return Failures(picture, annotations, found, find_errors(shared, score_threshold=-np.inf))
 
 
 def show_failures(
@@ -117,7 +122,7 @@ def show_failures(
         groups[annotation["image_id"]].append(annotation)
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
-    for index, picture in enumerate(track(source.pictures, description="predicting", transient=True)):
+    for index, picture in enumerate(track(source.pictures, "predicting")):
         found = model.predict(source.read(index, model.config.model.backbone.channels)).above(score)
         failures = find_failures(picture, groups[picture.image_id], source.ground_truth["categories"], found)
         totals += (failures.matched, *_counts(failures))
@@ -193,11 +198,12 @@ def marked(failures: Failures, picture: panels.Bytes, size: Size, named: bool) -
         marks.append((_runs(failures, row), WHITE, SOLID, ""))
         marks.append((found.runs[detection], YELLOW, DOTTED, f"IoU {iou:.2f}"))
     for detection in failures.wrong:
-        text = f"{found.scores[detection]:.2f}"
+        text = _named(failures.errors.detections[detection], f"{found.scores[detection]:.2f}")
         text = f"{names[int(found.labels[detection])]} {text}" if len(names) > 1 else text
         marks.append((found.runs[detection], SKY, DASHED, text))
     for row in failures.missed:
-        text = table[failures.annotations[row]["category_id"]] if len(names) > 1 else ""
+        text = _named(failures.errors.objects[row], "")
+        text = f"{table[failures.annotations[row]['category_id']]} {text}" if len(names) > 1 else text
         marks.append((_runs(failures, row), ORANGE, SOLID, text))
     draw, labels = ImageDraw.Draw(image), panels.Labels(image)
     scale = np.array([size[1] / failures.picture.size[1], size[0] / failures.picture.size[0]])
@@ -213,6 +219,11 @@ def marked(failures: Failures, picture: panels.Bytes, size: Size, named: bool) -
             labels.add(text, np.concatenate(rings).min(axis=0))
     labels.draw()
     return image
+
+
+def _named(kind: str, text: str) -> str:
+    """What is written beside an outline: more than its colour says."""
+    return text if kind in ("false", "missed") else f"{kind.replace('_', ' ')} {text}".rstrip()
 
 
 def _runs(failures: Failures, row: int) -> rle.Runs | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ def words(text: str, width: int, size: int = TEXT, fixed: bool = False) -> Image
     lines: list[str] = []
     for paragraph in text.split("\n"):
         lines.append("")
-        for word in paragraph.split(" "):
+        for word in chain.from_iterable(_pieces(word, width, kind) for word in paragraph.split(" ")):
             longer = f"{lines[-1]} {word}".strip()
             if lines[-1] and kind.getlength(longer) > width:
                 lines.append(word)
@@ -125,6 +125,15 @@ def words(text: str, width: int, size: int = TEXT, fixed: bool = False) -> Image
     for n, line in enumerate(lines):
         draw.text((0, n * height), line, fill=INK, font=kind)
     return image
+
+
+def _pieces(word: str, width: int, kind: Any) -> Iterator[str]:
+    """A word in pieces of at most ``width`` pixels, of a letter at least: file names have no spaces to break at."""
+    while len(word) > 1 and kind.getlength(word) > width:
+        count = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or kind.getlength(word[:n]) <= width)
+        yield word[:count]
+        word = word[count:]
+    yield word
 
 
 def captioned(panel: Image.Image, caption: str, width: int | None = None) -> Image.Image:

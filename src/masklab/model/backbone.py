@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from masklab.config import BackboneConfig, ModelConfig
 from masklab.errors import InputError
-from masklab.model.tensors import read_tensors
+from masklab.model.tensors import header_value, read_tensors
 from masklab.ops.conv import CropConv2d
 
 CHANNELS_PER_GROUP = 16
@@ -179,14 +178,17 @@ def backbone_facts(config: BackboneConfig) -> dict[str, Any]:
     }
 
 
-def check_network(model: ModelConfig) -> None:
-    """Raise `InputError` for a backbone, rates and segmentation weights that do not go together; nothing is computed."""
+def check_network(model: ModelConfig, load_pretrained: bool = True) -> None:
+    """Raise `InputError` for a backbone, rates and segmentation weights that do not go together; nothing is computed.
+
+    ``load_pretrained`` is as in `build_backbone`.
+    """
     config = model.backbone
     with torch.device("meta"):
         make_conv5 = build_backbone(config, load_pretrained=False)[1]
     make_conv5(model.mask.rates)
     make_conv5(model.box.rates, dense=True)
-    if config.segmentation_weights is not None:
+    if load_pretrained and config.segmentation_weights is not None:
         _read_segmentation(config.segmentation_weights, config)
 
 
@@ -211,12 +213,12 @@ def _read_segmentation(path: Path, config: BackboneConfig) -> dict[str, Tensor]:
             f"model.backbone.segmentation_weights: there is no file {path}; give one that `masklab pretrain` wrote."
         )
     header, tensors = read_tensors(path, SEGMENTATION_FORMAT, "pretrain")
-    theirs = json.loads(header["backbone"])
+    theirs = header_value(header, "backbone", dict, path)
     for field, value in backbone_facts(config).items():
-        if theirs[field] != value:
+        if theirs.get(field) != value:
             raise InputError(
                 f"model.backbone.{field} is {getattr(config, field)} but model.backbone.segmentation_weights, {path}, was "
-                f"pretrained with {theirs[field]}: pretrain with this recipe, or change model.backbone.{field}."
+                f"pretrained with {theirs.get(field)}: pretrain with this recipe, or change model.backbone.{field}."
             )
     return tensors
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ from masklab.hardware import autocast
 from masklab.instances import Instances
 from masklab.model.backbone import Backbone, Features, build_backbone
 from masklab.model.baselines import FCISHead, MaskRCNNHead
-from masklab.model.box_classifier import BoxClassifier
+from masklab.model.box_classifier import BoxClassifier, BoxDetections
 from masklab.model.mask_branch import MaskBranch
 from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.model.rpn import RPN
+from masklab.model.views import PLAIN, Flips, Found, View, agree, all_views
 from masklab.ops.crop import Rois
 from masklab.pictures import (
     FULL_RANGE,
+    Size,
     from_pillow,
     network_picture,
     padded_size,
@@ -41,6 +43,15 @@ MaskHead = MaskBranch | MaskRCNNHead | FCISHead
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow picture of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
+
+
+class Sight(NamedTuple):
+    """One view of a picture as the network has it: its ``image`` (1, C, H, W), padded, ``size`` before, and features."""
+
+    view: View
+    image: Tensor
+    size: Size
+    features: Features
 
 
 class MaskLab(nn.Module):
@@ -92,11 +103,15 @@ class MaskLab(nn.Module):
         is (height, width) before padding.  Returns `Detections`, padded to ``max_detections``.
         """
         features = self.backbone(images)
-        proposals = self.rpn.propose(self.rpn(features.conv4), sizes)
-        rois = self.rois(proposals.boxes.flatten(0, 1), _owners(proposals.boxes), images)
-        boxes = self.box_classifier.detect(self.box_classifier(features.conv4, rois), proposals, sizes)
+        boxes = self.detect(features, images, sizes)
         masks = self.masks(features, boxes.boxes, boxes.labels, boxes.real, images)
         return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.real)
+
+    def detect(self, features: Features, images: Tensor, sizes: Tensor) -> BoxDetections:
+        """The boxes of `forward`, without masks: proposals, classified and suppressed."""
+        proposals = self.rpn.propose(self.rpn(features.conv4), sizes)
+        rois = self.rois(proposals.boxes.flatten(0, 1), _owners(proposals.boxes), images)
+        return self.box_classifier.detect(self.box_classifier(features.conv4, rois), proposals, sizes)
 
     def masks(self, features: Features, boxes: Tensor, labels: Tensor, count: Tensor, images: Tensor) -> Tensor:
         """Mask probabilities (N, R, P, P) of given boxes (N, R, 4) and labels (N, R); 0 beyond ``count`` (N,).
@@ -117,12 +132,16 @@ class MaskLab(nn.Module):
         return masks
 
     @overload
-    def predict(self, pictures: Picture) -> Instances: ...  # type: ignore[overload-overlap]
+    def predict(  # type: ignore[overload-overlap]
+        self, pictures: Picture, flips: Flips = ..., scales: Sequence[float] = ...
+    ) -> Instances: ...
 
     @overload
-    def predict(self, pictures: Sequence[Picture]) -> list[Instances]: ...
+    def predict(
+        self, pictures: Sequence[Picture], flips: Flips = ..., scales: Sequence[float] = ...
+    ) -> list[Instances]: ...
 
-    def predict(self, pictures: Any) -> Any:
+    def predict(self, pictures: Any, flips: Flips = "none", scales: Sequence[float] = (1.0,)) -> Any:
         """Find the objects of a picture, or of each picture of a list.
 
         A picture is a file, a Pillow picture of any mode, or uint8, uint16 or float32 values ``(C, H, W)``; its
@@ -130,38 +149,74 @@ class MaskLab(nn.Module):
         normalised as there.  Returns one `Instances` a picture, in its own pixels, best first; use
         ``instances.above(model.threshold)`` for those that count as found.  Works in evaluation mode
         whatever mode the model is in.  Raises `InputError` for a picture that cannot be read.
+
+        ``flips`` ("none", "horizontal", "both", "turns") and ``scales``, times the model's own, show the network
+        several views (see `masklab.model.views`): their boxes are put together, and the masks of the boxes that come
+        out are the mean of what each view makes of them.  Time and memory grow with the number of views.
         """
+        views = all_views(flips, scales)
         if isinstance(pictures, (list, tuple)):
-            return [self.predict(picture) for picture in pictures]
+            return [self.predict(picture, flips, scales) for picture in pictures]
         picture = _as_tensor(pictures, self.config.model.backbone.channels)
         with self.inference():
-            image, size = self.network_input(picture)
-            found = self(image, size)
-        count = int(found.count[0])
-        return self._instances(
-            picture,
-            size,
-            found.boxes[0, :count],
-            found.scores[0, :count],
-            found.labels[0, :count],
-            found.masks[0, :count],
-        )
+            found, masks = self._one_view(picture) if views == [PLAIN] else self._many_views(picture, views)
+        return self._instances(picture, found, masks)
 
-    def segment(self, picture: Picture, boxes: np.ndarray, labels: np.ndarray) -> Instances:
+    def segment(
+        self,
+        picture: Picture,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        flips: Flips = "none",
+        scales: Sequence[float] = (1.0,),
+    ) -> Instances:
         """Masks of objects whose boxes are known.
 
-        ``boxes`` is ``(n, 4)`` ``xyxy`` in the picture's own pixels, ``labels`` ``(n,)`` in ``0..K-1``.  Returns
-        `Instances` in the same order, with score 1.
+        ``boxes`` is ``(n, 4)`` ``xyxy`` in the picture's own pixels, ``labels`` ``(n,)`` in ``0..K-1``; ``flips`` and
+        ``scales`` are those of `predict`.  Returns `Instances` in the same order, with score 1.
         """
+        views = all_views(flips, scales)
         values = _as_tensor(picture, self.config.model.backbone.channels)
+        device = next(self.parameters()).device
+        given = torch.as_tensor(boxes, dtype=torch.float32, device=device).view(-1, 4)
+        classes = torch.as_tensor(labels, dtype=torch.long, device=device)
         with self.inference():
-            image, size = self.network_input(values)
-            scale = size[:, [1, 0, 1, 0]] / size.new_tensor([values.shape[2], values.shape[1]] * 2)
-            given = torch.as_tensor(boxes, dtype=torch.float32, device=image.device).view(1, -1, 4) * scale
-            classes = torch.as_tensor(labels, dtype=torch.long, device=image.device).view(1, -1)
-            count = torch.tensor([classes.shape[1]], device=image.device)
-            masks = self.masks(self.backbone(image), given, classes, count, image)
-        return self._instances(values, size, given[0], torch.ones(classes.shape[1]), classes[0], masks[0])
+            masks = self._mean_masks((self._look(values, view) for view in views), given, classes, _size(values))
+        return self._instances(values, (given, torch.ones(len(classes)), classes), masks)
+
+    def _one_view(self, picture: Tensor) -> tuple[Found, Tensor]:
+        """What `forward` finds in a picture, in its own pixels, and the masks (R, P, P)."""
+        image, size = self.network_input(picture)
+        found = self(image, size)
+        count, seen = int(found.count[0]), (int(size[0, 0]), int(size[0, 1]))
+        boxes = PLAIN.to_picture(found.boxes[0, :count], _size(picture), seen)
+        return (boxes, found.scores[0, :count], found.labels[0, :count]), found.masks[0, :count]
+
+    def _many_views(self, picture: Tensor, views: Sequence[View]) -> tuple[Found, Tensor]:
+        """What all views agree on, in the picture's own pixels, and the masks (R, P, P)."""
+        sights, found = [self._look(picture, view) for view in views], []
+        for view, image, size, features in sights:
+            boxes, scores, labels, real = self.detect(features, image, torch.tensor([size], device=image.device))
+            count = int(real[0])
+            mapped = view.to_picture(boxes[0, :count], _size(picture), size)
+            found.append((mapped, scores[0, :count], labels[0, :count]))
+        rules = self.config.model.box
+        agreed = agree(found, rules.nms_iou, rules.score_threshold, self.box_classifier.max_detections)
+        return agreed, self._mean_masks(sights, agreed[0], agreed[2], _size(picture))
+
+    def _look(self, picture: Tensor, view: View) -> Sight:
+        image, size = self.network_input(picture, view)
+        return Sight(view, image, (int(size[0, 0]), int(size[0, 1])), self.backbone(image))
+
+    def _mean_masks(self, sights: Iterable[Sight], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
+        """Masks (R, P, P) of boxes (R, 4) in the pixels of a picture of ``size``: the mean over its sights."""
+        count = torch.tensor([len(labels)], device=boxes.device)
+        total, views = torch.zeros((), device=boxes.device), 0
+        for view, image, seen, features in sights:
+            given = view.from_picture(boxes, size, seen)
+            total = total + view.undo(self.masks(features, given[None], labels[None], count, image)[0])
+            views += 1
+        return total / views
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -174,25 +229,21 @@ class MaskLab(nn.Module):
         finally:
             self.train(was_training)
 
-    def network_input(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+    def network_input(self, picture: Tensor, view: View = PLAIN) -> tuple[Tensor, Tensor]:
         """A picture (C, H, W) of any depth as a batch of one, (1, C, H, W), padded, and its size before padding, (1, 2)."""
         config, device = self.config, next(self.parameters()).device
-        image = network_picture(picture, config.pictures)
+        image = view.show(network_picture(picture, config.pictures, view.scale))
         size = (image.shape[1], image.shape[2])
         height, width = padded_size(size, self.stride, config.model.coord_mode)
         image = F.pad(image, (0, width - size[1], 0, height - size[0]))
         return image[None].to(device, memory_format=torch.channels_last), torch.tensor([size], device=device)
 
-    def _instances(
-        self, picture: Tensor, size: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, masks: Tensor
-    ) -> Instances:
-        """Bring what was found at the network's ``size`` (1, 2) back to the picture's own pixels."""
-        original = (picture.shape[1], picture.shape[2])
-        height, width = size[0].tolist()
-        scale = np.array([original[1] / width, original[0] / height] * 2, np.float32)
+    def _instances(self, picture: Tensor, found: Found, masks: Tensor) -> Instances:
+        """What was found in a picture, in its own pixels, with the masks (R, P, P) over the boxes."""
+        boxes, scores, labels = found
         return Instances(
-            size=original,
-            boxes=boxes.cpu().numpy() * scale,
+            size=_size(picture),
+            boxes=boxes.cpu().numpy(),
             scores=scores.cpu().numpy(),
             labels=labels.cpu().numpy(),
             masks=masks.cpu().numpy(),
@@ -245,6 +296,10 @@ def _refinement(mask: MaskConfig, channels: dict[str, int]) -> Refinement | Shar
         return None
     kind = SharedRefinement if mask.refinement == "shared" else Refinement
     return kind(mask.refine_levels, channels, mask.refine_channels)
+
+
+def _size(picture: Tensor) -> Size:
+    return picture.shape[1], picture.shape[2]
 
 
 def _owners(boxes: Tensor) -> Tensor:

@@ -6,25 +6,29 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, float16
 
 from masklab.errors import InputError
 from masklab.files import whole
 
 CHECKSUM = "sha256"
 BLOCK = 1 << 20
+T = TypeVar("T")
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str], half: bool = False) -> None:
     """Write tensors and a header whose ``format`` says what they are; written beside and renamed.
 
-    A checksum of both goes into the header.
+    A checksum of both goes into the header.  ``half`` writes floating-point tensors as float16; `InputError` if one
+    holds values beyond its range.
     """
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if half:
+        values = {name: _halved(name, tensor) for name, tensor in values.items()}
     content = memoryview(save(values, metadata=header))
     start = 8 + int.from_bytes(content[:8], "little")
     described = json.loads(bytes(content[8:start]))
@@ -36,7 +40,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
 
 
 def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header and the tensors of a file whose header has ``form`` as its ``format``.
+    """The header and the tensors of a file whose header has ``form`` as its ``format``; float16 comes as float32.
 
     Raises `InputError` for a file that is missing, damaged, changed or of another kind; it names ``verb``, the
     command that writes the right one.  A file without a checksum is taken as it is.
@@ -52,12 +56,35 @@ def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str]
                 raise InputError(
                     f"{path} was changed after it was written (its checksum is another): copy it again from where it was made."
                 )
-            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return header, {name: t.float() if t.dtype == float16 else t for name, t in tensors.items()}
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path} is not a weights file or is damaged ({reason}): give a file that `masklab {verb}` wrote."
         ) from None
+
+
+def header_value(header: Mapping[str, str], name: str, kind: type[T], path: str | Path) -> T:
+    """A value that a header holds as JSON; `InputError` names the file where there is none of that kind."""
+    try:
+        value = json.loads(header[name])
+    except (LookupError, ValueError, RecursionError):
+        value = ...
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: the {name} of its header cannot be read: take the file as it was written.")
+    return value
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if (half.isinf() & tensor.isfinite()).any():
+        raise InputError(
+            f"{name} holds values beyond the range of half precision (65504): keep the weights in full precision."
+        )
+    return half
 
 
 def _file_checksum(path: str | Path) -> str:

@@ -111,7 +111,7 @@ def _from_dictionary(segmentation: dict[str, Any], size: Size) -> Runs:
         raise ValueError(f"the RLE's size is {given} but the picture's is {[height, width]} (height, width)")
     counts = segmentation["counts"]
     runs = runs_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
-    total = int(runs.sum())
+    total = sum(runs.tolist())  # which does not overflow
     if total != height * width:
         raise ValueError(f"the RLE covers {total} pixels but the picture has {height} x {width} = {height * width}")
     return _canonical(runs)
@@ -147,10 +147,10 @@ def _checked_polygon(polygon: Any) -> list[float]:
     if not isinstance(polygon, (list, tuple, np.ndarray)):
         raise ValueError("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
     try:
-        values = np.asarray(polygon, np.float64)
+        values = np.asarray(polygon)
     except (TypeError, ValueError):
-        values = np.asarray(None, np.float64)
-    if values.ndim != 1:
+        values = np.asarray(None)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
         raise ValueError("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
     if values.size % 2:
         raise ValueError(f"a polygon has {values.size} numbers, which is odd: one x or y is missing")

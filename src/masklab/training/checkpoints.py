@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +22,7 @@ from masklab.files import make_folder, whole
 from masklab.training.record import read_record
 
 CHECKPOINT = "resume.ckpt"
+UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 class Start(NamedTuple):
@@ -51,10 +56,13 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
 
 
 def _step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, which may hold numbers and text but no code."""
+    """The step of a checkpoint, which may hold numbers and text but no code; its checksums, which torch ignores, are verified."""
     try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if archive.testzip() is not None:
+                raise ValueError
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError):
+    except (*UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError):
         raise InputError(
             f"{checkpoint} is damaged or not a checkpoint of masklab's: train anew with another --output."
         ) from None
@@ -65,7 +73,7 @@ class WeightsSaver(Callback):
 
     After each validation ``last.safetensors``, ``best.safetensors`` when the ``figure`` has not been higher, and the
     checkpoint, which is also written every ``settings.checkpoint_every`` steps; ``save(path, notes)`` writes
-    weights.  The last step is always validated.
+    weights.  The last step is always validated.  SIGTERM stops a run at once, as Ctrl-C does.
     """
 
     def __init__(
@@ -88,6 +96,9 @@ class WeightsSaver(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         trainer.should_stop = self._patience_is_over()
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler finishes the step and leaves with exit code 0
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         step, settings = trainer.global_step, self.settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from masklab.config import Config
-from masklab.data.coco import CocoSplit
+from masklab.data.coco import CocoSplit, Picture
 from masklab.data.formats import open_split
 from masklab.data.loader import SplitPictures, train_loader
 from masklab.data.statistics import resolve_auto
@@ -25,13 +25,14 @@ from masklab.evaluation import overlaps, tune_score_threshold
 from masklab.hardware import default_device
 from masklab.model.backbone import check_network
 from masklab.model.masklab import MaskLab, build_model
+from masklab.progress import track
 from masklab.training.checkpoints import Start, WeightsSaver, open_run
 from masklab.training.log import ProgressBar, ProgressLines, RunLog
 from masklab.training.memory import settle_batch_size
 from masklab.training.module import OptimisedModule, TrainingModule
-from masklab.training.processes import Processes, Together, launched
+from masklab.training.processes import Processes, Together, launched, launcher
 from masklab.training.record import write_record
-from masklab.weights import load_model, read_notes, save_model
+from masklab.weights import load_model, load_start, read_notes, save_model, take_over
 
 TUNING_PICTURES = 30
 
@@ -48,21 +49,30 @@ def train(
     configuration's ``data`` and ``output``.  Fields that are "auto" are settled from the training split and
     stored settled.  At the end the score threshold of the best
     weights is tuned on training pictures and stored with them.  ``resume`` continues the run in
-    ``output`` from its last checkpoint as if it had never stopped.
+    ``output`` from its last checkpoint as if it had never stopped.  A new run begins with the weights that
+    ``config.train.start_from`` names, as far as they fit (see `masklab.weights.take_over`), and prints what does not.
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
-    check_network(config.model)
+    check_network(config.model, config.train.start_from is None)
     train_split = open_split(folder, "train")
     val_split = open_split(folder, "val", train_split.categories)
     processes = launched(config.train)
     start = open_run(run, resume, processes.first)
     if processes.first:
         print(train_split.summary())
-    config = settle_batch_size(resolve_auto(config, train_split), train_split, run, start, processes)
+    config = resolve_auto(config, train_split)
+    other = load_start(config) if start.checkpoint is None else None
+    config = settle_batch_size(config, train_split, run, start, processes)
     torch.manual_seed(config.train.seed)
-    model = build_model(config, train_split.categories).to(memory_format=torch.channels_last)
+    model = build_model(config, train_split.categories, config.train.start_from is None)
+    model = model.to(memory_format=torch.channels_last)
+    if other is not None:
+        kept = take_over(model, other)
+        if processes.first:
+            but = f" but {', '.join(kept)}" if kept else ""
+            print(f"train.start_from {config.train.start_from}: all layers are taken over{but}")
     module = TrainingModule(model, val_split)
     saver = WeightsSaver(run, "mask_AP", partial(save_model, module.evaluated), config.train)
     batches = train_loader(train_split, config, start.step, processes.share)
@@ -83,7 +93,7 @@ def fit(
 
     It is validated on the pictures of ``splits["val"]``, one at a time, each by one of the ``processes``.
 
-    Raises `InputError` for settings that the machine cannot have.
+    Raises `InputError` for settings that the machine cannot have, and `KeyboardInterrupt` when it is told to stop.
     """
     run, settings, val = saver.run, config.train, splits["val"]
     device = default_device().type
@@ -98,7 +108,10 @@ def fit(
         devices=processes.devices,
         num_nodes=processes.nodes,
         strategy=Together() if processes.total > 1 else "auto",
-        plugins=ScaledGradients("16-mixed", device, module.scaler) if settings.precision == "fp16" else None,
+        plugins=[
+            launcher(),
+            *([ScaledGradients("16-mixed", device, module.scaler)] if settings.precision == "fp16" else []),
+        ],
         use_distributed_sampler=False,
         default_root_dir=run,
         max_steps=settings.steps,
@@ -121,13 +134,18 @@ def fit(
     chosen = range(min(len(val), settings.validate_pictures or len(val)))[processes.rank :: processes.total]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch, and on this folder and machine
-        trainer.fit(
-            module,
-            batches,
-            DataLoader(SplitPictures(val, config.model.backbone.channels), sampler=chosen, batch_size=None),
-            ckpt_path=start.checkpoint,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                module,
+                batches,
+                DataLoader(SplitPictures(val, config.model.backbone.channels), sampler=chosen, batch_size=None),
+                ckpt_path=start.checkpoint,
+                weights_only=True,
+            )
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt(
+                f"stopped after step {trainer.global_step}: resume {run} to go on from its last checkpoint."
+            ) from None
 
 
 class ScaledGradients(MixedPrecision):
@@ -138,18 +156,23 @@ class ScaledGradients(MixedPrecision):
 
 
 def _tune(run: Path, split: CocoSplit) -> MaskLab:
-    """Tune the score threshold of the best weights on training pictures, spread over the split."""
+    """Tune the score threshold of the best weights."""
     model = load_model(run)
-    stride = max(1, len(split) // TUNING_PICTURES)
-    chosen = split.pictures[::stride][:TUNING_PICTURES]
-    results: list[dict[str, Any]] = []
-    for picture in track(chosen, description="tuning the score threshold", transient=True):
-        results += model.predict(picture.path).to_coco(picture.image_id)
-    model.score_threshold = tune_score_threshold(
-        overlaps(split.truth, results, [picture.image_id for picture in chosen])
+    model.score_threshold = tuned_threshold(
+        lambda picture: model.predict(picture.path).to_coco(picture.image_id), split
     )
     save_model(model, run / "best.safetensors", read_notes(run))
     return model
+
+
+def tuned_threshold(find: Callable[[Picture], list[dict[str, Any]]], split: CocoSplit) -> float:
+    """The best score threshold on training pictures, spread over the split; ``find`` gives the COCO results of one."""
+    stride = max(1, len(split) // TUNING_PICTURES)
+    chosen = split.pictures[::stride][:TUNING_PICTURES]
+    results: list[dict[str, Any]] = []
+    for picture in track(chosen, "tuning the score threshold"):
+        results += find(picture)
+    return tune_score_threshold(overlaps(split.truth, results, [picture.image_id for picture in chosen]))
 
 
 def required(folder: str | Path | None, option: str) -> Path:

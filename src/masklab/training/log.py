@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch.utils.tensorboard import SummaryWriter
 
+from masklab.errors import InputError
 from masklab.files import whole
 
 LOG = "metrics.csv"
@@ -82,12 +83,18 @@ class RunLog(Callback):
 
 
 def read_log(path: Path, last: int) -> list[dict[str, Any]]:
-    """The rows of a log up to step ``last``; a line that was cut off at the end is left out."""
+    """The rows of a log up to step ``last``; a line that was cut off at the end is left out.
+
+    Raises `InputError` for a file that is no such log.
+    """
     if not path.is_file():
         return []
-    text = path.read_text()
-    lines: Iterable[str] = text[: text.rfind("\n") + 1].splitlines()
-    return [row for row in csv.DictReader(lines) if int(row["step"]) <= last]
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines: Iterable[str] = text[: text.rfind("\n") + 1].splitlines()
+        return [row for row in csv.DictReader(lines) if int(row["step"]) <= last]
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
+        raise InputError(f"{path} is damaged: remove its bad lines, or give another --output.") from None
 
 
 class ProgressBar(RichProgressBar):

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from masklab.config import Config
+from masklab.config import Config, read_yaml
 from masklab.data.coco import CocoSplit
 from masklab.data.loader import InstanceDataset, collate
 from masklab.errors import InputError
@@ -30,7 +29,7 @@ def settle_batch_size(config: Config, split: CocoSplit, run: Path, start: Start,
     if config.train.batch_size != "auto":
         return config
     if start.checkpoint is not None:
-        return _with(config, yaml.safe_load((run / "config.yaml").read_text())["train"]["batch_size"])
+        return _with(config, read_yaml(run / "config.yaml", run / "config.yaml")["train"]["batch_size"])
     if not torch.cuda.is_available() or processes.total > 1:
         where = "several processes share it" if processes.total > 1 else "there is no CUDA GPU to measure"
         raise InputError(f"train.batch_size is auto but {where}: give a number.")

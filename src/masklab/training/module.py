@@ -24,7 +24,7 @@ from masklab.hardware import autocast, memory_in_use
 from masklab.model.box_classifier import BoxClassifier
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
-from masklab.training.processes import average_gradients, gathered, spread
+from masklab.training.processes import average_gradients, averaged, gathered, spread
 from masklab.training.step import TrainingStep
 
 AnyBatch = TypeVar("AnyBatch")
@@ -68,7 +68,7 @@ class OptimisedModule(pl.LightningModule):
         schedule.step()
         if self.average is not None:
             self.average.update(self.trained(), self.global_step)
-        self.log_losses(losses, len(batch.image_ids))
+        self.log_losses(averaged(losses), len(batch.image_ids))
         self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
         self.log("learning_rate", schedule.get_last_lr()[0])
 

@@ -50,6 +50,10 @@ def pretrain(
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
+    if config.train.start_from is not None:
+        raise InputError(
+            f"train.start_from is {config.train.start_from} but pretraining starts from ImageNet's weights or none: leave it out."
+        )
     train_split = open_split(folder, "train")
     classes = train_split.categories
     if len(classes) > MOST_CLASSES:

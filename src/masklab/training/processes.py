@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from masklab.config import TrainConfig
+from masklab.errors import InputError
+
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many srun, mpirun and mpiexec started
 
 
 class Processes(NamedTuple):
@@ -37,14 +41,31 @@ class Processes(NamedTuple):
 
 
 def launched(settings: TrainConfig) -> Processes:
-    """The processes that torchrun started or, without it, those that ``settings`` ask Lightning's launcher for."""
+    """The processes that torchrun started or, without it, those that ``settings`` ask Lightning's launcher for.
+
+    Raises `InputError` where srun or mpirun started several, each of which would be a run of its own.
+    """
     environment = os.environ
-    if "TORCHELASTIC_RUN_ID" in environment:
+    if by_torchrun():
         total, devices = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
         return Processes(int(environment["RANK"]), total, devices, total // devices)
     devices, nodes = settings.devices, settings.nodes
+    tasks = max(int(environment.get(name, 1)) for name in TASKS)
+    if tasks > 1 and not (tasks == nodes and "NODE_RANK" in environment):
+        raise InputError(
+            f"{tasks} processes were started, and not by torchrun: let srun or mpirun start torchrun, once a machine."
+        )
     node = int(environment.get("NODE_RANK", environment.get("GROUP_RANK", 0)))
     return Processes(node * devices + int(environment.get("LOCAL_RANK", 0)), devices * nodes, devices, nodes)
+
+
+def by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher() -> ClusterEnvironment:
+    """Lightning's view of who starts the processes: without torchrun it is Lightning, also inside a SLURM job."""
+    return TorchElasticEnvironment() if by_torchrun() else LightningEnvironment()
 
 
 class Together(DDPStrategy):
@@ -89,6 +110,14 @@ def gathered(values: list[Any]) -> list[Any]:
     lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lists, values)
     return [value for each in lists for value in each]
+
+
+def averaged(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the processes of each value."""
+    if not running_together():
+        return values
+    joint = added_up(torch.stack(list(values.values()))) / dist.get_world_size()
+    return dict(zip(values, joint, strict=True))
 
 
 def added_up(values: Tensor) -> Tensor:

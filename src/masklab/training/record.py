@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from masklab.config import Config, flatten
+from masklab.config import Config, flatten, read_yaml
 from masklab.data.coco import CocoSplit
 from masklab.data.formats import write_lists
 from masklab.errors import InputError
@@ -45,7 +45,7 @@ def write_record(
     data = {name: fingerprint(split) for name, split in splits.items()}
     before = read_record(run) if step else {}
     for name, then in before.get("data", {}).items():
-        if name in data and any(then[key] != data[name][key] for key in ("annotations_sha256", "pictures_sha256")):
+        if name in data and any(then.get(key) != data[name][key] for key in ("annotations_sha256", "pictures_sha256")):
             raise InputError(
                 f"{data[name]['annotations']} or its pictures have changed since {run} was started: "
                 "bring them back to resume it, or give another --output."
@@ -69,8 +69,10 @@ def write_record(
 def refuse_other_settings(run: Path, config: Config) -> None:
     """Raise `InputError` if there is a run in the folder with other settings: what it has so far stands for those."""
     written = run / "config.yaml"
-    before = yaml.safe_load(written.read_text(encoding="utf-8")) if written.is_file() else None
-    there, here = flatten(before or {}), flatten(config.model_dump(mode="json"))
+    before = read_yaml(written, written) if written.is_file() else {}
+    if not isinstance(before, dict):
+        raise InputError(f"{written} is damaged: bring it back to go on, or give another --output.")
+    there, here = flatten(before), flatten(config.model_dump(mode="json"))
     for field, value in here.items():
         if field not in FREE and value != "auto" and there.get(field, value) != value:
             raise InputError(
@@ -80,10 +82,18 @@ def refuse_other_settings(run: Path, config: Config) -> None:
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """The run's ``run.json``; empty where there is none."""
+    """The run's ``run.json``; empty where there is none.  `InputError` for one that is damaged."""
     path = run / RECORD
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return record
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole_record = isinstance(record["starts"], list) and all(isinstance(d, dict) for d in record["data"].values())
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        whole_record = False
+    if not whole_record:
+        raise InputError(f"{path} is damaged: bring it back to go on, or give another --output.")
+    return dict(record)
 
 
 def fingerprint(split: CocoSplit) -> dict[str, Any]:

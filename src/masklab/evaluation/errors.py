@@ -1,0 +1,139 @@
+"""What went wrong: each detection that counts and each annotated object under one kind of right or wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.evaluation.matching import Bools, Floats, Ints, Overlaps, match
+
+BAD_OUTLINE = 0.75  # IoU below which a matched object counts as badly outlined
+LEAST_OUTLINE = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
+
+KINDS = {
+    "right": f"matched, IoU {BAD_OUTLINE} or more",
+    "badly_outlined": f"IoU {LEAST_OUTLINE} to {BAD_OUTLINE} with its object",
+    "merged": "one detection over several objects",
+    "split": "several detections in pieces of one object",
+    "doubled": "again, where an object is accounted for",
+    "false": "nothing of its class is there",
+    "missed": "nothing found",
+}
+
+Kinds = NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The kind of each detection ``(D,)`` and of each annotation ``(G,)``, numbered as in `Overlaps`.
+
+    A detection that does not count (its score is too low, or it lies in a crowd) and a crowd have the kind "".
+    ``matched`` detections, their ``owners`` among the objects and ``ious`` are `match`'s, at an IoU of 0.5.
+    """
+
+    detections: Kinds
+    objects: Kinds
+    matched: Ints
+    owners: Ints
+    ious: Floats
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """For each of `KINDS` the number of ``detections`` and ``objects``."""
+        return {
+            kind: {
+                "detections": int((self.detections == kind).sum()),
+                "objects": int((self.objects == kind).sum()),
+            }
+            for kind in KINDS
+        }
+
+
+def find_errors(overlaps: Overlaps, score_threshold: float) -> Errors:
+    """Sort the detections with at least ``score_threshold`` and the objects by the first kind that fits.
+
+    Detections are matched with objects of their class one to one at a mask IoU of 0.5 as in `match`.  "Most of" is
+    more than half of the pixels.
+
+    ==================  ===============================================  ==================================
+    kind                detections                                       objects
+    ==================  ===============================================  ==================================
+    ``merged``          covers most of two or more objects, or of one    those of them that no other
+                        besides its own; of these at least one is not    detection is matched with
+                        matched
+    ``right``           matched with an IoU of 0.75 or more              the matched one
+    ``badly_outlined``  matched with less; or the best of those that     the matched one, or that other
+                        try for an object without a match, with an IoU   one
+                        of 0.1 or more
+    ``split``           one of two or more that try for an object        the object; this comes before
+                        without a match and each lie mostly in it        ``badly_outlined`` below 0.5
+    ``doubled``         tries for an object of a kind above and covers   (none)
+                        most of it or lies mostly in it
+    ``false``           none of these                                    (none)
+    ``missed``          (none)                                           none of these
+    ==================  ===============================================  ==================================
+
+    A detection without a match tries for the object of its class that it overlaps with the largest IoU.
+    """
+    matched, owners, ious = match(overlaps, score_threshold)
+    counted = (overlaps.scores >= score_threshold) & ~overlaps.in_crowd
+    counted[matched] = True
+    kinds = np.where(ious < BAD_OUTLINE, "badly_outlined", "right")
+    detections = np.where(counted, "false", "").astype("U14")
+    objects = np.where(overlaps.crowds, "", "missed").astype("U14")
+    detections[matched], objects[owners] = kinds, kinds
+    pairs = _pairs(overlaps, counted)
+    _mark_merged(pairs, matched, owners, detections, objects)
+    _mark_attempts(pairs, detections, objects)
+    return Errors(detections, objects, matched, owners, ious)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Overlapping detections and objects by rising IoU; whether most of the object is covered, of the detection inside."""
+
+    detections: Ints
+    objects: Ints
+    ious: Floats
+    covers: Bools
+    inside: Bools
+
+
+def _pairs(overlaps: Overlaps, counted: Bools) -> _Pairs:
+    kept = np.flatnonzero(counted[overlaps.pair_detections])
+    kept = kept[np.argsort(overlaps.pair_ious[kept], kind="stable")]
+    detections, objects, ious = overlaps.pair_detections[kept], overlaps.pair_objects[kept], overlaps.pair_ious[kept]
+    own, other = overlaps.areas[detections], overlaps.object_areas[objects]
+    shared = np.rint(ious * (own + other) / (1 + ious))
+    return _Pairs(detections, objects, ious, 2 * shared > other, 2 * shared > own)
+
+
+def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: Kinds, objects: Kinds) -> None:
+    holder = np.full(len(objects), -1)
+    holder[owners] = matched
+    own, free = holder[pairs.objects] == pairs.detections, holder[pairs.objects] == -1
+    over = pairs.covers | own
+    several = np.bincount(pairs.detections[over], minlength=len(detections)) > 1
+    several &= np.bincount(pairs.detections[over & free], minlength=len(detections)) > 0
+    detections[several] = "merged"
+    objects[pairs.objects[over & (own | free) & several[pairs.detections]]] = "merged"
+
+
+def _mark_attempts(pairs: _Pairs, detections: Kinds, objects: Kinds) -> None:
+    """Split, badly outlined and doubled among the detections that are neither matched nor merged."""
+    best = np.full(len(detections), -1)
+    best[pairs.detections] = np.arange(len(pairs.detections))  # the last, whose IoU is the largest
+    tries = np.sort(best[(best >= 0) & (detections == "false")])
+    detection, wanted = pairs.detections[tries], pairs.objects[tries]
+    pieces = (objects[wanted] == "missed") & pairs.inside[tries]
+    pieces &= np.bincount(wanted[pieces], minlength=len(objects))[wanted] > 1
+    detections[detection[pieces]] = objects[wanted[pieces]] = "split"
+    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= LEAST_OUTLINE)]
+    best = np.full(len(objects), -1)
+    best[pairs.objects[close]] = close
+    outlined = best[best >= 0]
+    detections[pairs.detections[outlined]] = objects[pairs.objects[outlined]] = "badly_outlined"
+    again = (detections[detection] == "false") & (objects[wanted] != "missed")
+    again &= pairs.covers[tries] | pairs.inside[tries]
+    detections[detection[again]] = "doubled"

@@ -1,0 +1,388 @@
+"""What limits a model: every kind of error drawn by hand and against dense pixels, recall and annotated masks by hand."""
+
+import io
+import json
+import random
+import shutil
+from itertools import groupby
+
+import numpy as np
+import pytest
+import torch
+from contracts import fails
+from PIL import Image
+from rich.console import Console
+
+from masklab.cli import main
+from masklab.data.coco import CocoSplit
+from masklab.data.objects import Objects
+from masklab.evaluation import coco_metrics, matching_metrics, overlaps, print_report
+from masklab.evaluation.errors import KINDS, find_errors
+from masklab.evaluation.limits import (
+    Boxes,
+    neighbour_gaps,
+    propose,
+    recall_table,
+    stage_overlaps,
+    with_annotated_masks,
+)
+from masklab.evaluation.run import evaluate
+from masklab.instances import Instances
+from masklab.model.masklab import build_model
+from masklab.weights import save_model
+
+WIDTH = 24
+
+
+def row(text, label=1):
+    """A mask in a picture of one row: "..##" covers the third and the fourth pixel."""
+    bits = [character == "#" for character in text.ljust(WIDTH, ".")]
+    counts = [0] * bits[0] + [len(list(group)) for _, group in groupby(bits)]
+    covered = [place for place, bit in enumerate(bits) if bit] or [0]
+    box = [covered[0], 0, covered[-1] + 1 - covered[0], 1]
+    return {"image_id": 1, "category_id": label, "segmentation": {"size": [1, WIDTH], "counts": counts}, "bbox": box}
+
+
+def scene(objects, detections, crowds=()):
+    """COCO ground truth and results; what is not a string is a (string, label)."""
+
+    def read(entry):
+        return row(*entry) if isinstance(entry, tuple) else row(entry)
+
+    annotations = [
+        read(entry) | {"id": n, "iscrowd": int(n > len(objects))} for n, entry in enumerate([*objects, *crowds], 1)
+    ]
+    truth = {
+        "images": [{"id": 1, "height": 1, "width": WIDTH}],
+        "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "dust"}],
+        "annotations": annotations,
+    }
+    return truth, [read(entry) | {"score": 0.9 - 0.01 * n} for n, entry in enumerate(detections)]
+
+
+CASES = {
+    "nothing": ([], [], [], []),
+    "nothing found": (["####"], [], ["missed"], []),
+    "nothing there": ([], ["####"], [], ["false"]),
+    "IoU 3/4": (["####"], ["###"], ["right"], ["right"]),
+    "IoU 2/3": (["######"], ["####"], ["badly_outlined"], ["badly_outlined"]),
+    "IoU 3/8": (["########"], ["###"], ["badly_outlined"], ["badly_outlined"]),
+    "IoU 4/15": (["####"], ["###############"], ["badly_outlined"], ["badly_outlined"]),
+    "IoU 1/12": (["############"], ["#"], ["missed"], ["false"]),
+    "the best of two attempts, no pieces": (
+        ["........####"],
+        ["..........##############", ".....#####"],
+        ["badly_outlined"],
+        ["false", "badly_outlined"],
+    ),
+    "beside a found one": (["####"], ["####", "...#####"], ["right"], ["right", "false"]),
+    "found twice": (["####"], ["####", "###"], ["right"], ["right", "doubled"]),
+    "a piece of a found one": (["######"], ["####", "....##"], ["badly_outlined"], ["badly_outlined", "doubled"]),
+    "a blob over a found one": (["####"], ["####", "###########"], ["right"], ["right", "doubled"]),
+    "merged, matched with one": (["####", "....####"], ["########"], ["merged"] * 2, ["merged"]),
+    "merged, matched with none": (["####", "......####"], ["##########"], ["merged"] * 2, ["merged"]),
+    "merged with a little one": (["######", "......##"], ["########"], ["merged"] * 2, ["merged"]),
+    "less than most of the other": (["######", "......####"], ["########"], ["right", "missed"], ["right"]),
+    "merged, but one has its own": (
+        ["####", "......####"],
+        ["####", "##########"],
+        ["right", "merged"],
+        ["right", "merged"],
+    ),
+    "over two, each with its own": (
+        ["######", "......##"],
+        ["########", "......##"],
+        ["right", "right"],
+        ["right", "right"],
+    ),
+    "over two, both found by others": (
+        ["####", "......####"],
+        ["####", "......####", "##########"],
+        ["right", "right"],
+        ["right", "right", "doubled"],
+    ),
+    "split in two": (["#########"], ["####", "....####"], ["split"], ["split", "split"]),
+    "split, and a blob": (
+        ["#########"],
+        ["####", "....####", "####################"],
+        ["split"],
+        ["split", "split", "doubled"],
+    ),
+    "of two pieces one is enough": (
+        ["########"],
+        ["####", "....###"],
+        ["badly_outlined"],
+        ["badly_outlined", "doubled"],
+    ),
+    "of another class": (["####"], [("####", 2)], ["missed"], ["false"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_error_by_hand(name):
+    objects, detections, object_kinds, detection_kinds = CASES[name]
+    errors = find_errors(overlaps(*scene(objects, detections)), 0.5)
+    assert errors.objects.tolist() == object_kinds
+    assert errors.detections.tolist() == detection_kinds
+
+
+def test_crowds_and_low_scores_do_not_count():
+    truth, results = scene(["####"], ["####", "........##", "####"], crowds=["......######"])
+    results[2]["score"] = 0.1
+    errors = find_errors(overlaps(truth, results), 0.5)
+    assert errors.objects.tolist() == ["right", ""]
+    assert errors.detections.tolist() == ["right", "", ""]
+    assert errors.counts()["right"] == {"detections": 1, "objects": 1}
+    assert sum(sum(counts.values()) for counts in errors.counts().values()) == 2
+
+
+def reference_kinds(truth, results, errors):
+    """The docstring of `find_errors` word by word on dense pixels, for the matching that it chose."""
+
+    def pixels(entry):
+        counts = entry["segmentation"]["counts"]
+        return np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+
+    def share(a, b):
+        return (a & b).sum() / max(1, (a | b).sum())
+
+    annotations = truth["annotations"]
+    things = {n: pixels(a) for n, a in enumerate(annotations) if not a["iscrowd"]}
+    crowds = [a for a in annotations if a["iscrowd"]]
+    kinds, object_kinds = [""] * len(results), [""] * len(annotations)
+    mate = dict(zip(errors.matched.tolist(), errors.owners.tolist(), strict=True))
+    holder = {thing: n for n, thing in mate.items()}
+    masks = {}
+    for n, result in enumerate(results):
+        own = pixels(result)
+        inside = [2 * (own & pixels(c)).sum() > own.sum() for c in crowds if c["category_id"] == result["category_id"]]
+        if n in mate or not any(inside):
+            masks[n] = own
+
+    def same(n, k):
+        return results[n]["category_id"] == annotations[k]["category_id"]
+
+    def covers(n, k):
+        return 2 * (masks[n] & things[k]).sum() > things[k].sum()
+
+    def lies_in(n, k):
+        return 2 * (masks[n] & things[k]).sum() > masks[n].sum()
+
+    for n in masks:
+        over = [k for k in things if same(n, k) and (covers(n, k) or mate.get(n) == k)]
+        if len(over) > 1 and any(k not in holder for k in over):
+            kinds[n] = "merged"
+            for k in over:
+                if holder.get(k, n) == n:
+                    object_kinds[k] = "merged"
+    for n, k in mate.items():
+        if kinds[n] == "":
+            kinds[n] = object_kinds[k] = "right" if share(masks[n], things[k]) >= 0.75 else "badly_outlined"
+    left = [n for n in masks if kinds[n] == ""]
+    tries = {}
+    for n in left:
+        wanted = [(share(masks[n], things[k]), k) for k in things if same(n, k)]
+        if wanted and max(wanted)[0] > 0:
+            tries[n] = max(wanted)
+    for k in [k for k in things if object_kinds[k] == ""]:
+        pieces = [n for n in tries if tries[n][1] == k and lies_in(n, k)]
+        close = [(tries[n][0], n) for n in tries if tries[n][1] == k and tries[n][0] >= 0.1]
+        if len(pieces) > 1:
+            object_kinds[k] = "split"
+            for n in pieces:
+                kinds[n] = "split"
+        elif close:
+            kinds[max(close)[1]] = object_kinds[k] = "badly_outlined"
+        else:
+            object_kinds[k] = "missed"
+    for n in left:
+        if kinds[n] == "":
+            k = tries[n][1] if n in tries else None
+            found = k is not None and object_kinds[k] != "missed" and (covers(n, k) or lies_in(n, k))
+            kinds[n] = "doubled" if found else "false"
+    return kinds, object_kinds
+
+
+def test_errors_equal_dense_pixels_and_every_thing_has_one_kind():
+    rng, met = random.Random(0), set()
+
+    def bars(most):
+        starts = [rng.randrange(20) for _ in range(rng.randrange(most))]
+        return [
+            ("." * start + "#" * min(rng.randrange(1, 12), WIDTH - start), rng.choice([1, 1, 1, 2])) for start in starts
+        ]
+
+    for _ in range(250):
+        truth, results = scene(bars(5), bars(6), bars(2))
+        shared = overlaps(truth, results)
+        errors = find_errors(shared, 0.5)
+        kinds, object_kinds = reference_kinds(truth, results, errors)
+        tied = len(set(shared.pair_ious.tolist())) < len(shared.pair_ious)  # either of two equals may be tried for
+        if not tied:
+            assert errors.detections.tolist() == kinds
+            assert errors.objects.tolist() == object_kinds
+            met |= {*kinds, *object_kinds}
+        counts = errors.counts()
+        assert sum(entry["objects"] for entry in counts.values()) == (~shared.crowds).sum()
+        tp = len(errors.matched)
+        total = len(truth["annotations"]) - shared.crowds.sum() + (errors.detections != "").sum() - tp
+        expected = matching_metrics(shared, 0.5)["stardist"]["0.50"]
+        assert expected == (pytest.approx(tp / total) if total else None)
+    assert met == {*KINDS, ""}
+
+
+def test_annotated_masks_by_hand():
+    """The best of two on one object gets its mask; a box IoU of 3/7, a crowd and another class leave the own mask."""
+    truth, results = scene(
+        ["##########", "............####"],
+        ["########", "#########", ".............######", "....................####", ("############", 2)],
+        crowds=["....................####"],
+    )
+    before = json.dumps([truth, results])
+    changed = with_annotated_masks(truth, results)
+    assert json.dumps([truth, results]) == before
+    own = coco_area([entry["segmentation"] for entry in results])
+    assert coco_area([entry["segmentation"] for entry in changed]) == [10, *own[1:]]
+    assert with_annotated_masks(truth, []) == []
+    assert with_annotated_masks(scene([], [])[0], results) == results
+    results[1]["score"] = 0.95
+    assert coco_area([entry["segmentation"] for entry in with_annotated_masks(truth, results)])[:2] == [8, 10]
+
+
+def coco_area(masks):
+    truth, _ = scene([], [])
+    entries = [{"image_id": 1, "category_id": 1, "segmentation": mask, "score": 1.0} for mask in masks]
+    return overlaps(truth, entries).areas.tolist()
+
+
+def test_gaps_by_hand():
+    assert neighbour_gaps(np.zeros((0, 4), np.float32)).shape == (0,)
+    assert neighbour_gaps(np.array([[0, 0, 4, 4]], np.float32)).tolist() == [np.inf]
+    boxes = np.array([[0, 0, 4, 4], [4, 2, 8, 6], [11, 10, 19, 18], [11, 2, 12, 3]], np.float32)
+    # from the third to the second (3, 4), to the fourth (0, 7); from the fourth to the second (3, 0)
+    assert neighbour_gaps(boxes).tolist() == [0, 0, 5 / 8, 3]
+
+
+def test_stages_and_recall_by_hand():
+    objects = Objects.build((20, 20), [np.array([0, 20 * 10, 20 * 10]), np.array([20 * 12, 80, 80])], [0, 1])
+    assert objects.boxes.tolist() == [[0, 0, 10, 20], [12, 0, 16, 20]]
+    nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    assert stage_overlaps(objects, torch.zeros(0, 4), nothing, 0.5).tolist() == [[0, 0]] * 3
+    found = Boxes(
+        torch.tensor([[0.0, 0, 8, 20], [0, 0, 10, 20], [12, 0, 16, 20], [0, 0, 6, 20]]),
+        torch.tensor([0, 1, 1, 0]),
+        torch.tensor([0.4, 0.9, 0.5, 0.9]),
+    )
+    shares = stage_overlaps(objects, torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 20], [12, 0, 16, 12]]), found, 0.5)
+    np.testing.assert_allclose(shares, [[0.9, 0.6], [0.8, 1], [0.6, 1]])
+    table = recall_table(np.array([0.0, 0.5, 0.6, np.inf]), np.array([[0.9, 0.6, 0.1, 0.5], [0.8, 1, 0, 0], [0] * 4]))
+    assert table["touching"]["proposals"] == {"0.50": 1.0, "0.75": 1.0}
+    assert table["near"]["proposals"] == {"0.50": 1.0, "0.75": 0.0}
+    assert table["apart"] == {
+        "objects": 2,
+        "proposals": {"0.50": 0.5, "0.75": 0.0},
+        "detections": {"0.50": 0.0, "0.75": 0.0},
+        "found": {"0.50": 0.0, "0.75": 0.0},
+    }
+    assert table["all"]["objects"] == 4
+    assert table["all"]["detections"] == {"0.50": 0.5, "0.75": 0.5}
+    assert recall_table(np.zeros(0), np.zeros((3, 0)))["all"]["found"] == {"0.50": None, "0.75": None}
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_config, shapes, tmp_path_factory):
+    torch.manual_seed(0)
+    model = build_model(tiny_config, CocoSplit.find(shapes, "val").categories)
+    path = tmp_path_factory.mktemp("limits") / "tiny.safetensors"
+    save_model(model, path)
+    return path
+
+
+def printed(metrics, width=100):
+    stream = io.StringIO()
+    print_report(metrics, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
+    target = tmp_path / "val.json"
+    words = ["evaluate", str(weights), "--data", str(shapes), "--limits", "true", "--output", str(target)]
+    assert main([*words, "--flips", "horizontal", "--scales", "0.8"]) == 0
+    out = capsys.readouterr().out
+    for title in ("boxes or outlines", "Where boxes are lost", "Errors at the score threshold"):
+        assert title in out
+    metrics = json.loads(target.read_text())
+    views = {"flips": "horizontal", "scales": [0.8]}
+    assert {key: metrics["measured"][key] for key in views} == views
+    limits, truth = metrics["limits"], json.loads((shapes / "val.json").read_text())
+    in_boxes = evaluate(weights, shapes, ground_truth_boxes=True, **views)
+    assert limits["annotated_boxes"] == in_boxes["mask"]
+    assert limits["annotated_masks"]["AP"] >= metrics["mask"]["AP"]
+    recall, count = limits["recall"], len(truth["annotations"])
+    assert recall["all"]["objects"] == sum(recall[group]["objects"] for group in ("touching", "near", "apart")) == count
+    assert recall["all"]["detections"]["0.50"] >= recall["all"]["found"]["0.50"]
+    assert sum(kind["objects"] for kind in limits["errors"].values()) == count
+    for width in (80, 100):
+        text = printed(metrics, width)
+        assert "…" not in text
+        assert "None" not in text
+    fails(["ground_truth_boxes"], lambda: evaluate(weights, shapes, ground_truth_boxes=True, limits=True))
+    assert main([*words, "--scales", "9"]) == 2
+    assert "scales holds 9" in capsys.readouterr().err
+
+
+def test_proposals_are_in_the_pictures_pixels(tiny_config, classes):
+    model = build_model(
+        tiny_config.model_copy(update={"pictures": tiny_config.pictures.model_copy(update={"scale": 2.0})}), classes
+    )
+    boxes = propose(model, np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
+    assert boxes.shape == (40, 4) or len(boxes) < 40
+    assert (boxes >= 0).all()
+    assert boxes[:, 2].max() == pytest.approx(50, abs=1e-3)
+    assert boxes[:, 3].max() == pytest.approx(30, abs=1e-3)
+
+
+def test_grey_and_colour_pictures_are_measured_apart(tiny_config, shapes, tmp_path, monkeypatch):
+    """A model that finds everything in colour and nothing in grey."""
+    folder = tmp_path / "both"
+    shutil.copytree(shapes, folder)
+    source = CocoSplit.find(folder, "val")
+    for picture in source.pictures[:3]:
+        Image.open(picture.path).convert("L").convert("RGB").save(picture.path)
+    model, colour = build_model(tiny_config, source.categories), source.objects(3)
+    runs = [colour.runs(n) for n in range(len(colour))]
+
+    def predict(values, flips, scales):
+        shown = 0 if (values[0] == values[1]).all() else len(colour)
+        masks, scores = np.ones((shown, 3, 3), np.float32), np.ones(shown, np.float32)
+        names, ids = source.categories.names, source.categories.ids
+        found = Instances(
+            source.pictures[3].size, colour.boxes[:shown], scores, colour.labels[:shown], masks, names, ids
+        )
+        found.__dict__["runs"] = runs[:shown]
+        return found
+
+    monkeypatch.setattr(model, "predict", predict)
+    metrics = evaluate(model, folder)
+    text = printed(metrics, 80)
+    assert "kind of picture" in text
+    assert "…" not in text
+    parts = metrics["by_kind"]
+    assert [parts[kind]["pictures"] for kind in ("grey", "colour")] == [3, 1]
+    assert parts["colour"]["objects"] == len(colour)
+    assert parts["grey"]["objects"] == sum(len(source.objects(n)) for n in range(3))
+    assert parts["grey"]["mask"]["AP"] == 0
+    assert parts["grey"]["matching"]["stardist"]["mean"] == 0
+    assert parts["colour"]["mask"]["AP"] == pytest.approx(1)
+    assert parts["colour"]["matching"]["kaggle"]["mean"] == 1
+    for picture in source.pictures[3:]:
+        Image.open(picture.path).convert("L").convert("RGB").save(picture.path)
+    assert "by_kind" not in evaluate(model, folder), "of one kind only"
+
+
+def test_coco_metrics_of_annotated_masks_and_boxes_are_perfect():
+    """Boxes as annotated with bad masks: the annotated masks bring AP to 1."""
+    truth, results = scene(["##########", "............####"], ["##########", "............####"])
+    results[0]["segmentation"] = row("###")["segmentation"]
+    assert coco_metrics(truth, results, 100)["mask"]["AP"] < 0.6
+    assert coco_metrics(truth, with_annotated_masks(truth, results), 100)["mask"]["AP"] == pytest.approx(1)
