@@ -22,10 +22,8 @@ from typing import Any
 
 import torch
 from masks_to_rle import encode
-from side_by_side import alternate, arguments, breakdown, ratio, show
+from side_by_side import alternate, arguments, breakdown, mask_rcnn, ratio, show
 from torch import nn
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.mask_rcnn import MaskRCNN
 
 from masklab.config import load_recipe
 from masklab.hardware import autocast, wants_bf16
@@ -97,10 +95,7 @@ def against_mask_rcnn(rounds: int) -> None:
     """Pictures a second of the nuclei model and of torchvision's."""
     ours = random_model("nuclei", 1, box={"max_detections": FOUND})
     seen = SIDE * SCALE
-    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-    theirs: nn.Module = MaskRCNN(
-        body, 2, min_size=seen, max_size=seen, box_score_thresh=0.0, box_detections_per_img=FOUND
-    )
+    theirs: nn.Module = mask_rcnn(1, min_size=seen, max_size=seen, box_score_thresh=0.0, box_detections_per_img=FOUND)
     theirs = theirs.eval().to(memory_format=torch.channels_last)
     picture = torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)
 

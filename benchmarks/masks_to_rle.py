@@ -64,11 +64,11 @@ def draw(count: int, samples: int) -> tuple[Tensor, Tensor]:
     return ((0.9 - distance) * 8 + ragged).sigmoid(), torch.cat([corner, corner + sides], dim=1)
 
 
-def paste_and_encode(masks: Tensor, boxes: Tensor) -> list[dict[str, Any]]:
+def paste_and_encode(masks: Tensor, boxes: Tensor, size: tuple[int, int] = SIZE) -> list[dict[str, Any]]:
     """What a user of torchvision does."""
     found: list[dict[str, Any]] = []
     for some, places in zip(masks.split(AT_ONCE), boxes.split(AT_ONCE), strict=True):
-        full = paste_masks_in_image(some[:, None], places, SIZE, padding=1)[:, 0]
+        full = paste_masks_in_image(some[:, None], places, size, padding=1)[:, 0]
         found += encode(full > THRESHOLD)
     return found
 

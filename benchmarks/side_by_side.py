@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides timed in turn in one run, their peak memory, drawn objects, and a table."""
+"""What the benchmarks share: sides timed in turn in one run, their peak memory, a peer, drawn objects, and a table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d
 
 from masklab.ops import rle
 from masklab.ops.masks import runs_to_rle
@@ -90,6 +95,23 @@ def peak_memory(side: Side) -> float | None:
 
 def _kibibytes(status: Path, key: str) -> int:
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+
+
+def mask_rcnn(
+    classes: int, norm: Callable[[int], nn.Module] | None = None, channels: int = 256, **fields: Any
+) -> MaskRCNN:
+    """torchvision's Mask R-CNN with a ResNet-18-FPN, all of it from random weights; ``fields`` are its own arguments.
+
+    ``norm`` makes the norms of body and pyramid; without it they are torchvision's: frozen batch norm, and none.
+    ``channels`` are those of pyramid, RPN and mask head.
+    """
+    body = resnet18(norm_layer=norm or FrozenBatchNorm2d, zero_init_residual=norm is not None)
+    levels = {f"layer{k + 1}": str(k) for k in range(4)}
+    pyramid = BackboneWithFPN(body, levels, [64, 128, 256, 512], channels, norm_layer=norm)
+    model = MaskRCNN(pyramid, classes + 1, **fields)
+    model.roi_heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
+    return model
 
 
 def draw_discs(centres: np.ndarray, radii: np.ndarray, size: tuple[int, int]) -> list[dict[str, Any]]:

@@ -1,0 +1,450 @@
+"""The `nuclei` model against its peers, trained here from random weights on the same pictures for the same time.
+
+    uv run python benchmarks/peers.py DIR [--output runs/peers] [--minutes 25] [--rows ours torchvision]
+    uv run python benchmarks/peers.py --quick
+
+DIR is a data set folder of any format, of colour or grey pictures.  The rows:
+
+- `ours`: the recipe `nuclei`, by `masklab train`'s own function;
+- `mask_rcnn_head`: the same detector with Mask R-CNN's mask head in place of MaskLab's (`model.mask.head`), likewise;
+- `torchvision`: torchvision's Mask R-CNN with a ResNet-18-FPN, group norm in body and pyramid.  It has the recipe's
+  loader, augmentation, scale, optimiser, schedule and number format, its own learning rate (`--learning_rate`), and as
+  many masks a picture in a step;
+- `torchvision_half`: the same with 128 channels, not 256, in pyramid, RPN and mask head, as the recipe's own network is
+  of half width: the mask head is most of a step, so it learns from many more pictures in the time.
+
+A row's number of steps is fixed before it is trained: its share of `--minutes` by the time of a step, measured with the
+row's own network and loader after it has learnt a little, since a detector that finds more has more to do.  Run it on a
+machine that does nothing else.  Each row is then measured on val by the same code at the same cap of detections, with a
+score threshold tuned on training pictures as `masklab train` tunes it.  torchvision's masks are brought to the picture
+in two ways: by its own `paste_masks_in_image`, which cuts boxes to whole pixels, and exactly, by masklab's run lengths
+on the box as it was found, with the half pixel undone by which torchvision's mask targets lie beside their boxes.
+
+A row that is finished is kept, one that was stopped goes on.  Prints the table and writes it to
+`OUTPUT/seedS/peers.md`.  `--quick` draws a few pictures and takes two steps, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from masks_to_rle import paste_and_encode
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from side_by_side import mask_rcnn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from masklab.config import Config, load_recipe, merge, settled
+from masklab.data.coco import CocoSplit, Picture
+from masklab.data.formats import open_split
+from masklab.data.loader import open_picture, stream_loader, train_loader
+from masklab.data.objects import Objects, visible_boxes
+from masklab.data.shapes import draw_shapes
+from masklab.data.statistics import resolve_auto
+from masklab.data.transforms import Geometry
+from masklab.evaluation import coco_metrics, matching_metrics, overlaps, write_metrics
+from masklab.files import make_folder, whole
+from masklab.hardware import autocast, default_device
+from masklab.model.masklab import build_model
+from masklab.ops import rle
+from masklab.ops.masks import masks_to_rle
+from masklab.pictures import network_picture, read_picture
+from masklab.progress import track
+from masklab.structures import ClassTable
+from masklab.training.checkpoints import CHECKPOINT, WeightsSaver, open_run
+from masklab.training.fit import fit, train, tuned_threshold
+from masklab.training.module import OptimisedModule, TrainingModule, build_optimizer, clip_gradients
+from masklab.training.processes import Processes
+from masklab.weights import read_notes
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "mask_rcnn_head": {"model": {"mask": {"head": "mask_rcnn", "refine_levels": [], "crop": 28}}},
+    "torchvision": {},
+    "torchvision_half": {},
+}
+WIDTHS = {"torchvision": 256, "torchvision_half": 128}
+QUICK = {"model": {"box": {"max_detections": 10}, "rpn": {"proposals_test": 20}}, "train": {"batch_size": 2}}
+WARM, MEASURED = 40, 20  # steps before and while the time of one is taken
+WEIGHTS, METRICS, PLAN = "last.safetensors", "metrics.json", "plan.json"
+HALF_PIXEL = 0.5  # torchvision samples masks at x where their pixel's centre is x + 0.5
+
+Find = Callable[[Picture], list[dict[str, Any]]]
+"""A picture's detections as COCO results."""
+
+COLUMNS = {
+    "mask AP": "mask_AP",
+    "AP50": "mask_AP50",
+    "AP75": "mask_AP75",
+    "box AP": "box_AP",
+    "Kaggle": "kaggle",
+    "s / picture": "seconds_a_picture",
+    "M parameters": "parameters",
+    "steps": "steps",
+    "s / step": "seconds_a_step",
+    "minutes": "minutes",
+}
+
+
+class Row(NamedTuple):
+    """One row: its settings, the folder it is trained in, and its data."""
+
+    name: str
+    config: Config
+    folder: Path
+    data: Path
+    train: CocoSplit
+    val: CocoSplit
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.quick:
+            options.data = draw_shapes(Path(scratch) / "data", {"train": 2, "val": 1}, size=(64, 64))
+            options.output = Path(scratch) / "runs"
+        folder = make_folder(options.output / f"seed{options.seed}")
+        splits = open_split(options.data, "train"), open_split(options.data, "val")
+        rows = []
+        for name in options.rows:
+            row = Row(name, row_config(name, options, splits[0]), make_folder(folder / name), options.data, *splits)
+            rows += finished(row, options)
+            text = table(rows, options)
+            with whole(folder / "peers.md") as path:
+                path.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path, metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("runs/peers"))
+    parser.add_argument("--minutes", type=float, default=25.0, help="training of each row")
+    parser.add_argument("--rows", nargs="+", choices=list(CHANGES), default=list(CHANGES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of torchvision's rows")
+    parser.add_argument("--quick", action="store_true", help="drawn pictures and two steps: under 50 seconds")
+    options = parser.parse_args()
+    if (options.data is None) != options.quick:
+        parser.error("give either DIR, or --quick, which draws its own pictures")
+    return options
+
+
+def row_config(name: str, options: argparse.Namespace, split: CocoSplit) -> Config:
+    """The recipe as a row changes it; training ends with a look at one picture, as each row is measured afterwards."""
+    changes = merge({"train": {"seed": options.seed, "validate_pictures": 1}}, CHANGES[name])
+    if name in WIDTHS:
+        changes = merge(changes, {"train": {"learning_rate": options.learning_rate}})
+    return resolve_auto(load_recipe("nuclei", merge(changes, QUICK) if options.quick else changes), split)
+
+
+def finished(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The figures of a row, one dictionary a paste; trains and measures what is missing of it."""
+    settings = {"minutes": options.minutes, "learning_rate": row.config.train.learning_rate, "data": str(row.data)}
+    plan = planned(row, settings, options.quick)
+    if plan["settings"] != settings:
+        raise SystemExit(f"{row.folder} holds a row of {plan['settings']}, not {settings}: give another --output.")
+    path = row.folder / METRICS
+    if not path.is_file():
+        print(f"\n{row.name}: {plan['steps']} steps of {plan['seconds_a_step']:.3g} s", flush=True)
+        row = row._replace(config=with_steps(row.config, plan["steps"]))
+        figures = train_torchvision(row) if row.name in WIDTHS else train_ours(row)
+        write_metrics(path, {"rows": [each | plan for each in figures]})
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def planned(row: Row, settings: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """How many steps a row is trained, measured once and kept in its folder."""
+    path = row.folder / PLAN
+    if not path.is_file():
+        warm, measured = (1, 1) if quick else (WARM, MEASURED)
+        print(f"\n{row.name}: taking the time of {measured} steps", flush=True)
+        seconds = seconds_a_step(row._replace(config=with_steps(row.config, warm + measured)), warm)
+        steps = 2 if quick else max(1, round(settings["minutes"] * 60 / seconds))
+        write_metrics(path, {"settings": settings, "seconds_a_step": seconds, "steps": steps})
+    plan: dict[str, Any] = json.loads(path.read_text())
+    return plan
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    settings = config.train.model_copy(update={"steps": steps, "validate_every": steps})
+    return config.model_copy(update={"train": settings})
+
+
+def seconds_a_step(row: Row, warm: int) -> float:
+    """Mean seconds of a step, waiting for its pictures included, after ``warm`` others at the full learning rate."""
+    torch.manual_seed(row.config.train.seed)
+    module, batches = build(row, first_step=0)
+    module.to(default_device())
+    optimizer = build_optimizer(module.trained(), module.settings)
+    ends = []
+    for batch in islice(batches, module.settings.steps):
+        optimizer.zero_grad()
+        module._backward(module.transfer_batch_to_device(batch, module.device, 0))
+        clip_gradients(module.trained(), module.settings)
+        optimizer.step()
+        ends.append(time.perf_counter())
+    return (ends[-1] - ends[warm - 1]) / (len(ends) - warm)
+
+
+def build(row: Row, first_step: int) -> tuple[OptimisedModule, DataLoader[Any]]:
+    """A row's untrained network and its batches."""
+    if row.name in WIDTHS:
+        dataset, module = PeerDataset(row.train, row.config), PeerModule(build_torchvision(row), row.config)
+        return module, stream_loader(dataset, PeerBatch.collate, row.train, row.config, first_step, (0, 1))
+    model = build_model(row.config, row.train.categories).to(memory_format=torch.channels_last)
+    return TrainingModule(model, None), train_loader(row.train, row.config, first_step)
+
+
+def train_ours(row: Row) -> list[dict[str, Any]]:
+    model = train(row.config, row.data, row.run, resume=clear_or_resume(row.run))
+    return [
+        {"row": row.name, "paste": "exact", "minutes": read_notes(row.run)["minutes"]}
+        | measure(row, model, lambda picture: model.predict(picture.path).to_coco(picture.image_id), model.threshold)
+    ]
+
+
+def train_torchvision(row: Row) -> list[dict[str, Any]]:
+    if not (row.run / WEIGHTS).is_file():  # they are written once, at the end
+        start = open_run(row.run, clear_or_resume(row.run))
+        torch.manual_seed(row.config.train.seed)
+        module, batches = build(row, start.step)
+
+        def save(path: Path, notes: dict[str, Any]) -> None:
+            tensors = {name: value.contiguous() for name, value in module.trained().state_dict().items()}
+            with whole(path) as beside:
+                save_file(tensors, beside, {"minutes": json.dumps(notes["minutes"])})
+
+        saver = WeightsSaver(row.run, "mask_AP", save, row.config.train)
+        fit(module, row.config, saver, batches, {"train": row.train, "val": row.val}, start, Processes())
+    model = build_torchvision(row)
+    model.load_state_dict(load_file(row.run / WEIGHTS))
+    model = model.to(default_device(), memory_format=torch.channels_last).eval()
+    with safe_open(row.run / WEIGHTS, "pt") as opened:
+        minutes = json.loads(opened.metadata()["minutes"])
+    figures = []
+    for name, paste in {"torchvision's": paste_and_encode, "exact": paste_exactly}.items():
+        find = partial(find_with_torchvision, model, row.config, row.train.categories, paste)
+        found = measure(row, model, find, tuned_threshold(find, row.train))
+        figures.append({"row": row.name, "paste": name, "minutes": minutes} | found)
+    return figures
+
+
+def clear_or_resume(run: Path) -> bool:
+    """Whether there is a checkpoint to go on from; without one, what a stopped run left is removed."""
+    there = (run / CHECKPOINT).is_file()
+    if not there:
+        shutil.rmtree(run, ignore_errors=True)
+    return there
+
+
+def measure(row: Row, model: nn.Module, find: Find, threshold: float) -> dict[str, Any]:
+    """Figures on val, from files to run lengths."""
+    results: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for picture in track(row.val.pictures, "predicting"):
+        results += find(picture)
+    seconds = time.perf_counter() - began
+    cap = settled(row.config.model.box.max_detections, "model.box.max_detections")
+    metrics = coco_metrics(row.val.truth, results, cap)
+    matching = matching_metrics(overlaps(row.val.truth, results), threshold)
+    return {
+        **{f"{kind}_{name}": metrics[kind][name] for kind in ("mask", "box") for name in ("AP", "AP50", "AP75")},
+        "kaggle": matching["kaggle"]["mean"],
+        "score_threshold": threshold,
+        "seconds_a_picture": seconds / len(row.val),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        "pictures": len(row.val),
+    }
+
+
+def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The figures in Markdown."""
+    lines = [["row", "paste", *COLUMNS], ["---", "---", *["---:"] * len(COLUMNS)]]
+    for row in rows:
+        lines.append([row["row"], row["paste"], *(shown(row[key]) for key in COLUMNS.values())])
+    budget = "two steps" if options.quick else f"{options.minutes:g} minutes"
+    about = (
+        f"Trained for {budget} each on {options.data}, seed {options.seed}, {torch.get_num_threads()} "
+        f"threads, torchvision's at learning rate {options.learning_rate:g}; measured on {rows[0]['pictures']} pictures of val."
+    )
+    return "\n".join([about, "", *(f"| {' | '.join(cells)} |" for cells in lines)]) + "\n"
+
+
+def shown(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+class AsGiven(GeneralizedRCNNTransform):
+    """Puts pictures together; changes neither them, which are at scale and normalised, nor what is found in them."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return image
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return image, target
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        return super().batch_images(images, size_divisible).contiguous(memory_format=torch.channels_last)
+
+    def postprocess(self, result: list[dict[str, Tensor]], *_: Any) -> list[dict[str, Tensor]]:
+        return result
+
+
+def build_torchvision(row: Row) -> MaskRCNN:
+    """The peer with the recipe's anchors, one size a level, and its numbers of proposals, masks and detections."""
+    model, rpn, box = row.config.model, row.config.model.rpn, row.config.model.box
+    sizes = settled(rpn.anchor_sizes, "model.rpn.anchor_sizes")
+    ratios = (tuple(rpn.anchor_ratios),)
+    peer = mask_rcnn(
+        len(row.train.categories),
+        partial(nn.GroupNorm, 32),
+        WIDTHS[row.name],
+        rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in sizes), ratios * len(sizes)),
+        rpn_pre_nms_top_n_train=rpn.pre_nms_train,
+        rpn_pre_nms_top_n_test=rpn.pre_nms_test,
+        rpn_post_nms_top_n_train=rpn.proposals_train,
+        rpn_post_nms_top_n_test=settled(rpn.proposals_test, "model.rpn.proposals_test"),
+        box_score_thresh=box.score_threshold,
+        box_nms_thresh=box.nms_iou,
+        box_detections_per_img=settled(box.max_detections, "model.box.max_detections"),
+        box_batch_size_per_image=2 * model.mask.train_masks,  # half of them objects, each with its mask
+        box_positive_fraction=0.5,
+    )
+    peer.transform = AsGiven(1, 1, [], [])
+    return peer.to(memory_format=torch.channels_last)
+
+
+class PeerBatch(NamedTuple):
+    """Pictures ``(C, H, W)``, torchvision's targets for them, and their ids."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    image_ids: list[int | str]
+
+    @classmethod
+    def collate(cls, samples: list[Any]) -> PeerBatch:
+        return cls(*map(list, zip(*samples, strict=True)))
+
+
+class PeerDataset(Dataset[Any]):
+    """The recipe's pictures with the same boxes as ours and, as torchvision wants them, masks of the whole crop."""
+
+    def __init__(self, split: CocoSplit, config: Config) -> None:
+        self.split, self.config = split, config
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor], int | str]:
+        position, index = key
+        image, geometry, _ = open_picture(self.split, self.config, position, index)
+        objects = self.split.objects(index)
+        boxes, rows = visible_boxes(objects, geometry)
+        targets = {
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+            "labels": torch.from_numpy(objects.labels[rows]) + 1,
+            "masks": torch.from_numpy(crop_masks(objects, rows, geometry)),
+        }
+        return image, targets, self.split.pictures[index].image_id
+
+
+def crop_masks(objects: Objects, rows: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The masks of some objects in the pixels of a transformed picture, ``(n, H, W)`` uint8."""
+    height, width = geometry.canvas_size
+    across, down, turned = geometry.axes_to_source(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    columns = np.floor(across).astype(np.int64).clip(0, objects.size[1] - 1)
+    lines = np.floor(down).astype(np.int64).clip(0, objects.size[0] - 1)
+    left, top = int(columns.min()), int(lines.min())
+    view = (left, top, int(columns.max()) + 1, int(lines.max()) + 1)
+    masks = np.zeros((len(rows), height, width), np.uint8)
+    for mask, row in zip(masks, rows.tolist(), strict=True):
+        bits = rle.window(objects.runs(row), objects.size, view)[np.ix_(lines - top, columns - left)]
+        mask[:] = bits.T if turned else bits
+    return masks
+
+
+class PeerModule(OptimisedModule):
+    """Trains torchvision's model as `TrainingModule` trains ours; it is measured afterwards."""
+
+    def __init__(self, model: MaskRCNN, config: Config) -> None:
+        super().__init__(model, config.train)
+        self.model = model
+
+    def trained(self) -> nn.Module:
+        return self.model
+
+    def losses(self, batch: PeerBatch, first: int) -> dict[str, Tensor]:
+        return {name: loss.float() for name, loss in self.model(batch.images, batch.targets).items()}
+
+    @property
+    def at_once(self) -> int:
+        return self.settings.threads if self.device.type == "cpu" else 1
+
+    def validation_step(self, batch: Any, number: int) -> None:
+        """Nothing: that there is one makes Lightning tell when training is over."""
+
+
+def find_with_torchvision(
+    model: MaskRCNN, config: Config, classes: ClassTable, paste: Callable[..., list[dict[str, Any]]], picture: Picture
+) -> list[dict[str, Any]]:
+    """Detections of one picture in its own pixels, as COCO results."""
+    values = torch.from_numpy(read_picture(picture.path, config.model.backbone.channels))
+    image, device = network_picture(values, config.pictures), default_device()
+    with torch.inference_mode(), autocast(device, config.train.precision):
+        (found,) = model([image.to(device)])
+    height, width = picture.size
+    scale = torch.tensor([width / image.shape[2], height / image.shape[1]] * 2)
+    boxes = found["boxes"].float().cpu() * scale
+    moved = boxes + HALF_PIXEL * scale if paste is paste_exactly else boxes
+    masks = paste(found["masks"][:, 0].float().cpu(), moved, picture.size)
+    corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+    scores, labels = found["scores"].tolist(), (found["labels"] - 1).tolist()
+    return [
+        {
+            "image_id": picture.image_id,
+            "category_id": classes.ids[label],
+            "bbox": box,
+            "score": score,
+            "segmentation": mask,
+        }
+        for label, box, score, mask in zip(labels, corners, scores, masks, strict=True)
+    ]
+
+
+def paste_exactly(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Run lengths of masks ``(n, P, P)`` whose samples are centres of cells, on boxes ``(n, 4)`` of any place.
+
+    As in `paste_masks_in_image` there is background beside the outermost cells.  Masklab's samples begin and end on the
+    box's edges, so there are two of them to a cell, at its centre and its edge; between them the mask is the same.
+    """
+    cells = masks.shape[-1]
+    ringed = F.pad(masks, (1, 1, 1, 1))[:, None]
+    samples = F.interpolate(ringed, size=(2 * cells + 3,) * 2, mode="bilinear", align_corners=True)[:, 0, 1:-1, 1:-1]
+    return masks_to_rle(samples.numpy(), boxes.numpy(), size)
+
+
+if __name__ == "__main__":
+    main()
