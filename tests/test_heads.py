@@ -243,7 +243,6 @@ def test_shared_maps_of_all_levels_lie_on_the_same_pixels():
     [
         ({"head": "fcis"}, "head fcis has no refinement but refine_levels"),
         ({"head": "mask_rcnn", "crop": 41, "refine_levels": []}, "head mask_rcnn doubles its crop but crop is 41"),
-        ({"refinement": "shared", "refine_levels": []}, "refinement is shared but refine_levels is empty"),
     ],
 )
 def test_contradictions_are_refused_with_both_names(tiny_config, mask, message):
