@@ -227,7 +227,10 @@ def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
 ):
     """By Ctrl-C, or by a scheduler; it has not succeeded."""
     run, recipe = tmp_path / "run", recipe_file(tiny_config, tmp_path / "tiny.yaml")
-    steps, handler = [], signal.getsignal(told)
+    steps, before = [], signal.getsignal(told)
+    if told == signal.SIGINT:  # which a shell has its background jobs ignore
+        signal.signal(told, signal.default_int_handler)
+    handler = signal.getsignal(told)
 
     def check_step(losses, step, image_ids):
         steps.append(step)
@@ -239,6 +242,7 @@ def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
     assert steps == [0, 1, 2]
     assert f"masklab: stopped after step 2: resume {run} to go on" in capsys.readouterr().err
     assert signal.getsignal(told) == handler
+    signal.signal(told, before)
 
 
 # Files that were tampered with
