@@ -21,17 +21,8 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 CHANNEL_AXES = frozenset("CSQI")  # channels, samples, and what TIFF names neither: Q unknown, I a sequence of pages
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
-NEEDED_TAGS = {
-    *range(256, 260),
-    262,
-    273,
-    *range(277, 280),
-    284,
-    317,
-    *range(322, 326),
-    338,
-    339,
-}  # to read a TIFF page
+NEEDED_TAGS = {*range(256, 260), 262, 273, *range(277, 280), 284, 317, *range(322, 326), 338, 339}  # of a TIFF page
+ORIENTATION = 274  # EXIF's tag and TIFF's
 LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of others one runs a program
 LARGEST = 2**30  # bytes that are decoded at once: a few bytes of a compressed file may claim any size
@@ -166,7 +157,7 @@ def _read_raw(path: Path, mode: str) -> tuple[NDArray[np.uint16], int]:
     with open_pillow(path) as opened:
         tiles: Any = [(*tile[:3], mode) for tile in opened.tile]
         opened.tile = tiles
-        return np.asarray(opened).astype(np.uint16), opened.getexif().get(274, 1)
+        return np.asarray(opened).astype(np.uint16), opened.getexif().get(ORIENTATION, 1)
 
 
 def _open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Opened:
@@ -178,7 +169,7 @@ def _open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Ope
     _refuse_stacks(series, path)
     _refuse_lost_tags(page)
     _refuse_lost_pages(tiff)
-    orientation = int(page.tags.valueof(274, 1))
+    orientation = int(page.tags.valueof(ORIENTATION, 1))
     values: NDArray[Any] | Segments
     if series.dataoffset is not None:
         _check_segments(page, page)
@@ -217,11 +208,7 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
 
 def _refuse_lost_tags(page: Any) -> None:
     """Refuse a page of which a tag that says how to read it cannot be read, or says too much: tifffile goes on without."""
-    form, file = page.parent.tiff, page.parent.filehandle
-    file.seek(page.offset)
-    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-    entries = file.read(tags * form.tagsize)
-    listed = {struct.unpack_from(form.byteorder + "H", entries, k * form.tagsize)[0] for k in range(tags)}
+    listed, _ = _directory(page)
     lost = (listed & NEEDED_TAGS) - {tag.code for tag in page.tags}
     if lost:
         raise ValueError(f"its tag {min(lost)} cannot be read")
@@ -234,12 +221,20 @@ def _refuse_lost_tags(page: Any) -> None:
 
 def _refuse_lost_pages(tiff: tifffile.TiffFile) -> None:
     """Refuse a file that announces a page after its last: tifffile leaves out what it cannot find."""
-    last, form, file = tiff.pages[len(tiff.pages) - 1], tiff.tiff, tiff.filehandle
-    file.seek(last.offset)
-    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-    file.seek(last.offset + form.tagnosize + tags * form.tagsize)
-    if struct.unpack(form.offsetformat, file.read(form.offsetsize)) != (0,):
+    _, following = _directory(tiff.pages[len(tiff.pages) - 1])
+    if following:
         raise ValueError(f"a page after its page {len(tiff.pages)} is missing")
+
+
+def _directory(page: Any) -> tuple[set[int], int]:
+    """What stands in the file at a page's own place: the codes of its tags, and where the next page is, 0 being nowhere."""
+    form, file = page.parent.tiff, page.parent.filehandle
+    file.seek(page.offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    entries = file.read(tags * form.tagsize)
+    codes = {struct.unpack_from(form.byteorder + "H", entries, k * form.tagsize)[0] for k in range(tags)}
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    return codes, following
 
 
 def _check_segments(page: Any, key: Any) -> None:

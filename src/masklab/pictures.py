@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from masklab.config import PictureConfig
-from masklab.decode import TIFF_SUFFIXES, decoding, open_picture_file, open_pillow, pillow_values
+from masklab.decode import ORIENTATION, TIFF_SUFFIXES, decoding, open_picture_file, open_pillow, pillow_values
 from masklab.errors import InputError
 
 Size = tuple[int, int]
@@ -121,11 +121,11 @@ def picture_size(path: str | Path) -> Size:
             with tifffile.TiffFile(path) as tiff:
                 sides = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
                 height, width = sides["Y"], sides["X"]
-                orientation = int(tiff.pages.first.tags.valueof(274, 1))
+                orientation = int(tiff.pages.first.tags.valueof(ORIENTATION, 1))
         else:
             with open_pillow(path) as picture:
                 width, height = picture.size
-                orientation = picture.getexif().get(274, 1)
+                orientation = picture.getexif().get(ORIENTATION, 1)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from masklab.data import coco
 from masklab.data.coco import Picture, is_id
 from masklab.data.formats import Fault, open_split, split_names
-from masklab.decode import open_pillow
+from masklab.decode import ORIENTATION, open_pillow
 from masklab.errors import InputError
 from masklab.files import whole
 from masklab.ops import rle
@@ -67,7 +67,6 @@ EXAMPLES = 4  # of each problem, in the table
 NARROW = 22  # letters of the table's first column
 WORKERS = 8  # pictures that are decoded at once, at most
 BLOCK = 2**20  # bytes
-ORIENTATION = 274  # EXIF's tag
 
 
 class Finding(NamedTuple):
@@ -119,8 +118,8 @@ def check(folder: str | Path) -> Report:
     """Look at every picture and annotation of a data set and report all that is wrong.
 
     Every split that is there is read leniently; only of a split whose pictures and annotations cannot be told, such as
-    JSON that is cut off or pictures without masks, that is all that is reported.  Pictures are compared by their decoded pixels, masks as run lengths.  Raises
-    `InputError` when the folder is not there or holds no data set.
+    JSON that is cut off or pictures without masks, that is all that is reported.  Pictures are compared by their
+    decoded pixels, masks as run lengths.  Raises `InputError` when the folder is not there or holds no data set.
     """
     report = Report(Path(folder))
     names = split_names(folder)
