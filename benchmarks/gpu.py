@@ -121,10 +121,12 @@ def training_step(model: MaskLab) -> Side:
     config = model.config
     crop, objects = config.model.mask.crop, 20
     corner = torch.rand(objects, 2) * torch.tensor([SIZE[1], SIZE[0]]) * 0.8
+    boxes = torch.cat([corner, corner + 40 + torch.rand(objects, 2) * 100], dim=1)
     targets = Targets(
-        boxes=torch.cat([corner, corner + 40 + torch.rand(objects, 2) * 100], dim=1),
+        boxes=boxes,
         labels=torch.randint(CLASSES, (objects,)),
         masks=torch.rand(objects, crop, crop),
+        mask_boxes=boxes,
         mask_rows=torch.arange(objects),
         ignored=torch.zeros(0, 4),
     )

@@ -212,6 +212,7 @@ def batch(*objects):
             torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
             torch.zeros(len(boxes), dtype=torch.long),
             torch.rand(len(boxes), 15, 15),
+            torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
             torch.arange(len(boxes)),
             torch.zeros(0, 4),
         )

@@ -77,7 +77,7 @@ def test_one_batch_holds_what_it_says(split):
 
 
 def test_sizes_follow_the_stride_and_the_mode():
-    none = Targets(*(torch.zeros(0) for _ in range(5)))
+    none = Targets(*(torch.zeros(0) for _ in range(6)))
     samples = [(torch.ones(3, 70, 33), none, "a"), (torch.ones(3, 30, 90), none, "b")]
     assert collate(samples, 8, "exact").images.shape == (2, 3, 73, 97)
     assert collate(samples, 32, "exact").images.shape == (2, 3, 97, 97)

@@ -33,7 +33,7 @@ def targets(boxes=(), labels=None, crop=15, ignored=()):
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(len(boxes), crop, crop, generator=generator)
     return Targets(
-        boxes, labels, masks, torch.arange(len(boxes)), torch.tensor(ignored, dtype=torch.float32).view(-1, 4)
+        boxes, labels, masks, boxes, torch.arange(len(boxes)), torch.tensor(ignored, dtype=torch.float32).view(-1, 4)
     )
 
 

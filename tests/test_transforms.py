@@ -46,6 +46,7 @@ def targets_of(masks, geometry, crop=9, max_masks=100, **options):
     targets = make_targets(objects_of(masks), geometry, crop, max_masks, generator(), **options)
     order = targets.mask_rows.argsort()
     targets.masks, targets.mask_rows = targets.masks[order], targets.mask_rows[order]
+    targets.mask_boxes = targets.mask_boxes[order]
     return targets
 
 
@@ -291,6 +292,23 @@ def test_targets_equal_the_slow_reference(seed, mode):
     assert targets.masks.numpy() == pytest.approx(soft, abs=1e-4)
     assert targets.mask_rows.tolist() == list(range(len(rows)))
 
+    assert torch.equal(targets.mask_boxes, targets.boxes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_jittered_boxes_stay_near_and_hold_what_the_mask_shows_there(seed):
+    masks, crop, share = blobs(SIZE, 8, seed), 5, 0.2
+    targets = make_targets(objects_of(masks), Geometry.identity(SIZE), crop, 100, generator(seed), box_jitter=share)
+    true, near = targets.boxes[targets.mask_rows], targets.mask_boxes
+    moved = (near - true) / (true[:, 2:] - true[:, :2]).repeat(1, 2)
+    assert moved.abs().max() <= share + 1e-5
+    assert (moved.min(), moved.max()) == pytest.approx((-share, share), abs=0.1)  # in and out
+    assert near.min() >= 0
+    assert (near <= torch.tensor([SIZE[1], SIZE[0]] * 2)).all()
+    for row, (x1, y1, x2, y2), found in zip(targets.mask_rows, near.tolist(), targets.masks, strict=True):
+        ys, xs = np.linspace(y1, y2, crop) - 0.5, np.linspace(x1, x2, crop) - 0.5
+        wanted = [[bilinear(masks[targets.labels[row]], y, x) for x in xs] for y in ys]
+        assert found.numpy() == pytest.approx(np.array(wanted), abs=1e-4)
 
 @pytest.mark.parametrize("seed", range(3))
 def test_targets_with_windows_that_cut_pixels(seed):

@@ -179,6 +179,8 @@ class MaskConfig(Section):
     """Annotated objects a picture whose masks are trained on, drawn at random when there are more."""
     train_refined: int = Field(100, ge=1)
     """The same for the refined masks, which cost more."""
+    box_jitter: float = Field(0.0, ge=0, lt=0.5)
+    """In training, each side of a box that a mask is trained in moves by up to this share of the box, in or out; 0 trains in the annotated boxes alone (paper)."""
 
     @model_validator(mode="after")
     def _something_to_see(self) -> MaskConfig:

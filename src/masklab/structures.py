@@ -28,7 +28,8 @@ class Targets:
     =============  ==============  =======  ==================================================
     ``boxes``      ``(G, 4)``      float32  ``xyxy``, positive area
     ``labels``     ``(G,)``        int64    ``0..K-1``
-    ``masks``      ``(M, P, P)``   float32  soft masks in ``[0, 1]``, each cropped to its box
+    ``masks``      ``(M, P, P)``   float32  soft masks in ``[0, 1]``, each cropped to its mask box
+    ``mask_boxes`` ``(M, 4)``      float32  the object's box, or one near it (``box_jitter``)
     ``mask_rows``  ``(M,)``        int64    the row of ``boxes`` that each mask belongs to
     ``ignored``    ``(I, 4)``      float32  crowd regions: neither object nor background
     =============  ==============  =======  ==================================================
@@ -39,6 +40,7 @@ class Targets:
     boxes: Tensor
     labels: Tensor
     masks: Tensor
+    mask_boxes: Tensor
     mask_rows: Tensor
     ignored: Tensor
 

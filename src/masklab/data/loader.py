@@ -53,6 +53,7 @@ class InstanceDataset(Dataset[Sample]):
             model.coord_mode,
             padded_size(geometry.canvas_size, model.backbone.output_stride, model.coord_mode),
         )
+            model.mask.box_jitter,
         return image, targets, self.split.pictures[index].image_id
 
 

@@ -91,6 +91,7 @@ def make_targets(
     rng: np.random.Generator,
     coord_mode: Literal["exact", "tf"] = "exact",
     input_size: Size | None = None,
+    box_jitter: float = 0.0,
 ) -> Targets:
     """The training targets of one picture after its transforms (paper, sections 4.1 and 4.2, "Mask crop size").
 
@@ -100,12 +101,14 @@ def make_targets(
     places, first and last on its edges, each held inside the picture.  With y from 0 to H over the
     network's input, ``coord_mode`` "exact" samples at index ``y - 0.5``, "tf" at ``y / H * (H - 1)`` where
     ``H`` is that of ``input_size``, the ``(height, width)`` after padding (by default the picture's).
+    ``box_jitter`` moves the four sides of a mask's box, each by up to this share of its width or height.
 
     Masks come in random order, so that any first few of them are a fair draw.
     """
     boxes, kept = visible_boxes(objects, geometry)
     chosen = rng.permutation(len(kept))[:max_masks]
-    places = _sample_indices(boxes[chosen], geometry.canvas_size, crop, coord_mode, input_size)
+    mask_boxes = boxes[chosen] if box_jitter == 0 else _jitter(boxes[chosen], geometry.canvas_size, box_jitter, rng)
+    places = _sample_indices(mask_boxes, geometry.canvas_size, crop, coord_mode, input_size)
     masks = _sample_masks(objects, kept[chosen], geometry, places, crop)
     ignored = geometry.boxes_to_output(objects.ignored)
     ignored = ignored[(ignored[:, 2:] > ignored[:, :2]).all(axis=1)]
@@ -113,9 +116,17 @@ def make_targets(
         boxes=torch.from_numpy(boxes.astype(np.float32)),
         labels=torch.from_numpy(objects.labels[kept]),
         masks=torch.from_numpy(masks),
+        mask_boxes=torch.from_numpy(mask_boxes.astype(np.float32)),
         mask_rows=torch.from_numpy(chosen.astype(np.int64)),
         ignored=torch.from_numpy(ignored.astype(np.float32)),
     )
+
+
+def _jitter(boxes: Floats, size: Size, share: float, rng: np.random.Generator) -> Floats:
+    """Boxes (M, 4) with each side moved by up to ``share`` of the box, inside a picture of ``size``."""
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    height, width = size
+    return (boxes + sides * rng.uniform(-share, share, boxes.shape)).clip(0, (width, height, width, height))
 
 
 def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray[np.int64]]:

@@ -90,9 +90,9 @@ class TrainingStep(nn.Module):
     def _mask_losses(
         self, features: Features, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """On annotated boxes only (paper, section 4.1): a jittered box would put the directions out of line."""
+        """In annotated boxes (paper, section 4.1: directions are out of line in any other), or near them by ``box_jitter``."""
         config, model, pictures = self.model.config.model.mask, self.model, len(batch.targets)
-        boxes = torch.cat([t.boxes[t.mask_rows] for t in batch.targets])
+        boxes = torch.cat([t.mask_boxes for t in batch.targets])
         labels = torch.cat([t.labels[t.mask_rows] for t in batch.targets])
         masks = torch.cat([t.masks for t in batch.targets])
         owners = torch.cat([torch.full_like(t.mask_rows, i) for i, t in enumerate(batch.targets)])
