@@ -32,6 +32,7 @@ ADJUST = {
     "contrast": (F.adjust_contrast, 1.0),
 }
 """torchvision's functions of colour, each with the factor that changes nothing."""
+COLOURS = ("saturation", "hue")
 
 
 class Geometry(tv_tensors.TVTensor):
@@ -39,8 +40,8 @@ class Geometry(tv_tensors.TVTensor):
 
     A 3 x 3 float64 matrix that maps a place ``(x, y, 1)`` in the output to one in the source, both in
     pixels with pixel (0, 0) covering ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the
-    output's and the source's ``(height, width)``.  Flips, quarter turns, resizing, cropping and padding
-    are followed; a transform that would tilt the axes raises `TypeError`.
+    output's and the source's ``(height, width)``.  Flips, quarter turns, resizing and cropping are followed;
+    any other transform that moves pixels raises `TypeError`.
     """
 
     canvas_size: Size
@@ -123,41 +124,22 @@ def _resize(geometry: Geometry, size: Any, *_: Any, max_size: int | None = None,
     return geometry.after(np.diag([old[1] / new[1], old[0] / new[0], 1]), new)
 
 
-@v2.functional.register_kernel(F.pad, Geometry)
-def _pad(geometry: Geometry, padding: Any, *_: Any, **__: Any) -> Geometry:
-    xyxy = tv_tensors.BoundingBoxFormat.XYXY
-    moved, new = F.pad_bounding_boxes(torch.zeros(1, 4), xyxy, geometry.canvas_size, padding)
-    left, top = moved[0, :2].tolist()
-    return geometry.after([[1, 0, -left], [0, 1, -top], [0, 0, 1]], new)
-
-
-@v2.functional.register_kernel(F.resized_crop, Geometry)
-def _resized_crop(
-    geometry: Geometry, top: int, left: int, height: int, width: int, size: Any, *_: Any, **__: Any
-) -> Geometry:
-    return _resize(_crop(geometry, top, left, height, width), size)
-
-
 def _refuse(geometry: Geometry, *_: Any, **__: Any) -> Geometry:
-    raise TypeError("a Geometry follows flips, quarter turns, resize, crop and pad only; leave this transform out")
+    raise TypeError("a Geometry follows flips, quarter turns, resize and crop only; leave this transform out")
 
 
-for _functional in (F.affine, F.rotate, F.perspective, F.elastic, F.center_crop, F.five_crop, F.ten_crop):
+for _functional in (
+    F.affine,
+    F.rotate,
+    F.perspective,
+    F.elastic,
+    F.pad,
+    F.resized_crop,
+    F.center_crop,
+    F.five_crop,
+    F.ten_crop,
+):
     v2.functional.register_kernel(_functional, Geometry)(_refuse)
-
-
-class QuarterTurn(v2.Transform):
-    """Turn pictures and geometries anticlockwise by ``turns`` times 90 degrees; null draws 0, 1, 2 or 3."""
-
-    def __init__(self, turns: int | None = None) -> None:
-        super().__init__()
-        self.turns = turns
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"turns": int(torch.randint(4, ())) if self.turns is None else self.turns % 4}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return quarter_turn(inpt, params["turns"])
 
 
 def quarter_turn(inpt: Any, turns: int) -> Any:
@@ -237,19 +219,22 @@ def draw_window(source: Size, config: PictureConfig, rng: np.random.Generator) -
 def _recolour(picture: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
     """Saturation, hue, brightness, contrast and negative, of values up to 255 as bytes or floats.
 
-    A picture of other than 1 or 3 channels is changed as so many grey ones, all in the same way.
+    A picture of other than 1 or 3 channels is changed as so many grey ones, all in the same way.  Saturation and
+    hue leave a grey picture as it is.
     """
     whole_numbers, channels = picture.dtype == torch.uint8, picture.shape[0]
-    if channels != 3 and (change.saturation or change.hue):
+    if channels != 3 and any(getattr(change, name) for name in COLOURS):
         raise InputError(
             f"pictures.augment.saturation and hue need pictures of 3 channels, not {channels}; set both to 0."
         )
+    grey = torch.equal(picture[1:], picture[:-1])
     values = picture if whole_numbers else picture / 255
     values = values if channels in (1, 3) else values[:, None]
     for name, (adjust, neutral) in ADJUST.items():
         reach = getattr(change, name)
         if reach:
-            values = adjust(values, rng.uniform(neutral - reach, neutral + reach))
+            factor = rng.uniform(neutral - reach, neutral + reach)
+            values = values if grey and name in COLOURS else adjust(values, factor)
     if change.invert and rng.random() < change.invert:
         values = F.invert(values)
     values = values.view_as(picture)
