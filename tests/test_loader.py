@@ -88,18 +88,31 @@ def test_sizes_follow_the_stride_and_the_mode():
 
 
 def test_stream_goes_round_every_picture():
-    batches = list(StreamSampler(7, 3, 14, seed=1))
+    batches = list(StreamSampler(range(7), 3, 14, seed=1))
     positions = [position for batch in batches for position, _ in batch]
     indices = [index for batch in batches for _, index in batch]
     assert positions == list(range(42))
     rounds = [indices[k : k + 7] for k in range(0, 42, 7)]
     assert all(sorted(r) == list(range(7)) for r in rounds)
     assert len({tuple(r) for r in rounds}) == 6
-    assert list(StreamSampler(7, 3, 14, seed=1, first_step=5)) == batches[5:]
-    assert list(StreamSampler(7, 3, 14, seed=2)) != batches
-    assert list(StreamSampler(2, 5, 3, seed=0, first_step=3)) == []
-    far = next(iter(StreamSampler(7, 2, 10**9, seed=0, first_step=10**8)))
+    assert list(StreamSampler(range(7), 3, 14, seed=1, first_step=5)) == batches[5:]
+    assert list(StreamSampler(range(7), 3, 14, seed=2)) != batches
+    assert list(StreamSampler(range(2), 5, 3, seed=0, first_step=3)) == []
+    far = next(iter(StreamSampler(range(7), 2, 10**9, seed=0, first_step=10**8)))
     assert [position for position, _ in far] == [2 * 10**8, 2 * 10**8 + 1]
+
+
+def test_pictures_that_are_not_grey_come_as_often_as_wanted(tmp_path):
+    folder = draw_shapes(tmp_path / "set", {"train": 5}, size=(64, 80))
+    for name in sorted((folder / "train").iterdir())[:3]:
+        Image.open(name).convert("L").save(name)
+    some = CocoSplit.find(folder, "train")
+    for often in (1, 3):
+        config = make_config(steps=8)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"repeat_colour": often})})
+        round_ = 3 + 2 * often
+        shown = [index for batch in train_loader(some, config).batch_sampler for _, index in batch][: 2 * round_]
+        assert sorted(shown[:round_]) == sorted(shown[round_:]) == sorted([0, 1, 2, *[3, 4] * often])
 
 
 def test_workers_and_resuming_do_not_change_the_run(split):

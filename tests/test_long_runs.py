@@ -441,11 +441,11 @@ def test_a_batch_is_cut_into_no_more_parts_than_pictures(shapes, tiny_config):
 
 
 def test_processes_share_the_stream_without_overlap():
-    whole = list(StreamSampler(7, 6, 5, seed=1, first_step=2))
-    shares = [list(StreamSampler(7, 6, 5, seed=1, first_step=2, share=(rank, 3))) for rank in range(3)]
+    whole = list(StreamSampler(range(7), 6, 5, seed=1, first_step=2))
+    shares = [list(StreamSampler(range(7), 6, 5, seed=1, first_step=2, share=(rank, 3))) for rank in range(3)]
     assert [[*a, *b, *c] for a, b, c in zip(*shares, strict=True)] == whole
     with pytest.raises(InputError, match="make it a multiple of 4"):
-        StreamSampler(7, 6, 5, seed=1, share=(0, 4))
+        StreamSampler(range(7), 6, 5, seed=1, share=(0, 4))
 
 
 @needs_fork
@@ -457,7 +457,7 @@ def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
     config = changed(tiny_config, train=settings)
     values = json.loads((data / "train.json").read_text())
     ids = [image["id"] for image in values["images"]]
-    empty = {ids[index] for batch in StreamSampler(8, 2, 2, seed=0, share=(1, 2)) for _, index in batch}
+    empty = {ids[index] for batch in StreamSampler(range(8), 2, 2, seed=0, share=(1, 2)) for _, index in batch}
     values["annotations"] = [a for a in values["annotations"] if a["image_id"] not in empty]
     (data / "train.json").write_text(json.dumps(values))
     words = ["train", recipe_file(config, tmp_path / "tiny.yaml"), "--data", str(data), "--output"]

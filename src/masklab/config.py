@@ -290,6 +290,8 @@ class TrainConfig(Section):
     """Optimiser steps in all."""
     batch_size: Count | Auto = 1
     """Pictures a step, those of all processes together; auto takes the largest power of two that a GPU has memory for."""
+    repeat_colour: int = Field(1, ge=1)
+    """How often a round through the training pictures shows those that are not grey, for data in which they are the few."""
     accumulate: int = Field(1, ge=1)
     """Parts that a process works its pictures of a step off in, one after another, to need less memory; their gradients add up."""
     optimizer: Literal["sgd", "adamw"] = "sgd"

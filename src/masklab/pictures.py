@@ -159,6 +159,11 @@ def network_scale(size: Size, config: PictureConfig) -> float:
     return config.max_side / max(size) if max(size) * scale > config.max_side else scale
 
 
+def is_grey(picture: NDArray[Any]) -> bool:
+    """Whether all channels of a picture (C, H, W) are equal."""
+    return bool(np.array_equal(picture[1:], picture[:-1]))
+
+
 def network_size(size: Size, config: PictureConfig, factor: float = 1.0) -> Size:
     """``(height, width)`` of the network's input for a picture of ``size``, ``factor`` times larger."""
     scale = network_scale(size, config) * factor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from masklab.data.coco import CocoSplit
 from masklab.data.objects import make_targets
 from masklab.data.transforms import Geometry, Window, augment_window, cut, draw_window
 from masklab.errors import InputError
-from masklab.pictures import Box, brightness, network_size, normalise, padded_size, resize
+from masklab.pictures import Box, brightness, is_grey, network_size, normalise, padded_size, resize
+from masklab.progress import track
 from masklab.structures import Batch, Targets
 
 Sample = tuple[Tensor, Targets, "int | str"]
@@ -52,8 +53,8 @@ class InstanceDataset(Dataset[Sample]):
             rng,
             model.coord_mode,
             padded_size(geometry.canvas_size, model.backbone.output_stride, model.coord_mode),
-        )
             model.mask.box_jitter,
+        )
         return image, targets, self.split.pictures[index].image_id
 
 
@@ -87,7 +88,7 @@ def _read_bright(split: CocoSplit, config: Config, index: int, box: Box | None) 
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(position, index)``: every picture once, in random order, then again in another.
+    """Batches of ``(position, index)``: ``indices``, a picture's number each, in random order, then again in another.
 
     Batch ``i`` holds the positions ``i * batch_size`` and following, whatever step the stream begins at; of
     several processes (``share`` is one's number and how many there are) each has an equal run of them.
@@ -95,14 +96,14 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        pictures: int,
+        indices: Sequence[int],
         batch_size: int,
         steps: int,
         seed: int,
         first_step: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.pictures, self.batch_size, self.steps = pictures, batch_size, steps
+        self.indices, self.batch_size, self.steps = indices, batch_size, steps
         self.seed, self.first_step = seed, first_step
         rank, processes = share
         if batch_size % processes:
@@ -115,14 +116,14 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         return max(0, self.steps - self.first_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        round_, order = -1, np.zeros(0, np.int64)
+        round_, order, count = -1, np.zeros(0, np.int64), len(self.indices)
         for step in range(self.first_step, self.steps):
             batch = []
             for position in (step * self.batch_size + place for place in self.own):
-                if position // self.pictures != round_:
-                    round_ = position // self.pictures
-                    order = np.random.default_rng([self.seed, ORDER, round_]).permutation(self.pictures)
-                batch.append((position, int(order[position % self.pictures])))
+                if position // count != round_:
+                    round_ = position // count
+                    order = np.random.default_rng([self.seed, ORDER, round_]).permutation(count)
+                batch.append((position, self.indices[order[position % count]]))
             yield batch
 
 
@@ -191,13 +192,27 @@ def stream_loader(
     return _Loader(
         dataset,
         batch_sampler=StreamSampler(
-            len(split), settled(train.batch_size, "train.batch_size"), train.steps, train.seed, first_step, share
+            _round(split, train.repeat_colour, config.model.backbone.channels),
+            settled(train.batch_size, "train.batch_size"),
+            train.steps,
+            train.seed,
+            first_step,
+            share,
         ),
         collate_fn=collate_fn,
         num_workers=train.workers,
         worker_init_fn=_one_thread,
         generator=torch.Generator().manual_seed(train.seed),
     )
+
+
+def _round(split: CocoSplit, repeat_colour: int, channels: int) -> list[int]:
+    """The numbers of the pictures that one round shows, those that are not grey as often as wanted."""
+    indices = list(range(len(split)))
+    if repeat_colour > 1:
+        colour = [index for index in track(indices, "grey or colour") if not is_grey(split.read(index, channels))]
+        indices += colour * (repeat_colour - 1)
+    return indices
 
 
 def _one_thread(worker: int) -> None:

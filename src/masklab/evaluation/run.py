@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from masklab.data.formats import open_split
 from masklab.errors import InputError
 from masklab.evaluation.coco import coco_metrics
@@ -18,6 +15,7 @@ from masklab.evaluation.matching import matching_metrics, overlaps
 from masklab.hardware import versions
 from masklab.model.masklab import MaskLab
 from masklab.model.views import Flips
+from masklab.pictures import is_grey
 from masklab.progress import track
 from masklab.weights import find_weights, load_model
 
@@ -63,7 +61,7 @@ def evaluate(
         else:
             found = network.predict(values, flips, scales)
             capped += len(found) == cap
-        kinds["grey" if _is_grey(values) else "colour"].append(picture.image_id)
+        kinds["grey" if is_grey(values) else "colour"].append(picture.image_id)
         results += found.to_coco(picture.image_id)
     seconds = time.perf_counter() - began
     metrics = coco_metrics(source.truth, results, cap)
@@ -92,11 +90,6 @@ def evaluate(
         "versions": versions(),
     }
     return metrics
-
-
-def _is_grey(picture: NDArray[Any]) -> bool:
-    """Whether all channels of a picture (C, H, W) are equal."""
-    return bool(np.array_equal(picture[1:], picture[:-1]))
 
 
 def _part(
