@@ -49,16 +49,13 @@ def main() -> None:
 
     with model.inference():
         image, _ = model.network_input(picture)
-        features = model.backbone(image)
-        held, maps = model.mask_branch(features.conv4), model.refinement.maps(features)
-    model.mask_branch.forward = lambda conv4: held  # type: ignore[method-assign]
-    model.refinement.maps = lambda features: maps  # type: ignore[method-assign]
+        maps = model.mask_maps(model.backbone(image))
 
     def objects(count: int) -> None:
         places = torch.from_numpy(boxes[None, :count])
         with model.inference():
             none = torch.zeros(1, count, dtype=torch.long)
-            masks = model.masks(features, places, none, torch.tensor([count]), image)
+            masks = model.masks(maps, places, none, torch.tensor([count]), image)
         masks_to_rle(masks[0].numpy(), boxes[:count], (side, side))
 
     sides = {count: partial(objects, count) for count in (FEW, MANY)}

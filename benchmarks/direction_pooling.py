@@ -33,12 +33,12 @@ def main() -> None:
     table = direction_table(CROP, DIRECTIONS, BINS)
     upstream = torch.randn(boxes, CROP, CROP)
 
-    def ours() -> torch.Tensor:
+    def ours() -> torch.Tensor | None:
         leaf = logits.clone().requires_grad_()
         crop_channels(leaf, rois, (CROP, CROP), table).backward(upstream)
         return leaf.grad
 
-    def gathered() -> torch.Tensor:
+    def gathered() -> torch.Tensor | None:
         leaf = logits.clone().requires_grad_()
         crops = grid_crop(leaf, rois.boxes)
         crops.gather(1, table.expand(boxes, 1, CROP, CROP))[:, 0].backward(upstream)

@@ -18,6 +18,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def against_mask_rcnn(rounds: int) -> None:
             masks: torch.Tensor = theirs([picture / 255])[0]["masks"]
             return masks[:, 0] > 0.5
 
-    sides = {
+    sides: dict[str, Callable[[], Sized]] = {
         "masklab, run lengths": lambda: ours.predict(picture).rles(),
         "Mask R-CNN, pasted masks": pasted,
         "Mask R-CNN, pasted masks and run lengths": lambda: encode(pasted()),

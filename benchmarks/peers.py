@@ -374,7 +374,8 @@ class PeerDataset(Dataset[Any]):
 def crop_masks(objects: Objects, rows: np.ndarray, geometry: Geometry) -> np.ndarray:
     """The masks of some objects in the pixels of a transformed picture, ``(n, H, W)`` uint8."""
     height, width = geometry.canvas_size
-    across, down, turned = geometry.axes_to_source(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    middles = (np.arange(0.5, width), np.arange(0.5, height))
+    across, down, turned = geometry.axes_to_source(*middles)
     columns = np.floor(across).astype(np.int64).clip(0, objects.size[1] - 1)
     lines = np.floor(down).astype(np.int64).clip(0, objects.size[0] - 1)
     left, top = int(columns.min()), int(lines.min())

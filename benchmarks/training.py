@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from side_by_side import alternate, arguments, breakdown, draw_discs, ratio, show
 
-from masklab.config import load_recipe
+from masklab.config import load_recipe, settled
 from masklab.data.coco import CocoSplit
 from masklab.data.loader import InstanceDataset, train_loader
 from masklab.hardware import autocast
@@ -113,7 +113,7 @@ def loader_speed(split: CocoSplit, batches: int) -> float:
     began = time.perf_counter()
     for _ in range(batches):
         next(loader)
-    return batches * config.train.batch_size / (time.perf_counter() - began)
+    return batches * settled(config.train.batch_size, "train.batch_size") / (time.perf_counter() - began)
 
 
 def crowded_picture(folder: Path) -> None:

@@ -45,6 +45,13 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow picture of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
 
 
+class MaskMaps(NamedTuple):
+    """What all masks of some pictures are read from: the maps of the mask branch and those of the refinement."""
+
+    branch: Any
+    refinement: list[Tensor]
+
+
 class Sight(NamedTuple):
     """One view of a picture as the network has it: its ``image`` (1, C, H, W), padded, ``size`` before, and features."""
 
@@ -104,7 +111,7 @@ class MaskLab(nn.Module):
         """
         features = self.backbone(images)
         boxes = self.detect(features, images, sizes)
-        masks = self.masks(features, boxes.boxes, boxes.labels, boxes.real, images)
+        masks = self.masks(self.mask_maps(features), boxes.boxes, boxes.labels, boxes.real, images)
         return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.real)
 
     def detect(self, features: Features, images: Tensor, sizes: Tensor) -> BoxDetections:
@@ -113,21 +120,24 @@ class MaskLab(nn.Module):
         rois = self.rois(proposals.boxes.flatten(0, 1), _owners(proposals.boxes), images)
         return self.box_classifier.detect(self.box_classifier(features.conv4, rois), proposals, sizes)
 
-    def masks(self, features: Features, boxes: Tensor, labels: Tensor, count: Tensor, images: Tensor) -> Tensor:
+    def mask_maps(self, features: Features) -> MaskMaps:
+        """The part of the masks' work that is done once a picture."""
+        refined = [] if self.refinement is None else self.refinement.maps(features)
+        return MaskMaps(self.mask_branch(features.conv4), refined)
+
+    def masks(self, maps: MaskMaps, boxes: Tensor, labels: Tensor, count: Tensor, images: Tensor) -> Tensor:
         """Mask probabilities (N, R, P, P) of given boxes (N, R, 4) and labels (N, R); 0 beyond ``count`` (N,).
 
         Works on a few hundred boxes at a time, so that memory does not grow with their number.
         """
-        logits = self.mask_branch(features.conv4)
-        maps = [] if self.refinement is None else self.refinement.maps(features)
         picture, row = (torch.arange(boxes.shape[1], device=boxes.device) < count[:, None]).nonzero(as_tuple=True)
         crop = self.config.model.mask.crop
         masks = torch.zeros(*boxes.shape[:2], crop, crop, device=boxes.device)
         for some in zip(picture.split(BOXES_AT_ONCE), row.split(BOXES_AT_ONCE), strict=True):
             rois = self.rois(boxes[some], some[0], images)
-            mask = self.mask_branch.coarse_masks(logits, rois, labels[some])
+            mask = self.mask_branch.coarse_masks(maps.branch, rois, labels[some])
             if self.refinement is not None:
-                mask = self.refinement(mask, maps, rois)
+                mask = self.refinement(mask, maps.refinement, rois)
             masks[some] = mask.sigmoid()
         return masks
 
@@ -214,7 +224,8 @@ class MaskLab(nn.Module):
         total, views = torch.zeros((), device=boxes.device), 0
         for view, image, seen, features in sights:
             given = view.from_picture(boxes, size, seen)
-            total = total + view.undo(self.masks(features, given[None], labels[None], count, image)[0])
+            maps = self.mask_maps(features)
+            total = total + view.undo(self.masks(maps, given[None], labels[None], count, image)[0])
             views += 1
         return total / views
 
