@@ -69,7 +69,7 @@ def test_losses_are_finite_and_reach_every_parameter(shapes, tiny_config, classe
     batch = drawn_batch(shapes, config, [row_with_objects(shapes)])
     if empty:
         none, target = torch.zeros(0, dtype=torch.long), batch.targets[0]
-        target.boxes, target.masks = target.boxes[:0], target.masks[:0]
+        target.boxes, target.masks, target.mask_boxes = target.boxes[:0], target.masks[:0], target.mask_boxes[:0]
         target.labels = target.mask_rows = none
     step = TrainingStep(build(tiny_config, classes, mask)).train()
     losses = step(batch, torch.Generator().manual_seed(0))

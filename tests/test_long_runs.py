@@ -423,7 +423,7 @@ def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
     split = CocoSplit.find(shapes, "train")
     batch = next(iter(train_loader(split, config)))
     empty = batch.targets[3]
-    for name in ("boxes", "labels", "masks", "mask_rows"):
+    for name in ("boxes", "labels", "masks", "mask_boxes", "mask_rows"):
         setattr(empty, name, getattr(empty, name)[:0])
     whole = gradients(config, split.categories, batch, accumulate=1, threads=1)
     assert whole["losses"].min() > 0
