@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from masklab.config import AugmentConfig, PictureConfig
 from masklab.errors import InputError
-from masklab.pictures import Box, Size, network_size, resize
+from masklab.pictures import Box, Size, is_grey, network_size, resize
 
 Floats = NDArray[np.float64]
 T = TypeVar("T", bound=Tensor)
@@ -227,7 +227,7 @@ def _recolour(picture: Tensor, change: AugmentConfig, rng: np.random.Generator) 
         raise InputError(
             f"pictures.augment.saturation and hue need pictures of 3 channels, not {channels}; set both to 0."
         )
-    grey = torch.equal(picture[1:], picture[:-1])
+    grey = is_grey(picture.numpy())
     values = picture if whole_numbers else picture / 255
     values = values if channels in (1, 3) else values[:, None]
     for name, (adjust, neutral) in ADJUST.items():
