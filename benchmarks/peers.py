@@ -16,9 +16,10 @@ DIR is a data set folder of any format, of colour or grey pictures.  The rows:
 A row's number of steps is fixed before it is trained: its share of `--minutes` by the time of a step, measured with the
 row's own network and loader after it has learnt a little, since a detector that finds more has more to do.  Run it on a
 machine that does nothing else.  Each row is then measured on val by the same code at the same cap of detections, with a
-score threshold tuned on training pictures as `masklab train` tunes it.  torchvision's masks are brought to the picture
-in two ways: by its own `paste_masks_in_image`, which cuts boxes to whole pixels, and exactly, by masklab's run lengths
-on the box as it was found, with the half pixel undone by which torchvision's mask targets lie beside their boxes.
+score threshold tuned on training pictures as `masklab train` tunes it, and by the recipe's suppression, Soft-NMS
+included.  torchvision's masks are brought to the picture in two ways: by its own `paste_masks_in_image`, which cuts
+boxes to whole pixels, and exactly, by masklab's run lengths on the box as it was found, with the half pixel undone by
+which torchvision's mask targets lie beside their boxes.
 
 A row that is finished is kept, one that was stopped goes on.  Prints the table and writes it to
 `OUTPUT/seedS/peers.md`.  `--quick` draws a few pictures and takes two steps, to see that it runs.
@@ -33,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,6 +54,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from masklab.config import Config, load_recipe, merge, settled
@@ -67,6 +70,7 @@ from masklab.files import make_folder, whole
 from masklab.hardware import autocast, default_device
 from masklab.model.masklab import build_model
 from masklab.ops import rle
+from masklab.ops.boxes import soft_nms
 from masklab.ops.masks import masks_to_rle
 from masklab.pictures import network_picture, read_picture
 from masklab.progress import track
@@ -337,7 +341,26 @@ def build_torchvision(row: Row) -> MaskRCNN:
         box_positive_fraction=0.5,
     )
     peer.transform = AsGiven(1, 1, [], [])
+    if box.soft_nms is not None:
+        soften(peer.roi_heads, box.soft_nms, box.score_threshold)
     return peer.to(memory_format=torch.channels_last)
+
+
+def soften(heads: RoIHeads, sigma: float, least: float) -> None:
+    """Let Soft-NMS follow the suppression of ``heads``, before their cap of detections."""
+    hard, most = heads.postprocess_detections, heads.detections_per_img
+
+    def soft(*values: Any) -> tuple[list[Tensor], ...]:
+        found = []
+        for boxes, scores, labels in zip(*hard(*values), strict=True):
+            softened = soft_nms(boxes, scores, labels, sigma)
+            order = softened.argsort(descending=True, stable=True)
+            order = order[softened[order] > least][:most]
+            found.append((boxes[order], softened[order], labels[order]))
+        return tuple(map(list, zip(*found, strict=True)))
+
+    heads.detections_per_img = sys.maxsize
+    heads.postprocess_detections = soft
 
 
 class PeerBatch(NamedTuple):

@@ -1,6 +1,15 @@
-import torch
+import math
 
-from masklab.ops.boxes import clip, decode, encode, overlap_share
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import nms
+
+from masklab.config import BoxConfig
+from masklab.model.box_classifier import BoxClassifier, BoxOutput
+from masklab.model.rpn import Proposals
+from masklab.ops.boxes import clip, decode, encode, overlap_share, soft_nms
 
 
 def test_hand_worked_code():
@@ -31,3 +40,65 @@ def test_share_inside_regions():
     regions = torch.tensor([[5.0, 0, 50, 50], [0, 0, 1, 1]])
     torch.testing.assert_close(overlap_share(boxes, regions), torch.tensor([0.5, 1.0]))
     assert overlap_share(boxes, regions[:0]).tolist() == [0, 0]
+
+
+def boxes_at_random(count):
+    corner = torch.rand(count, 2) * 40
+    return torch.cat([corner, corner + 5 + torch.rand(count, 2) * 30], dim=1)
+
+
+def soft_nms_slowly(boxes, scores, labels, sigma):
+    """From the definition, box by box in numpy."""
+    boxes, labels = boxes.double().numpy(), labels.numpy()
+    left, result = dict(enumerate(scores.double().tolist())), np.zeros(len(scores))
+    while left:
+        best = max(left, key=left.__getitem__)
+        result[best] = left.pop(best)
+        for other in left:
+            width, height = (
+                min(boxes[best, axis + 2], boxes[other, axis + 2]) - max(boxes[best, axis], boxes[other, axis])
+                for axis in (0, 1)
+            )
+            shared = max(width, 0) * max(height, 0)
+            areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (boxes[best], boxes[other])]
+            if labels[best] == labels[other]:
+                left[other] *= math.exp(-((shared / (sum(areas) - shared)) ** 2) / sigma)
+    return result
+
+
+def test_soft_nms_by_hand():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5], [50, 50, 60, 60]])
+    scores, labels = torch.tensor([0.9, 0.6, 0.5, 0.1]), torch.tensor([0, 0, 1, 0])
+    expected = torch.tensor([0.9, 0.6 * math.exp(-0.25 / 0.5), 0.5, 0.1])  # half as large, so IoU 0.5; another class
+    torch.testing.assert_close(soft_nms(boxes, scores, labels, 0.5), expected)
+    assert soft_nms(boxes[:0], scores[:0], labels[:0], 0.5).shape == (0,)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_soft_nms_equals_the_slow_one(sigma):
+    boxes, scores, labels = boxes_at_random(60), torch.rand(60), torch.randint(2, (60,))
+    found = soft_nms(boxes, scores, labels, sigma)
+    np.testing.assert_allclose(found, soft_nms_slowly(boxes, scores, labels, sigma), atol=1e-5)
+    assert (found < scores - 0.01).sum() > 10
+
+
+@pytest.mark.parametrize("cap", [100, 5])
+def test_detections_after_soft_nms(cap):
+    """What hard suppression leaves, softened, cut at the threshold and the cap, best first."""
+    config = BoxConfig(nms_iou=0.85, soft_nms=0.5, score_threshold=0.2, max_detections=cap)
+    boxes, logits = boxes_at_random(80), torch.randn(80, 2) * 2
+    proposals = Proposals(boxes[None], torch.tensor([80]))
+    head = BoxClassifier(config, nn.Identity(), 1, 1, num_classes=1)
+    found = head.detect(BoxOutput(logits, torch.zeros(80, 1, 4)), proposals, torch.tensor([[200, 200]]))
+
+    scores = logits.softmax(dim=1)[:, 0]
+    kept = (scores > 0.2).nonzero().flatten()
+    kept = kept[nms(boxes[kept], scores[kept], 0.85)]
+    softened = soft_nms_slowly(boxes[kept], scores[kept], torch.zeros(len(kept)), 0.5)
+    order = [row for row in np.argsort(-softened) if softened[row] > 0.2][:cap]
+    count = int(found.real[0])
+    assert count == len(order)
+    assert cap == 5 or count < (scores > 0.2).sum()
+    np.testing.assert_allclose(found.scores[0, :count], softened[order], atol=1e-5)
+    np.testing.assert_allclose(found.boxes[0, :count], boxes[kept][order], atol=1e-3)
+    assert (found.scores[0, count:] == 0).all()

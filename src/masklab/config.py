@@ -142,6 +142,8 @@ class BoxConfig(Section):
     """Detections at or below this class probability are dropped."""
     nms_iou: float = Field(0.6, ge=0, le=1)
     """Overlap above which the weaker of two detections of one class is dropped."""
+    soft_nms: float | None = Field(None, gt=0)
+    """Sigma of Soft-NMS: of what nms_iou leaves, each detection multiplies the scores of the weaker ones of its class by exp(-IoU^2 / sigma); null leaves them (paper)."""
     max_detections: Count | Auto = 100
     """Detections a picture; auto is one and a half times the most objects of a training picture, at least 100."""
 
@@ -168,9 +170,9 @@ class MaskConfig(Section):
     refine_levels: list[Literal["conv1", "conv2", "conv3"]] = ["conv1", "conv2"]
     """Feature maps that refine the coarse mask; an empty list switches refinement off."""
     refinement: Literal["paper", "shared"] = "paper"
-    """Refinement by 5 x 5 convolutions for each object (paper), or by maps that are made once a picture and shared by its objects, with a quarter of the channels for each."""
+    """Refinement by 5 x 5 convolutions for each object (paper), or by maps that are made once a picture and shared by its objects, with at most 16 channels for each."""
     refine_channels: int = Field(64, ge=1)
-    """Filters of each of the three 5 x 5 refinement convolutions; a shared refinement makes as many maps a picture, and its convolutions have a quarter as many filters."""
+    """Filters of each of the three 5 x 5 refinement convolutions; a shared refinement makes as many maps a picture."""
     coarse_weight: float = Field(1.0, ge=0)
     """Weight of the coarse mask loss."""
     refined_weight: float = Field(1.0, ge=0)

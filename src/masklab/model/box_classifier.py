@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 
 from masklab.config import BoxConfig, settled
 from masklab.model.rpn import Proposals
-from masklab.ops.boxes import clip, decode
+from masklab.ops.boxes import clip, decode, soft_nms
 from masklab.ops.crop import Rois, crop_and_resize
 from masklab.ops.deform import deformable_crop_and_resize
 
@@ -92,7 +92,7 @@ class BoxClassifier(nn.Module):
 
     @torch.no_grad()
     def detect(self, output: BoxOutput, proposals: Proposals, sizes: Tensor) -> BoxDetections:
-        """Decode, clip to ``sizes`` (N, 2), suppress within each class, and keep the best ``max_detections``."""
+        """Decode, clip to ``sizes`` (N, 2), suppress within each class, hard and then soft, and keep the best ``max_detections``."""
         config, (pictures, count, _) = self.config, proposals.boxes.shape
         scores = output.classes.softmax(dim=-1)[:, :-1].view(pictures, count, -1)
         boxes = decode(output.codes.view(pictures, count, -1, 4), proposals.boxes[:, :, None])
@@ -104,7 +104,12 @@ class BoxClassifier(nn.Module):
         for box, score, want in zip(boxes, scores, wanted, strict=True):
             row, label = want.nonzero(as_tuple=True)
             box, score = box[row, label], score[row, label]
-            keep = batched_nms(box, score, label, config.nms_iou)[: self.max_detections]
+            keep = batched_nms(box, score, label, config.nms_iou)
+            if config.soft_nms is not None:
+                score[keep] = soft_nms(box[keep], score[keep], label[keep], config.soft_nms)
+                keep = keep[score[keep].argsort(descending=True, stable=True)]
+                keep = keep[score[keep] > config.score_threshold]
+            keep = keep[: self.max_detections]
             found.append((box[keep], score[keep], label[keep]))
         padding = [self.max_detections - box.shape[0] for box, _, _ in found]
         return BoxDetections(

@@ -23,7 +23,7 @@ from masklab.model.box_classifier import BoxClassifier, BoxDetections
 from masklab.model.mask_branch import MaskBranch
 from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.model.rpn import RPN
-from masklab.model.views import PLAIN, Flips, Found, View, agree, all_views
+from masklab.model.views import PLAIN, SAME_OBJECT, Flips, Found, View, agree, all_views
 from masklab.ops.crop import Rois
 from masklab.pictures import (
     FULL_RANGE,
@@ -211,7 +211,8 @@ class MaskLab(nn.Module):
             mapped = view.to_picture(boxes[0, :count], _size(picture), size)
             found.append((mapped, scores[0, :count], labels[0, :count]))
         rules = self.config.model.box
-        agreed = agree(found, rules.nms_iou, rules.score_threshold, self.box_classifier.max_detections)
+        iou = min(rules.nms_iou, SAME_OBJECT)
+        agreed = agree(found, iou, rules.score_threshold, self.box_classifier.max_detections)
         return agreed, self._mean_masks(sights, agreed[0], agreed[2], _size(picture))
 
     def _look(self, picture: Tensor, view: View) -> Sight:

@@ -23,6 +23,9 @@ Flips = Literal["none", "horizontal", "both", "turns"]
 
 LEAST_SCALE, LARGEST_SCALE = 0.25, 4.0
 BOXES_AT_ONCE = 1024
+SAME_OBJECT = (
+    0.6  # at most the overlap from which on boxes of two views are of one object: `box.nms_iou` may be above it
+)
 
 
 class View(NamedTuple):

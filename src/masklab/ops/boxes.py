@@ -1,4 +1,4 @@
-"""Boxes: codes relative to anchors, clipping, overlaps.  Boxes are ``xyxy`` in pixels, float32."""
+"""Boxes: codes relative to anchors, clipping, overlaps, Soft-NMS.  Boxes are ``xyxy`` in pixels, float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-__all__ = ["box_iou", "clip", "decode", "encode", "inside", "overlap_share"]
+__all__ = ["box_iou", "clip", "decode", "encode", "inside", "overlap_share", "soft_nms"]
 
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
 LARGEST_GROWTH = math.log(1000 / 16)
@@ -59,6 +59,23 @@ def overlap_share(boxes: Tensor, regions: Tensor) -> Tensor:
     shared = (opposite - corner).clamp(min=0).prod(dim=-1)
     own = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1)
     return (shared / own.clamp(min=1e-6)[:, None]).amax(dim=1)
+
+
+def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> Tensor:
+    """Scores (R,) after Soft-NMS (Bodla et al., ICCV 2017; not in the paper), in the order given.
+
+    From the best box on, each multiplies the scores of the boxes of its label that are left by ``exp(-IoU^2 / sigma)``:
+    ``boxes`` (R, 4), ``scores`` (R,), ``labels`` (R,).  It holds a matrix of R x R and works on the CPU.
+    """
+    factors = (-box_iou(boxes, boxes).square() / sigma).exp()
+    factors = torch.where(labels[:, None] == labels, factors, 1.0).cpu()
+    left, result = scores.cpu().clone(), torch.empty(len(scores), dtype=scores.dtype)
+    for _ in range(len(scores)):
+        best = left.argmax()
+        result[best] = left[best]
+        left *= factors[best]
+        left[best] = -1
+    return result.to(scores.device)
 
 
 def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor]:
