@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from masklab.model.backbone import Features
 from masklab.ops.crop import Rois, crop_and_resize
 
-SHARE = 4  # a box works on this many times fewer channels than are made once a picture
+FILTERS = 16  # that a box works with, of those made once a picture
 RATES = (1, 2, 4, 8, 1)
 
 
@@ -45,15 +45,15 @@ class SharedRefinement(nn.Module):
     """Not the paper's: the wide part of the work is done once a picture, and each box only works on a few channels.
 
     Once a picture, each level becomes ``channels`` maps by a 1 x 1 convolution; they are summed on the finest
-    level's grid, and a 3 x 3 convolution makes a quarter as many of the sum.  For a box, five 3 x 3
-    convolutions of as few filters run over the crop of these maps and the coarse logit.  Their rates 1, 2, 4,
+    level's grid, and a 3 x 3 convolution makes 16 of the sum.  For a box, five 3 x 3
+    convolutions of 16 filters run over the crop of these maps and the coarse logit.  Their rates 1, 2, 4,
     8, 1 let every sample see most of the box.  What they give is added to the coarse logit, so that
     training begins near the coarse mask.
     """
 
     def __init__(self, levels: Sequence[str], level_channels: dict[str, int], channels: int) -> None:
         super().__init__()
-        few = max(1, channels // SHARE)
+        few = min(channels, FILTERS)
         self.levels = sorted(levels)  # the finest first
         self.reduce = nn.ModuleList(nn.Conv2d(level_channels[level], channels, 1) for level in self.levels)
         self.mix = nn.Conv2d(channels, few, 3, padding=1)
@@ -65,7 +65,7 @@ class SharedRefinement(nn.Module):
         nn.init.normal_(self.predict.weight, std=0.01)
 
     def maps(self, features: Features) -> list[Tensor]:
-        """The one map that all boxes of a picture share, (N, channels / 4, H, W) on the finest level's grid."""
+        """The one map that all boxes of a picture share, (N, 16, H, W) on the finest level's grid."""
         total, *others = (
             layer(getattr(features, level)) for layer, level in zip(self.reduce, self.levels, strict=True)
         )
