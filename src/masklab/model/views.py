@@ -23,9 +23,7 @@ Flips = Literal["none", "horizontal", "both", "turns"]
 
 LEAST_SCALE, LARGEST_SCALE = 0.25, 4.0
 BOXES_AT_ONCE = 1024
-SAME_OBJECT = (
-    0.6  # at most the overlap from which on boxes of two views are of one object: `box.nms_iou` may be above it
-)
+SAME_OBJECT = 0.6  # boxes of two views that overlap more are of one object, however much `box.nms_iou` leaves
 
 
 class View(NamedTuple):
