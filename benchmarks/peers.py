@@ -8,8 +8,8 @@ DIR is a data set folder of any format, of colour or grey pictures.  The rows:
 - `ours`: the recipe `nuclei`, by `masklab train`'s own function;
 - `mask_rcnn_head`: the same detector with Mask R-CNN's mask head in place of MaskLab's (`model.mask.head`), likewise;
 - `torchvision`: torchvision's Mask R-CNN with a ResNet-18-FPN, group norm in body and pyramid.  It has the recipe's
-  loader, augmentation, scale, optimiser, schedule and number format, its own learning rate (`--learning_rate`), and as
-  many masks a picture in a step;
+  loader, augmentation, scale, optimiser, schedule and number format, its own learning rate (`--learning_rate`), and
+  half as many masks a picture in a step: they are the dearest part of it;
 - `torchvision_half`: the same with 128 channels, not 256, in pyramid, RPN and mask head, as the recipe's own network is
   of half width: the mask head is most of a step, so it learns from many more pictures in the time.
 
@@ -337,8 +337,8 @@ def build_torchvision(row: Row) -> MaskRCNN:
         box_score_thresh=box.score_threshold,
         box_nms_thresh=box.nms_iou,
         box_detections_per_img=settled(box.max_detections, "model.box.max_detections"),
-        box_batch_size_per_image=2 * model.mask.train_masks,  # half of them objects, each with its mask
-        box_positive_fraction=0.5,
+        box_batch_size_per_image=2 * model.mask.train_masks,
+        box_positive_fraction=0.25,  # each with its mask, the dearest part of a step
     )
     peer.transform = AsGiven(1, 1, [], [])
     if box.soft_nms is not None:
