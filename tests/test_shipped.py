@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +213,26 @@ def test_every_packaged_model_has_a_card_of_its_own_figures():
             assert f"{notes['val'][figure]:.3f}" in card, f"{name}.md is of other weights: {figure}"
         assert hashlib.sha256(find_weights(name).read_bytes()).hexdigest() in card, f"{name}.md is of another file"
         assert card in describe(name)
+
+
+def test_the_documents_give_the_figures_of_the_card():
+    root = Path(__file__).resolve().parents[1]
+    card, readme, results = (
+        " ".join(path.read_text(encoding="utf-8").split())
+        for path in (find_weights("nuclei").with_suffix(".md"), root / "README.md", root / "docs" / "results.md")
+    )
+    ap, ap50, ap75, box, *matched = re.search(r"\| this file \|([^a-z]*) \|", card)[1].replace("|", "").split()
+    kaggle, stardist, cellpose = matched
+    assert f"mask AP {ap}, AP50 {ap50}, AP75 {ap75}; box AP {box}; Kaggle score {kaggle} |" in readme
+    assert f"| masks | {ap} | {ap50} | {ap75} |" in results
+    assert f"| boxes | {box} |" in results
+    assert f"Kaggle {kaggle}, StarDist {stardist}, Cellpose {cellpose}." in results
+    stained = re.search(
+        r"the (\d+) such pictures of val, with (\d+) nuclei, mask AP is ([\d.]+) and AP50 ([\d.]+)\. ", card
+    )
+    assert f"| colour: stained tissue | {' | '.join(stained.groups())} |" in results
+    annotated = re.search(r"\| masks in the annotated boxes \| (\S+) \| (\S+) \| (\S+) \|", results).groups()
+    assert "mask AP {}, AP50 {}, AP75 {} |".format(*annotated) in readme
 
 
 # Its name
