@@ -1,5 +1,6 @@
 import csv
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from masklab.model.rpn import RPN, RPNOutput
 from masklab.ops.boxes import box_iou
 from masklab.structures import Batch, Targets
 from masklab.training.fit import train
-from masklab.training.losses import mask_loss
+from masklab.training.losses import classification_loss, mask_loss
 from masklab.training.module import (
     TrainingModule,
     build_optimizer,
@@ -129,6 +130,34 @@ GOLDEN = {
     "mask_coarse": 0.347,
     "mask_refined": 0.354,
 }
+
+
+@pytest.mark.parametrize("growth", [1.0, 2.0, 5.0])
+def test_quality_is_the_overlap_of_the_predicted_box(growth, tiny_config, classes, monkeypatch):
+    """The annotated boxes are the only positives here, and predictions are ``growth`` times as wide."""
+    wanted = []
+    monkeypatch.setattr(
+        "masklab.training.step.classification_loss",
+        lambda logits, labels, normaliser: wanted.append(labels) or classification_loss(logits, labels, normaliser),
+    )
+    values = tiny_config.model_dump()
+    values["model"]["box"] |= {"quality": True, "append_ground_truth": True, "positive_iou": 0.999}
+    step = TrainingStep(build_model(validate(values, "test"), classes)).train()
+    codes = step.model.box_classifier.codes
+    with torch.no_grad():
+        codes.weight.zero_()
+        codes.bias.copy_(torch.tensor([0, 0, 5 * math.log(growth), 0]).repeat(3))
+    losses = step(batch(targets(OBJECTS[:2], [0, 2]), targets()), seeded())
+    background = wanted[-1][:, -1]
+    torch.testing.assert_close(wanted[-1].sum(dim=1), torch.ones(len(background)))
+    positive = wanted[-1][:, :-1].sum(dim=1) > 0
+    expected = torch.tensor([[1 / growth, 0, 0, 1 - 1 / growth], [0, 0, 1 / growth, 1 - 1 / growth]])
+    found = wanted[-1][positive]
+    torch.testing.assert_close(found[found[:, 0].argsort(descending=True)], expected)
+    assert (background[~positive] == 1).all()
+    assert len(background) > 2
+    losses["box_class"].backward()
+    assert codes.weight.grad is None, "the overlap is a target, nothing to be made better by it"
 
 
 def test_no_gradient_reaches_the_box_codes_of_the_rpn_through_proposals(step):

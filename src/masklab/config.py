@@ -134,6 +134,8 @@ class BoxConfig(Section):
     """A proposal with at least this overlap with an object is positive, any other is background."""
     append_ground_truth: bool = False
     """Add the annotated boxes to the proposals in training."""
+    quality: bool = False
+    """Train a positive's class probability towards the IoU of its predicted box with its object, so that scores also rank boxes by how well they fit; false is towards 1 (paper)."""
     class_weight: float = Field(1.0, ge=0)
     """Weight of the classification loss."""
     box_weight: float = Field(2.0, ge=0)

@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def classification_loss(logits: Tensor, classes: Tensor, normaliser: Tensor | float) -> Tensor:
-    """Softmax cross entropy of ``logits`` (S, K) against ``classes`` (S,), summed, each divided by its ``normaliser``."""
+    """Softmax cross entropy of ``logits`` (S, K), summed, each divided by its ``normaliser``.
+
+    ``classes`` are indices (S,), or the wanted probabilities (S, K).
+    """
     return (F.cross_entropy(logits, classes, reduction="none") / normaliser).sum()
 
 

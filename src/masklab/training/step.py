@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
 from masklab.model.rpn import Proposals, RPNOutput
-from masklab.ops.boxes import encode
+from masklab.ops.boxes import box_iou, decode, encode
 from masklab.structures import Batch
 from masklab.training.losses import box_loss, classification_loss, mask_loss
 from masklab.training.targets import Sample, draw, sample_anchors, sample_proposals
@@ -64,7 +65,7 @@ class TrainingStep(nn.Module):
         self, features: Features, proposals: Proposals, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         config, head = self.model.config.model.box, self.model.box_classifier
-        boxes, owners, classes, codes, normalisers = [], [], [], [], []
+        boxes, owners, classes, objects, normalisers = [], [], [], [], []
         for i, targets in enumerate(batch.targets):
             candidates = proposals.boxes[i, : proposals.real[i]]
             if config.append_ground_truth:
@@ -76,15 +77,20 @@ class TrainingStep(nn.Module):
             boxes.append(box)
             owners.append(torch.full_like(sample.rows, i))
             classes.append(label)
-            codes.append(encode(targets.boxes[sample.objects[positive]], box[positive]))
+            objects.append(targets.boxes[sample.objects[positive]])
             normalisers.append(box.new_full((len(box),), len(box) * len(batch.targets)))
-        rois = self.model.rois(torch.cat(boxes), torch.cat(owners), batch.images)
-        output, label, normaliser = head(features.conv4, rois), torch.cat(classes), torch.cat(normalisers)
+        box, label, normaliser, wanted = (torch.cat(parts) for parts in (boxes, classes, normalisers, objects))
+        output = head(features.conv4, self.model.rois(box, torch.cat(owners), batch.images))
         positive = (label < head.num_classes).nonzero().flatten()
+        codes = output.codes[positive, label[positive]]
+        if config.quality:
+            share = box_iou(decode(codes.detach(), box[positive]), wanted).diagonal()
+            label = F.one_hot(label, head.num_classes + 1).float()
+            label[positive] *= share[:, None]
+            label[positive, -1] = 1 - share
         return {
             "box_class": config.class_weight * classification_loss(output.classes, label, normaliser),
-            "box": config.box_weight
-            * box_loss(output.codes[positive, label[positive]], torch.cat(codes), normaliser[positive]),
+            "box": config.box_weight * box_loss(codes, encode(wanted, box[positive]), normaliser[positive]),
         }
 
     def _mask_losses(
