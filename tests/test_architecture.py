@@ -13,7 +13,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 ROOMS = [
     {"errors"},
     {"config", "paper"},
-    {"structures", "ops", "hardware", "files", "progress"},
+    {"structures", "ops", "hardware", "files", "progress", "versions"},
     {"decode", "pictures", "instances"},
     {"model", "data", "visualize"},
     {"weights"},

@@ -101,7 +101,7 @@ def test_networks_that_do_not_fit_are_refused(changes, message):
 
 
 def test_missing_weights_are_an_error_and_never_random(tmp_path):
-    with pytest.raises(InputError, match=r"weights of resnet18 could not be loaded.*pretrained=false"):
+    with pytest.raises(InputError, match=r"weights of resnet18 could not be loaded.*pretrained to false"):
         build_backbone(BackboneConfig(name="resnet18", weights=tmp_path / "none.safetensors"))
 
 

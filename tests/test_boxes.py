@@ -82,6 +82,14 @@ def test_soft_nms_equals_the_slow_one(sigma):
     assert (found < scores - 0.01).sum() > 10
 
 
+def test_soft_nms_that_leaves_nothing_of_the_others():
+    """Factors of 0 would let a box be taken twice and another never."""
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(20, 1)
+    found = soft_nms(boxes, torch.linspace(0.9, 0.1, 20), torch.zeros(20), 1e-3)
+    assert found[0] == 0.9
+    assert (found[1:] < 1e-30).all()
+
+
 @pytest.mark.parametrize("cap", [100, 5])
 def test_detections_after_soft_nms(cap):
     """What hard suppression leaves, softened, cut at the threshold and the cap, best first."""

@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,11 +123,70 @@ def test_doctor_names_builds_that_do_not_fit(monkeypatch, capsys):
     assert "different indexes" in fails(capsys, "doctor")
 
 
+def test_doctor_says_that_torch_is_missing():
+    script = (
+        "import sys, importlib.metadata as m; sys.modules['torch'] = None; found = m.version\n"
+        "def version(name):\n    if name == 'torch': raise m.PackageNotFoundError(name)\n    return found(name)\n"
+        "m.version = version\nfrom masklab.cli import main\nsys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "masklab: torch is not installed: run `uv sync`.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "has"),
+    [
+        (["train", "--data", "x", "nuclei"], "masklab train RECIPE --data"),
+        (["pretrain", "--train.steps=3", "nuclei"], "masklab pretrain RECIPE --train.steps=3"),
+        (["ablate", "--data", "x", "table3"], "masklab ablate TABLE --data"),
+    ],
+)
+def test_what_the_defaults_come_from_stands_first(words, has, capsys):
+    assert has in fails(capsys, *words)
+
+
+def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
+    """A cap of 1 is reached in every picture, which is said; in one of 1000 the number of proposals is the limit."""
+    folder, counts = shapes / "val", []
+    for cap in ("1", "1000"):
+        words = [str(run), str(folder), "--output", str(tmp_path / cap), "--max_detections", cap]
+        assert main(["predict", *words]) == 0
+        counts.append(len(json.loads((tmp_path / cap / "predictions.json").read_text())))
+        said = "reached the cap of 1 detections" in capsys.readouterr().out
+        assert said == (cap == "1")
+    assert counts[0] == 4
+    assert counts[1] > 4 * 20, "more than the model's own cap"
+    target = tmp_path / "figures.json"
+    words = [str(run), "--data", str(shapes), "--output", str(target), "--max_detections", "1"]
+    assert main(["evaluate", *words]) == 0
+    assert "4 pictures reached the cap of 1" in capsys.readouterr().out
+    assert json.loads(target.read_text())["measured"]["max_detections"] == 1
+    assert "max_detections" in fails(capsys, "evaluate", str(run), "--data", str(shapes), "--max_detections", "0")
+
+
+@pytest.mark.parametrize(("first", "second"), [("1.png", "01.png"), ("a.png", "a.jpg")])
+def test_pictures_that_results_could_not_tell_apart_are_refused(run, shapes, tmp_path, capsys, first, second):
+    for name in (first, second):
+        Image.open(sorted((shapes / "val").iterdir())[0]).save(tmp_path / name)
+    err = fails(capsys, "predict", run, tmp_path, "--output", tmp_path / "out")
+    assert first in err
+    assert second in err
+
+
+def test_digits_that_are_no_number_are_a_name(run, shapes, tmp_path):
+    shutil.copy(sorted((shapes / "val").iterdir())[0], tmp_path / "².png")
+    assert main(["predict", str(run), str(tmp_path / "².png"), "--output", str(tmp_path / "out"), "--score", "0"]) == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["image_id"] == "².png"
+
+
 def test_recipes_and_info(capsys):
     assert main(["recipes"]) == 0
     assert "nuclei" in capsys.readouterr().out
     assert main(["info", "shapes", "--classes", "4", "--height", "96", "--width", "96"]) == 0
-    assert "refinement" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "refinement" in out
+    assert "shapes: one picture of 96 x 96, 4 classes" in out
 
 
 def test_data_shapes(tmp_path):

@@ -539,3 +539,6 @@ def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_
     resumed = memory.settle_batch_size(config, split, tmp_path, Start(3, tmp_path / "resume.ckpt"), Processes())
     assert resumed.train.batch_size == 4
     assert len(tried) == 3, "what was found stays"
+    (tmp_path / "config.yaml").write_text("")
+    go_on = Start(3, tmp_path / "resume.ckpt")
+    fails(["config.yaml"], memory.settle_batch_size, config, split, tmp_path, go_on, Processes())

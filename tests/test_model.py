@@ -160,6 +160,14 @@ def test_predict_takes_any_kind_of_picture(model, tmp_path):
     assert len(model.predict(picture)) == len(results[0])
 
 
+def test_predict_takes_any_view_of_an_array(model):
+    values = np.random.default_rng(0).integers(0, 65535, (3, 40, 50), dtype=np.uint16)
+    expected = model.predict(values)
+    blue_first_channels_last = np.ascontiguousarray(values[::-1].transpose(1, 2, 0))
+    for view in (blue_first_channels_last[..., ::-1].transpose(2, 0, 1), values.astype(">u2")):
+        np.testing.assert_array_equal(model.predict(view).boxes, expected.boxes)
+
+
 def test_segment_answers_for_the_boxes_it_is_given(model):
     picture = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
     found = model.predict(picture)
@@ -176,7 +184,13 @@ def test_predict_leaves_the_training_mode_alone(model):
 
 
 @pytest.mark.parametrize(
-    "values", [np.zeros((3, 40, 40), np.int64), np.zeros((2, 40, 40), np.uint8), np.zeros((40, 40), np.uint8)]
+    "values",
+    [
+        np.zeros((3, 40, 40), np.int64),
+        np.zeros((2, 40, 40), np.uint8),
+        np.zeros((40, 40), np.uint8),
+        np.zeros((3, 0, 40), np.uint8),
+    ],
 )
 def test_predict_refuses_other_values(model, values):
     with pytest.raises(InputError, match="must be uint8, uint16 or float32 of shape"):

@@ -1,12 +1,15 @@
 import csv
 import itertools
+import json
 import math
+import shutil
 
 import pytest
 import torch
+import yaml
 from contracts import assert_finite_and_connected, assert_instances, broken_at
 
-from masklab.config import validate
+from masklab.config import merge, validate
 from masklab.data.coco import CocoSplit
 from masklab.data.loader import train_loader
 from masklab.errors import BrokenLossError, InputError
@@ -36,6 +39,10 @@ def targets(boxes=(), labels=None, crop=15, ignored=()):
     return Targets(
         boxes, labels, masks, boxes, torch.arange(len(boxes)), torch.tensor(ignored, dtype=torch.float32).view(-1, 4)
     )
+
+
+def changed(config, **sections):
+    return validate(merge(config.model_dump(), sections), "test")
 
 
 def batch(*all_targets):
@@ -134,7 +141,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("growth", [1.0, 2.0, 5.0])
 def test_quality_is_the_overlap_of_the_predicted_box(growth, tiny_config, classes, monkeypatch):
-    """The annotated boxes are the only positives here, and predictions are ``growth`` times as wide."""
+    """The annotated boxes are the only positives here, and predictions are ``growth`` times as wide, as far as the picture goes."""
     wanted = []
     monkeypatch.setattr(
         "masklab.training.step.classification_loss",
@@ -151,7 +158,11 @@ def test_quality_is_the_overlap_of_the_predicted_box(growth, tiny_config, classe
     background = wanted[-1][:, -1]
     torch.testing.assert_close(wanted[-1].sum(dim=1), torch.ones(len(background)))
     positive = wanted[-1][:, :-1].sum(dim=1) > 0
-    expected = torch.tensor([[1 / growth, 0, 0, 1 - 1 / growth], [0, 0, 1 / growth, 1 - 1 / growth]])
+    shares = []
+    for x1, _, x2, _ in OBJECTS[:2]:
+        left, right = ((x1 + x2) / 2 + sign * growth * (x2 - x1) / 2 for sign in (-1, 1))
+        shares.append((x2 - x1) / (min(right, 113) - max(left, 0)))
+    expected = torch.tensor([[shares[0], 0, 0, 1 - shares[0]], [0, 0, shares[1], 1 - shares[1]]])
     found = wanted[-1][positive]
     torch.testing.assert_close(found[found[:, 0].argsort(descending=True)], expected)
     assert (background[~positive] == 1).all()
@@ -314,6 +325,49 @@ def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, m
     assert read_notes(tmp_path / "parts" / "last.safetensors")["step"] == 4
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_is_resumed_without_the_weights_it_began_with(shapes, tiny_config, tmp_path, monkeypatch):
+    """They could not be had again: there is no such file."""
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(tiny_config, shapes, tmp_path / "run")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["model"]["backbone"]["segmentation_weights"] = str(tmp_path / "none.safetensors")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    config = validate(settings, "test")
+    with pytest.raises(InputError, match=r"none\.safetensors"):
+        train(config, shapes, tmp_path / "new")
+    train(config, shapes, tmp_path / "run", resume=True)
+    assert read_notes(tmp_path / "run" / "last.safetensors")["step"] == 4
+
+
+def test_a_split_without_pictures_to_validate_on_is_refused(shapes, tiny_config, tmp_path):
+    shutil.copytree(shapes, tmp_path / "set")
+    empty = json.loads((shapes / "val.json").read_text()) | {"images": [], "annotations": []}
+    (tmp_path / "set" / "val.json").write_text(json.dumps(empty))
+    with pytest.raises(InputError, match=r"val\.json has no pictures to choose the best weights by"):
+        train(tiny_config, tmp_path / "set", tmp_path / "run")
+
+
+def test_validation_takes_detections_of_classes_that_val_has_not(shapes, tiny_config, tmp_path):
+    shutil.copytree(shapes, tmp_path / "set")
+    val = json.loads((shapes / "val.json").read_text())
+    val["categories"] = val["categories"][:1]
+    val["annotations"] = [a for a in val["annotations"] if a["category_id"] == val["categories"][0]["id"]]
+    (tmp_path / "set" / "val.json").write_text(json.dumps(val))
+    model = train(tiny_config, tmp_path / "set", tmp_path / "run")
+    assert {label for p in sorted((shapes / "val").iterdir()) for label in model.predict(p).labels.tolist()} - {0}
+
+
+def test_a_trained_batch_norm_sees_one_part_of_a_batch_at_a_time(shapes, tiny_config, classes):
+    """Threads would change its running averages in the order in which they happen to come."""
+    split = CocoSplit.find(shapes, "val")
+    for norm, parts in (("group", 2), ("batch", 1)):
+        config = changed(tiny_config, model={"backbone": {"norm": norm}}, train={"threads": 2})
+        module = TrainingModule(build_model(config, split.categories), split)
+        assert module.at_once == parts
 
 
 def test_a_finished_run_is_not_overwritten(shapes, tiny_config, tmp_path):

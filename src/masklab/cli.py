@@ -156,10 +156,22 @@ def _recipe_parser(verb: str, description: str, words: list[str]) -> ArgumentPar
         "--train.steps 1000 --model.mask.directions 4; the defaults below are those of the recipe you name."
     )
     parser.add_argument("recipe", help=RECIPE_HELP)
-    named = words[1] if len(words) > 1 and words[0] == verb and not words[1].startswith("-") else None
+    named = _named_first(verb, "recipe", words)
     _add_fields(parser, load_recipe(named) if named else Config())
     parser.add_argument("--resume", type=bool, default=False, help="true continues the run in --output")
     return parser
+
+
+def _named_first(verb: str, what: str, words: list[str]) -> str | None:
+    """The word after the verb, if it is among ``words``: it names where the defaults of all options come from.
+
+    Raises `InputError` when an option stands there, as its defaults would silently be others.
+    """
+    if len(words) < 2 or words[0] != verb or words[1] in ("-h", "--help"):
+        return None
+    if words[1].startswith("-"):
+        raise InputError(f"{words[1]} stands before the {what}: write `masklab {verb} {what.upper()} {words[1]} ...`.")
+    return words[1]
 
 
 def _add_fields(parser: ArgumentParser, config: Config) -> None:
@@ -212,21 +224,23 @@ def _ablate_parser(words: list[str]) -> ArgumentParser:
 
 def _ablate_start(words: list[str]) -> Config:
     """The recipe that the rows change, as far as it can be told before the words are parsed."""
-    if len(words) < 2 or words[0] != "ablate":
+    table = _named_first("ablate", "table", words)
+    if table is None:
         return Config()
     named = [b for a, b in pairwise(words) if a == "--recipe"] + [w[9:] for w in words if w.startswith("--recipe=")]
     if named:
         return load_recipe(named[-1])
-    return load_recipe(table_rows(words[1])[0].start) if words[1] in TABLES else Config()
+    return load_recipe(table_rows(table)[0].start) if table in TABLES else Config()
 
 
 def _ablate(arguments: Namespace) -> None:
     from masklab.ablate import ablate
     from masklab.training.fit import required
 
-    start = load_recipe(arguments.recipe or table_rows(arguments.table)[0].start)
+    recipe = arguments.recipe or table_rows(arguments.table)[0].start
+    start = load_recipe(recipe)
     values = {name: _plain(arguments[name]) for name in ("model", "pictures", "train")}
-    changed = validate(values, f"recipe {arguments.recipe}")
+    changed = validate(values, f"recipe {recipe}")
     ablate(
         arguments.table,
         required(arguments.data or start.data, "--data"),
@@ -284,6 +298,9 @@ def _add_views(parser: ArgumentParser) -> None:
         default=[1.0],
         help="sizes to look at it, times the model's own: 0.8 1.0 1.25",
     )
+    parser.add_argument(
+        "--max_detections", type=PositiveInt | None, default=None, help="most objects a picture, if not the model's own"
+    )
 
 
 def _evaluate(arguments: Namespace) -> None:
@@ -299,6 +316,7 @@ def _evaluate(arguments: Namespace) -> None:
         arguments.flips,
         arguments.scales,
         arguments.limits,
+        arguments.max_detections,
     )
     print_report(metrics)
     if output:
@@ -326,7 +344,7 @@ def _predict(arguments: Namespace) -> None:
     from masklab.weights import load_model
 
     predict_folder(
-        load_model(arguments.model),
+        load_model(arguments.model, max_detections=arguments.max_detections),
         arguments.pictures,
         arguments.output,
         arguments.score,
@@ -534,7 +552,9 @@ def _info(arguments: Namespace) -> None:
     if model:
         print(describe(name))
     if recipe or not model:
-        print_cost(model_cost(load_recipe(name), arguments.classes, (arguments.height, arguments.width)))
+        size = (arguments.height, arguments.width)
+        title = f"{name}: one picture of {size[0]} x {size[1]}, {arguments.classes} classes"
+        print_cost(model_cost(load_recipe(name), arguments.classes, size), title)
 
 
 def _recipes(arguments: Namespace) -> None:

@@ -109,7 +109,9 @@ class RPNConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> RPNConfig:
         if self.negative_iou > self.positive_iou:
-            raise ValueError("negative_iou must not be above positive_iou")
+            raise ValueError(
+                f"negative_iou is {self.negative_iou} but must not be above positive_iou, {self.positive_iou}"
+            )
         return self
 
 
@@ -269,9 +271,11 @@ class PictureConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> PictureConfig:
         if self.min_side > self.max_side:
-            raise ValueError("min_side must not be above max_side")
+            raise ValueError(
+                f"min_side is {self.min_side} but must not be above max_side, {self.max_side}: change one of them"
+            )
         if len(self.mean) != len(self.std):
-            raise ValueError("mean and std must have the same length")
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel in both")
         if self.value_range is not None and self.percentiles is not None:
             raise ValueError("value_range and percentiles are both set: set one of them to null")
         if self.value_range is not None and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:

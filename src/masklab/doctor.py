@@ -1,4 +1,4 @@
-"""Is the installation sound? Versions, devices, and each operation tried once."""
+"""Is the installation sound? Versions, devices, and each operation tried once.  Works where torch is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from masklab.errors import InputError
-from masklab.hardware import LIBRARIES
+from masklab.versions import LIBRARIES
 
 KNOWN_BAD = {"lightning": ("2.6.2", "2.6.3")}
 

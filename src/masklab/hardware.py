@@ -1,11 +1,9 @@
-"""What the machine can do, what is installed on it, and how much of it is in use."""
+"""What the machine can do, and how much of it is in use."""
 
 from __future__ import annotations
 
-import platform
 import sys
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from typing import Literal
 
 import torch
@@ -15,26 +13,7 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-LIBRARIES = (
-    "masklab",
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning",
-    "hotcoco",
-    "numpy",
-    "pillow",
-    "tifffile",
-    "safetensors",
-)
-"""The packages whose versions matter to a result."""
-
 Precision = Literal["auto", "bf16", "fp16", "float32"]
-
-
-def versions() -> dict[str, str]:
-    """The versions of `LIBRARIES` and of Python."""
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def default_device() -> torch.device:

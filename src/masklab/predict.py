@@ -54,7 +54,7 @@ def predict_folder(
         instances = model.predict(picture, flips, scales)
         capped += len(instances) == model.box_classifier.max_detections
         shown += len(instances.above(min_score))
-        image_id = int(path.stem) if path.stem.isdigit() else path.name
+        image_id = int(path.stem) if path.stem.isdecimal() else path.name
         results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
         with whole(output / f"{path.stem}.png") as beside:
             overlay(shown_picture, instances, min_score).save(beside, "PNG")
@@ -68,7 +68,7 @@ def predict_folder(
     if capped:
         print(
             f"{capped} pictures reached the cap of {model.box_classifier.max_detections} detections, so objects may "
-            "be missing: train with a larger model.box.max_detections."
+            "be missing: predict again with a larger --max_detections."
         )
     if broken:
         raise InputError(
@@ -86,10 +86,10 @@ def _spare_sources(pictures: list[Path], output: Path) -> None:
 
 
 def _refuse_namesakes(pictures: list[Path]) -> None:
-    seen: dict[str, Path] = {}
+    """Refuse two pictures of one overlay or, such as 1.png and 01.png, of one image id."""
+    seen: dict[int | str, Path] = {}
     for path in pictures:
-        if path.stem in seen:
-            raise InputError(
-                f"{seen[path.stem]} and {path} would write the same overlay: predict them into two folders."
-            )
-        seen[path.stem] = path
+        name = int(path.stem) if path.stem.isdecimal() else path.stem
+        if name in seen:
+            raise InputError(f"{seen[name]} and {path} would write the same results: predict them into two folders.")
+        seen[name] = path

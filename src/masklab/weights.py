@@ -74,10 +74,13 @@ def find_weights(model: str | Path) -> Path:
     )
 
 
-def load_model(model: str | Path, device: str | torch.device | None = None) -> MaskLab:
+def load_model(
+    model: str | Path, device: str | torch.device | None = None, max_detections: int | None = None
+) -> MaskLab:
     """Load MaskLab from a run folder, a weights file or by the name of a model that comes with the package.
 
-    It is in evaluation mode on ``device``, by default a GPU if there is one.  Raises `InputError` for a missing file,
+    It is in evaluation mode on ``device``, by default a GPU if there is one, and finds at most ``max_detections``
+    objects in a picture, by default as many as its configuration says.  Raises `InputError` for a missing file,
     one of another kind, and one whose tensors do not fit its header.
     """
     path = find_weights(model)
@@ -93,6 +96,8 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
     loaded = build_model(config, classes, load_pretrained=False)
     loaded.load_state_dict(tensors)
     loaded.score_threshold = threshold
+    if max_detections is not None:
+        loaded.box_classifier.max_detections = max_detections
     return loaded.to(device or default_device()).to(memory_format=torch.channels_last).eval()
 
 

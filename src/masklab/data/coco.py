@@ -189,11 +189,18 @@ class CocoSplit:
 
     @cached_property
     def truth(self) -> dict[str, Any]:
-        """The JSON to measure by: ``ground_truth`` without the annotations that have no readable mask or no category."""
+        """The JSON to measure by: ``ground_truth`` without the annotations that have no readable mask or no category, with
+        all of ``categories``, as a model may find a class that this split has no object of."""
         for index in range(len(self)):
             self.objects(index)
         kept = [a for a in self.ground_truth["annotations"] if id(a) not in self._unreadable]
-        return self.ground_truth | {"annotations": kept}
+        table = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
+        return self.ground_truth | {"annotations": kept, "categories": table}
+
+    def spread(self, most: int) -> list[Picture]:
+        """At most so many pictures, evenly spread over the split."""
+        count = min(most, len(self))
+        return [self.pictures[i * len(self) // count] for i in range(count)]
 
     def _by_picture(self) -> list[list[dict[str, Any]]]:
         place = {picture.image_id: index for index, picture in enumerate(self.pictures)}

@@ -28,7 +28,7 @@ def resolve_pictures(config: Config, split: CocoSplit) -> Config:
     Raises `InputError` for pictures that cannot be read, or of which two have different numbers of channels.
     """
     backbone, rule = config.model.backbone, config.pictures
-    paths = [picture.path for picture in split.pictures[:: max(1, len(split) // LOOKED_AT)][:LOOKED_AT]]
+    paths = [picture.path for picture in split.spread(LOOKED_AT)]
     kinds = {path: picture_kind(path) for path in paths}
     deep = [path for path, (_, dtype) in kinds.items() if dtype not in (np.uint8, np.bool_)]
     if deep and rule.value_range is None and rule.percentiles is None:

@@ -47,7 +47,7 @@ def draw_shapes(
 ) -> Path:
     """Draw a COCO data set into ``folder``: ``SPLIT.json`` and ``SPLIT/*.png`` for each split.
 
-    ``pictures`` says how many each split has, by default 200 for train and 50 for val; ``size`` is
+    ``pictures`` says how many each split has, by default 160 for train and 40 for val; ``size`` is
     ``(height, width)``.  A picture holds 3 to 10 objects, later ones over earlier ones; a mask is the part
     that is seen.  One picture in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is
     not empty, or when the pictures would be smaller than 32 pixels.
@@ -55,7 +55,7 @@ def draw_shapes(
     if min(size) < 32:
         raise InputError(f"pictures of {size[0]} x {size[1]} are too small to draw on; use at least 32 x 32.")
     with whole_folder(folder) as beside:
-        for split, count in ({"train": 200, "val": 50} if pictures is None else pictures).items():
+        for split, count in ({"train": 160, "val": 40} if pictures is None else pictures).items():
             _draw_split(beside, split, count, seed, size)
     return Path(folder)
 

@@ -47,6 +47,12 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
     if "limits" in metrics:
         for table in (_limits_table(metrics), _recall_table(metrics["limits"]), _errors_table(metrics["limits"])):
             console.print(table)
+    capped = metrics.get("measured", {}).get("pictures_at_the_cap")
+    if capped:
+        console.print(
+            f"{capped} pictures reached the cap of {metrics['measured']['max_detections']} detections, so objects may be "
+            "missing: measure again with a larger --max_detections."
+        )
 
 
 def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
@@ -64,7 +70,7 @@ def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
 
 
 def _coco_table(metrics: dict[str, Any]) -> Table:
-    cap = metrics.get("max_detections")
+    cap = metrics.get("max_detections") or metrics.get("measured", {}).get("max_detections")
     caption = (
         "0 is worst, 1 perfect. AP: mean over overlaps (IoU) 0.50 to 0.95; AP50, AP75: at one overlap. "
         "Small: up to 32 x 32 pixels; medium: up to 96 x 96; large: above."

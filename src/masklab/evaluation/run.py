@@ -12,11 +12,11 @@ from masklab.errors import InputError
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.limits import measure_limits
 from masklab.evaluation.matching import matching_metrics, overlaps
-from masklab.hardware import versions
 from masklab.model.masklab import MaskLab
 from masklab.model.views import Flips
 from masklab.pictures import is_grey
 from masklab.progress import track
+from masklab.versions import versions
 from masklab.weights import find_weights, load_model
 
 
@@ -28,11 +28,12 @@ def evaluate(
     flips: Flips = "none",
     scales: Sequence[float] = (1.0,),
     limits: bool = False,
+    max_detections: int | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set folder, masks at the size of the original pictures.
 
-    ``model`` is a `MaskLab`, a run folder or a weights file.  The result holds ``mask``, ``box`` and
-    ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the score threshold stored
+    ``model`` is a `MaskLab`, a run folder or a weights file, which is loaded with ``max_detections``.  The result
+    holds ``mask``, ``box`` and ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the score threshold stored
     with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.  Where some
     pictures are grey, all three channels equal, and others are not, ``by_kind`` has for ``grey`` and for ``colour``
     the number of ``pictures`` and ``objects``, ``mask`` and ``matching``.
@@ -46,7 +47,7 @@ def evaluate(
     if limits and ground_truth_boxes:
         raise InputError("limits has the figures of ground_truth_boxes among others: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, MaskLab) else str(find_weights(model))
-    network = model if isinstance(model, MaskLab) else load_model(model)
+    network = model if isinstance(model, MaskLab) else load_model(model, max_detections=max_detections)
     source = open_split(data, split, network.classes)
     results: list[dict[str, Any]] = []
     began = time.perf_counter()

@@ -124,7 +124,7 @@ def show_failures(
     totals = np.zeros(4, np.int64)
     for index, picture in enumerate(track(source.pictures, "predicting")):
         found = model.predict(source.read(index, model.config.model.backbone.channels)).above(score)
-        failures = find_failures(picture, groups[picture.image_id], source.ground_truth["categories"], found)
+        failures = find_failures(picture, groups[picture.image_id], source.truth["categories"], found)
         totals += (failures.matched, *_counts(failures))
         if any(_counts(failures)):
             kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]

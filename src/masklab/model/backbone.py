@@ -144,7 +144,7 @@ def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tupl
             ) from error
         raise InputError(
             f"model.backbone: the ImageNet weights of {config.name} could not be loaded ({_first_line(error)}); go online, "
-            f"or give a local file as model.backbone.weights, or set model.backbone.pretrained=false to start from random weights."
+            f"or give a local file as model.backbone.weights, or set model.backbone.pretrained to false to start from random weights."
         ) from error
     if not isinstance(network, ResNet):
         raise InputError(

@@ -76,9 +76,9 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
     return costs
 
 
-def print_cost(costs: dict[str, PartCost]) -> None:
-    """Print the table of `model_cost`."""
-    table = Table("part", "parameters (M)", "multiply-adds (G)", "share", title="cost of one picture")
+def print_cost(costs: dict[str, PartCost], title: str) -> None:
+    """Print the table of `model_cost` under a ``title``, which should say what picture and how many classes."""
+    table = Table("part", "parameters (M)", "multiply-adds (G)", "share", title=title)
     total = costs["total"].macs
     for name, cost in costs.items():
         if name == "total":

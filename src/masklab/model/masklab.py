@@ -324,10 +324,13 @@ def _as_tensor(picture: Picture, channels: int) -> Tensor:
         picture = from_pillow(picture, channels)
     elif isinstance(picture, (str, Path)):
         picture = read_picture(picture, channels)
-    values = torch.as_tensor(picture)
+    if not isinstance(picture, Tensor):  # numpy's views may run backwards, or in the other order of bytes
+        array = np.asarray(picture)
+        picture = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    values = picture
     if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
         values = values.expand(3, -1, -1)
-    if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels:
+    if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels or not values.numel():
         raise InputError(
             f"a picture must be uint8, uint16 or float32 of shape ({channels}, height, width), "
             f"not {values.dtype} of shape {tuple(values.shape)}: convert it or give its file name."

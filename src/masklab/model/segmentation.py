@@ -37,15 +37,16 @@ class SegmentationNetwork(nn.Module):
         return logits.float()
 
 
-def build_segmentation(config: ModelConfig, num_classes: int) -> SegmentationNetwork:
+def build_segmentation(config: ModelConfig, num_classes: int, load_pretrained: bool = True) -> SegmentationNetwork:
     """The network of a configuration, with the atrous rates that MaskLab's own conv5 will have.
 
     Where MaskLab freezes its batch norm, here it is trained; where it starts from ``segmentation_weights``, which
-    this network is to make, it starts from ImageNet's.  Raises `InputError` as `build_backbone` does.
+    this network is to make, it starts from ImageNet's, if ``load_pretrained``.  Raises `InputError` as `build_backbone`
+    does.
     """
     changes = {"norm": trained_norm(config.backbone.norm), "segmentation_weights": None}
     trainable = config.backbone.model_copy(update=changes)
-    backbone, make_conv5 = build_backbone(trainable)
+    backbone, make_conv5 = build_backbone(trainable, load_pretrained)
     return SegmentationNetwork(backbone, make_conv5(config.mask.rates), make_conv5.channels, num_classes)
 
 

@@ -68,13 +68,13 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> Ten
     ``boxes`` (R, 4), ``scores`` (R,), ``labels`` (R,).  It holds a matrix of R x R and works on the CPU.
     """
     factors = (-box_iou(boxes, boxes).square() / sigma).exp()
-    factors = torch.where(labels[:, None] == labels, factors, 1.0).cpu()
+    factors = torch.where(labels[:, None] == labels, factors, 1.0).clamp(min=torch.finfo(factors.dtype).tiny).cpu()
     left, result = scores.cpu().clone(), torch.empty(len(scores), dtype=scores.dtype)
     for _ in range(len(scores)):
         best = left.argmax()
         result[best] = left[best]
         left *= factors[best]
-        left[best] = -1
+        left[best] = -torch.inf
     return result.to(scores.device)
 
 

@@ -26,7 +26,7 @@ from masklab.hardware import default_device
 from masklab.model.backbone import check_network
 from masklab.model.masklab import MaskLab, build_model
 from masklab.progress import track
-from masklab.training.checkpoints import Start, WeightsSaver, open_run
+from masklab.training.checkpoints import CHECKPOINT, Start, WeightsSaver, open_run
 from masklab.training.log import ProgressBar, ProgressLines, RunLog
 from masklab.training.memory import settle_batch_size
 from masklab.training.module import OptimisedModule, TrainingModule
@@ -55,7 +55,9 @@ def train(
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
-    check_network(config.model, config.train.start_from is None)
+    # a checkpoint replaces whatever weights a run began with, and they may be gone by then
+    load_pretrained = config.train.start_from is None and not (resume and (run / CHECKPOINT).is_file())
+    check_network(config.model, load_pretrained)
     train_split = open_split(folder, "train")
     val_split = open_split(folder, "val", train_split.categories)
     processes = launched(config.train)
@@ -66,7 +68,7 @@ def train(
     other = load_start(config) if start.checkpoint is None else None
     config = settle_batch_size(config, train_split, run, start, processes)
     torch.manual_seed(config.train.seed)
-    model = build_model(config, train_split.categories, config.train.start_from is None)
+    model = build_model(config, train_split.categories, load_pretrained)
     model = model.to(memory_format=torch.channels_last)
     if other is not None:
         kept = take_over(model, other)
@@ -96,6 +98,8 @@ def fit(
     Raises `InputError` for settings that the machine cannot have, and `KeyboardInterrupt` when it is told to stop.
     """
     run, settings, val = saver.run, config.train, splits["val"]
+    if not len(val):
+        raise InputError(f"{val.json_path} has no pictures to choose the best weights by: add some, or leave val out.")
     device = default_device().type
     if settings.precision == "fp16" and device == "cpu":
         raise InputError("train.precision is fp16 but there is no CUDA GPU: set it to auto.")
@@ -167,8 +171,7 @@ def _tune(run: Path, split: CocoSplit) -> MaskLab:
 
 def tuned_threshold(find: Callable[[Picture], list[dict[str, Any]]], split: CocoSplit) -> float:
     """The best score threshold on training pictures, spread over the split; ``find`` gives the COCO results of one."""
-    stride = max(1, len(split) // TUNING_PICTURES)
-    chosen = split.pictures[::stride][:TUNING_PICTURES]
+    chosen = split.spread(TUNING_PICTURES)
     results: list[dict[str, Any]] = []
     for picture in track(chosen, "tuning the score threshold"):
         results += find(picture)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from masklab.config import Config, read_yaml
+from masklab.config import Config, flatten, read_yaml
 from masklab.data.coco import CocoSplit
 from masklab.data.loader import InstanceDataset, collate
 from masklab.errors import InputError
@@ -16,6 +16,7 @@ from masklab.model.masklab import build_model
 from masklab.training.checkpoints import Start
 from masklab.training.module import TrainingModule, build_optimizer
 from masklab.training.processes import Processes
+from masklab.training.record import refuse_other_settings
 
 USED = 0.9  # of the memory at most: other pictures may be larger after augmentation, or have more objects
 
@@ -29,7 +30,8 @@ def settle_batch_size(config: Config, split: CocoSplit, run: Path, start: Start,
     if config.train.batch_size != "auto":
         return config
     if start.checkpoint is not None:
-        return _with(config, read_yaml(run / "config.yaml", run / "config.yaml")["train"]["batch_size"])
+        refuse_other_settings(run, config)
+        return _with(config, flatten(read_yaml(run / "config.yaml", run / "config.yaml"))["train.batch_size"])
     if not torch.cuda.is_available() or processes.total > 1:
         where = "several processes share it" if processes.total > 1 else "there is no CUDA GPU to measure"
         raise InputError(f"train.batch_size is auto but {where}: give a number.")

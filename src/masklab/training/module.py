@@ -178,7 +178,12 @@ class TrainingModule(OptimisedModule):
 
     @property
     def at_once(self) -> int:
-        """On a CPU, operations on maps of a few dozen cells gain little from several threads, so pictures have one each."""
+        """On a CPU, operations on maps of a few dozen cells gain little from several threads, so pictures have one each.
+
+        Not with a trained batch norm: its running averages would depend on which thread comes first.
+        """
+        if self.trained().config.model.backbone.norm == "batch":
+            return 1
         return self.settings.threads if self.device.type == "cpu" and self.processes == 1 else 1
 
     def log_losses(self, losses: dict[str, Tensor], pictures: int) -> None:

@@ -67,7 +67,9 @@ def pretrain(
         print(train_split.summary())
     config = resolve_pictures(config, train_split)
     torch.manual_seed(config.train.seed)
-    network = build_segmentation(config.model, len(classes)).to(memory_format=torch.channels_last)
+    network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
+        memory_format=torch.channels_last
+    )
     module = PretrainModule(network, config, val_split)
 
     def save(path: Path, notes: dict[str, Any]) -> None:
@@ -116,8 +118,8 @@ class PretrainModule(OptimisedModule):
         for name, value in zip((*self.val.categories.names, "background"), iou.tolist(), strict=True):
             self.class_iou[name] = None if math.isnan(value) else round(value, 4)
             self.log(f"IoU/{name}", value)
-        self.log("val/mean_IoU", iou.nanmean(), prog_bar=True)
-        self.log("val/pixel_accuracy", accuracy)
+        self.log("val/mean_IoU", iou.nanmean().item(), prog_bar=True)
+        self.log("val/pixel_accuracy", float(accuracy))
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

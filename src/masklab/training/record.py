@@ -18,7 +18,7 @@ from masklab.data.coco import CocoSplit
 from masklab.data.formats import write_lists
 from masklab.errors import InputError
 from masklab.files import whole
-from masklab.hardware import versions
+from masklab.versions import versions
 
 RECORD = "run.json"
 # fields that do not change what comes out
@@ -70,9 +70,9 @@ def refuse_other_settings(run: Path, config: Config) -> None:
     """Raise `InputError` if there is a run in the folder with other settings: what it has so far stands for those."""
     written = run / "config.yaml"
     before = read_yaml(written, written) if written.is_file() else {}
-    if not isinstance(before, dict):
+    there, here = flatten(before) if isinstance(before, dict) else {}, flatten(config.model_dump(mode="json"))
+    if written.is_file() and "train.batch_size" not in there:
         raise InputError(f"{written} is damaged: bring it back to go on, or give another --output.")
-    there, here = flatten(before), flatten(config.model_dump(mode="json"))
     for field, value in here.items():
         if field not in FREE and value != "auto" and there.get(field, value) != value:
             raise InputError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
 from masklab.model.rpn import Proposals, RPNOutput
-from masklab.ops.boxes import box_iou, decode, encode
+from masklab.ops.boxes import box_iou, clip, decode, encode
 from masklab.structures import Batch
 from masklab.training.losses import box_loss, classification_loss, mask_loss
 from masklab.training.targets import Sample, draw, sample_anchors, sample_proposals
@@ -79,12 +79,15 @@ class TrainingStep(nn.Module):
             classes.append(label)
             objects.append(targets.boxes[sample.objects[positive]])
             normalisers.append(box.new_full((len(box),), len(box) * len(batch.targets)))
-        box, label, normaliser, wanted = (torch.cat(parts) for parts in (boxes, classes, normalisers, objects))
-        output = head(features.conv4, self.model.rois(box, torch.cat(owners), batch.images))
+        box, owner, label, normaliser, wanted = (
+            torch.cat(parts) for parts in (boxes, owners, classes, normalisers, objects)
+        )
+        output = head(features.conv4, self.model.rois(box, owner, batch.images))
         positive = (label < head.num_classes).nonzero().flatten()
         codes = output.codes[positive, label[positive]]
         if config.quality:
-            share = box_iou(decode(codes.detach(), box[positive]), wanted).diagonal()
+            predicted = clip(decode(codes.detach(), box[positive]), batch.sizes[owner[positive]])
+            share = box_iou(predicted, wanted).diagonal()
             label = F.one_hot(label, head.num_classes + 1).float()
             label[positive] *= share[:, None]
             label[positive, -1] = 1 - share
