@@ -67,7 +67,7 @@ def predict_folder(
     )
     if capped:
         print(
-            f"{capped} pictures reached the cap of {model.box_classifier.max_detections} detections, so objects may "
+            f"{capped} of {len(pictures)} pictures reached the cap of {model.box_classifier.max_detections} detections, so objects may "
             "be missing: predict again with a larger --max_detections."
         )
     if broken:

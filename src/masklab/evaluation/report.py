@@ -47,11 +47,11 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
     if "limits" in metrics:
         for table in (_limits_table(metrics), _recall_table(metrics["limits"]), _errors_table(metrics["limits"])):
             console.print(table)
-    capped = metrics.get("measured", {}).get("pictures_at_the_cap")
-    if capped:
+    measured = metrics.get("measured", {})
+    if measured.get("pictures_at_the_cap"):
         console.print(
-            f"{capped} pictures reached the cap of {metrics['measured']['max_detections']} detections, so objects may be "
-            "missing: measure again with a larger --max_detections."
+            f"{measured['pictures_at_the_cap']} of {measured['pictures']} pictures reached the cap of "
+            f"{measured['max_detections']} detections: measure again with a larger --max_detections to see if it matters."
         )
 
 
