@@ -52,8 +52,9 @@ def predict_folder(
             broken.append(path)
             continue
         instances = model.predict(picture, flips, scales)
-        capped += len(instances) == model.box_classifier.max_detections
-        shown += len(instances.above(min_score))
+        drawn = len(instances.above(min_score))
+        capped += drawn == model.box_classifier.max_detections
+        shown += drawn
         image_id = int(path.stem) if path.stem.isdecimal() else path.name
         results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
         with whole(output / f"{path.stem}.png") as beside:
@@ -67,8 +68,8 @@ def predict_folder(
     )
     if capped:
         print(
-            f"{capped} of {len(pictures)} pictures reached the cap of {model.box_classifier.max_detections} detections, so objects may "
-            "be missing: predict again with a larger --max_detections."
+            f"{capped} of {len(pictures)} pictures reached the cap of {model.box_classifier.max_detections} objects, so "
+            "others may be missing: predict again with a larger --max_detections."
         )
     if broken:
         raise InputError(
