@@ -6,6 +6,7 @@ Boxes here are COCO's ``[x, y, width, height]`` in pixels; masks are compressed 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,14 @@ class EvaluationInputs:
     class_names: list[str]
     objects: list[Region]
     detections: list[Region]
+
+
+def by_class(regions: Sequence[Region]) -> defaultdict[tuple[int, int], list[int]]:
+    """The rows of ``regions`` by picture and class."""
+    rows: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, region in enumerate(regions):
+        rows[region.picture, region.label].append(row)
+    return rows
 
 
 def read_inputs(

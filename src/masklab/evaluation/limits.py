@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from masklab.data.coco import CocoSplit
 from masklab.data.objects import Objects
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.errors import find_errors
-from masklab.evaluation.inputs import Region, read_inputs
+from masklab.evaluation.inputs import by_class, read_inputs
 from masklab.evaluation.matching import Overlaps
 from masklab.model.masklab import MaskLab
 from masklab.model.views import PLAIN, Flips
@@ -87,28 +88,26 @@ def with_annotated_masks(ground_truth: dict[str, Any], results: Sequence[dict[st
     of 0.5 or more and no detection with a better score has it; all others keep their own.  Crowds are left out.
     """
     inputs = read_inputs(ground_truth, results)
-    objects: defaultdict[tuple[int, int], list[Region]] = defaultdict(list)
-    for region in inputs.objects:
-        if not region.crowd:
-            objects[region.picture, region.label].append(region)
-    rows: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, region in enumerate(inputs.detections):
-        rows[region.picture, region.label].append(row)
+    objects = [region for region in inputs.objects if not region.crowd]
+    rows, columns = by_class(inputs.detections), by_class(objects)
     changed = [dict(entry) for entry in results]
-    for key in rows.keys() & objects.keys():
+    for key in rows.keys() & columns.keys():
         detections = sorted(rows[key], key=lambda row: -inputs.detections[row].score)
-        shares = box_iou(_corners([inputs.detections[row] for row in detections]), _corners(objects[key]))
+        shares = box_iou(
+            _corners([inputs.detections[row].box for row in detections], torch.float64),
+            _corners([objects[column].box for column in columns[key]], torch.float64),
+        )
         taken: set[int] = set()
         for row, share, nearest in zip(detections, *(values.tolist() for values in shares.max(dim=1)), strict=True):
             if share >= SAME_OBJECT and nearest not in taken:
                 taken.add(nearest)
-                changed[row]["segmentation"] = objects[key][nearest].mask
+                changed[row]["segmentation"] = objects[columns[key][nearest]].mask
     return changed
 
 
-def _corners(regions: Sequence[Region]) -> Tensor:
-    boxes = torch.tensor([region.box for region in regions], dtype=torch.float64).view(-1, 4)
-    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+def _corners(boxes: Sequence[Sequence[float]], kind: torch.dtype) -> Tensor:
+    """COCO's boxes (x, y, width, height) as (R, 4) xyxy."""
+    return box_convert(torch.tensor(boxes, dtype=kind).view(-1, 4), "xywh", "xyxy")
 
 
 def propose(model: MaskLab, picture: NDArray[Any]) -> Tensor:
@@ -131,9 +130,8 @@ class Boxes:
 
 
 def _boxes_of(entries: Sequence[dict[str, Any]], source: CocoSplit) -> Boxes:
-    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).view(-1, 4)
     return Boxes(
-        torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+        _corners([entry["bbox"] for entry in entries], torch.float32),
         torch.tensor([source.categories.labels[entry["category_id"]] for entry in entries], dtype=torch.long),
         torch.tensor([entry["score"] for entry in entries]),
     )

@@ -16,7 +16,7 @@ from hotcoco import mask
 from numpy.typing import NDArray
 
 from masklab.errors import InputError
-from masklab.evaluation.inputs import Region, read_inputs
+from masklab.evaluation.inputs import Region, by_class, read_inputs
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -68,12 +68,7 @@ def overlaps(
     """
     inputs = read_inputs(ground_truth, results, image_ids)
     detections = inputs.detections
-    rows: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, region in enumerate(detections):
-        rows[region.picture, region.label].append(row)
-    columns: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for column, region in enumerate(inputs.objects):
-        columns[region.picture, region.label].append(column)
+    rows, columns = by_class(detections), by_class(inputs.objects)
     in_crowd = np.zeros(len(detections), bool)
     pairs: list[tuple[int, int, float]] = []
     for key in rows.keys() & columns.keys():
