@@ -27,7 +27,7 @@ from side_by_side import alternate, arguments, breakdown, mask_rcnn, ratio, show
 from torch import nn
 
 from masklab.config import load_recipe
-from masklab.hardware import autocast, wants_bf16
+from masklab.hardware import autocast, number_format
 from masklab.instances import Instances
 from masklab.model.cost import model_cost
 from masklab.model.masklab import MaskLab, build_model
@@ -40,7 +40,7 @@ SIDE, SCALE = 256, 2  # pixels of a nuclei picture, and how much larger the netw
 def main() -> None:
     options = arguments(__doc__)
     torch.manual_seed(0)
-    print(f"{'bf16' if wants_bf16('cpu', 'auto') else 'float32'}, {torch.get_num_threads()} threads")
+    print(f"{number_format('cpu', 'auto')}, {torch.get_num_threads()} threads")
     times = against_backbone(1 if options.quick else 5)
     against_mask_rcnn(2 if options.quick else 10)
     ratio(times)

@@ -165,6 +165,25 @@ def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
     assert "max_detections" in fails(capsys, "evaluate", str(run), "--data", str(shapes), "--max_detections", "0")
 
 
+def test_the_number_format_can_be_chosen(run, shapes, tmp_path, capsys):
+    """Both formats find about the same, not the same; the figures say which it was."""
+    scores = []
+    for precision in ("bf16", "float32"):
+        chosen = ["--precision", precision]
+        assert main(["predict", str(run), str(shapes / "val"), "--output", str(tmp_path / precision), *chosen]) == 0
+        found = json.loads((tmp_path / precision / "predictions.json").read_text())
+        scores.append([entry["score"] for entry in found])
+        target = tmp_path / f"{precision}.json"
+        assert main(["evaluate", str(run), "--data", str(shapes), "--output", str(target), *chosen]) == 0
+        assert json.loads(target.read_text())["measured"]["precision"] == precision
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
+    assert scores[0] != scores[1]
+    words = ("evaluate", str(run), "--data", str(shapes), "--precision")
+    assert "float32" in fails(capsys, *words, "half")
+    if not torch.cuda.is_available():
+        assert "precision is fp16 but there is no CUDA GPU" in fails(capsys, *words, "fp16")
+
+
 @pytest.mark.parametrize(("first", "second"), [("1.png", "01.png"), ("a.png", "a.jpg")])
 def test_pictures_that_results_could_not_tell_apart_are_refused(run, shapes, tmp_path, capsys, first, second):
     for name in (first, second):

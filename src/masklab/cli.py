@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from masklab.config import VAL_FRACTION, Config, common_recipes, load_recipe, recipe_names, validate
+from masklab.config import VAL_FRACTION, Config, Precision, common_recipes, load_recipe, recipe_names, validate
 from masklab.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
 from masklab.files import file_to_write, make_folder
 from masklab.paper import TABLES, print_recipes, table_rows
@@ -301,6 +301,12 @@ def _add_views(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max_detections", type=PositiveInt | None, default=None, help="most objects a picture, if not the model's own"
     )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default=None,
+        help="number format of the convolutions, if not the model's own; auto takes bf16 where the hardware has it",
+    )
 
 
 def _evaluate(arguments: Namespace) -> None:
@@ -317,6 +323,7 @@ def _evaluate(arguments: Namespace) -> None:
         arguments.scales,
         arguments.limits,
         arguments.max_detections,
+        arguments.precision,
     )
     print_report(metrics)
     if output:
@@ -344,7 +351,7 @@ def _predict(arguments: Namespace) -> None:
     from masklab.weights import load_model
 
     predict_folder(
-        load_model(arguments.model, max_detections=arguments.max_detections),
+        load_model(arguments.model, None, arguments.max_detections, arguments.precision),
         arguments.pictures,
         arguments.output,
         arguments.score,

@@ -19,6 +19,7 @@ from masklab.errors import InputError
 
 Positive = Field(gt=0)
 Auto = Literal["auto"]
+Precision = Literal["auto", "bf16", "fp16", "float32"]
 Count = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 T = TypeVar("T")
@@ -322,7 +323,7 @@ class TrainConfig(Section):
     """Clip each parameter's gradient (paper's library) or all of them together."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of a running average of the weights, such as 0.999, which is then what is validated and saved; null has none."""
-    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    precision: Precision = "auto"
     """Number format of the convolutions, in training and in prediction; auto takes bf16 where the hardware has it; fp16 is for GPUs, with scaled gradients."""
     validate_every: int = Field(5000, ge=1)
     """Steps between two validations."""

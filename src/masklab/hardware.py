@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 
+from masklab.config import Precision
+from masklab.errors import InputError
+
 try:
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
-
-Precision = Literal["auto", "bf16", "fp16", "float32"]
 
 
 def default_device() -> torch.device:
@@ -32,9 +33,17 @@ def has_bf16(device: torch.device | str = "cpu") -> bool:
     return False
 
 
-def wants_bf16(device: torch.device | str, precision: Precision) -> bool:
-    """Whether ``precision`` means bfloat16 on this device."""
-    return precision == "bf16" or (precision == "auto" and has_bf16(device))
+def number_format(device: torch.device | str, precision: Precision) -> Literal["bf16", "fp16", "float32"]:
+    """What ``precision`` means on this device."""
+    if precision == "auto":
+        return "bf16" if has_bf16(device) else "float32"
+    return "float32" if precision == "fp16" and torch.device(device).type != "cuda" else precision
+
+
+def check_precision(precision: Precision, device: torch.device | str, name: str) -> None:
+    """Raise `InputError`, which names the setting, for a ``precision`` that the device does not have."""
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise InputError(f"{name} is fp16 but there is no CUDA GPU: set it to auto.")
 
 
 def autocast(device: torch.device | str, precision: Precision = "auto") -> AbstractContextManager[object]:
@@ -42,10 +51,9 @@ def autocast(device: torch.device | str, precision: Precision = "auto") -> Abstr
 
     The rest stays float32; so does everything where float16 is asked for on another device.
     """
-    kind = torch.device(device).type
-    if precision == "fp16" and kind == "cuda":
-        return torch.autocast(kind, torch.float16)
-    return torch.autocast(kind, torch.bfloat16, enabled=wants_bf16(device, precision))
+    chosen = number_format(device, precision)
+    dtype = torch.float16 if chosen == "fp16" else torch.bfloat16
+    return torch.autocast(torch.device(device).type, dtype, enabled=chosen != "float32")
 
 
 def memory_in_use(device: torch.device | str) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import yaml
 
-from masklab.config import Config, validate
+from masklab.config import Config, Precision, merge, validate
 from masklab.errors import InputError
-from masklab.hardware import default_device
+from masklab.hardware import check_precision, default_device
 from masklab.model.backbone import backbone_facts
 from masklab.model.masklab import MaskLab, build_model
 from masklab.model.tensors import header_value, read_tensors, write_tensors
@@ -75,17 +75,26 @@ def find_weights(model: str | Path) -> Path:
 
 
 def load_model(
-    model: str | Path, device: str | torch.device | None = None, max_detections: int | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    max_detections: int | None = None,
+    precision: Precision | None = None,
 ) -> MaskLab:
     """Load MaskLab from a run folder, a weights file or by the name of a model that comes with the package.
 
     It is in evaluation mode on ``device``, by default a GPU if there is one, and finds at most ``max_detections``
-    objects in a picture, by default as many as its configuration says.  Raises `InputError` for a missing file,
-    one of another kind, and one whose tensors do not fit its header.
+    objects in a picture, by default as many as its configuration says, and so with ``precision``, the number format
+    of its convolutions.  Raises `InputError` for a missing file, one of another kind, one whose tensors do not fit its
+    header, and a precision that the device does not have.
     """
+    place = torch.device(device or default_device())
     path = find_weights(model)
     header, tensors = read_tensors(path, FORMAT, "train")
-    config = validate(header_value(header, "config", dict, path), str(path))
+    settings = header_value(header, "config", dict, path)
+    if precision is not None:
+        check_precision(precision, place, "precision")
+        settings = merge(settings, {"train": {"precision": precision}})
+    config = validate(settings, str(path))
     threshold = header_value(header, "score_threshold", object, path)
     if not (threshold is None or (isinstance(threshold, (int, float)) and 0 <= threshold <= 1)):
         raise InputError(
@@ -98,7 +107,7 @@ def load_model(
     loaded.score_threshold = threshold
     if max_detections is not None:
         loaded.box_classifier.max_detections = max_detections
-    return loaded.to(device or default_device()).to(memory_format=torch.channels_last).eval()
+    return loaded.to(place).to(memory_format=torch.channels_last).eval()
 
 
 def load_start(config: Config) -> MaskLab | None:

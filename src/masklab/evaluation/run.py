@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from masklab.config import Precision
 from masklab.data.formats import open_split
 from masklab.errors import InputError
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.limits import measure_limits
 from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.hardware import number_format
 from masklab.model.masklab import MaskLab
 from masklab.model.views import Flips
 from masklab.pictures import is_grey
@@ -29,13 +31,14 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     limits: bool = False,
     max_detections: int | None = None,
+    precision: Precision | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set folder, masks at the size of the original pictures.
 
-    ``model`` is a `MaskLab`, a run folder or a weights file, which is loaded with ``max_detections``.  The result
-    holds ``mask``, ``box`` and ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the score threshold stored
-    with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.  Where some
-    pictures are grey, all three channels equal, and others are not, ``by_kind`` has for ``grey`` and for ``colour``
+    ``model`` is a `MaskLab`, a run folder or a weights file, which is loaded with ``max_detections`` and ``precision``.
+    The result holds ``mask``, ``box`` and ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the
+    score threshold stored with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.
+    Where some pictures are grey, all three channels equal, and others are not, ``by_kind`` has for ``grey`` and for ``colour``
     the number of ``pictures`` and ``objects``, ``mask`` and ``matching``.
 
     ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.  ``flips`` and
@@ -47,7 +50,7 @@ def evaluate(
     if limits and ground_truth_boxes:
         raise InputError("limits has the figures of ground_truth_boxes among others: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, MaskLab) else str(find_weights(model))
-    network = model if isinstance(model, MaskLab) else load_model(model, max_detections=max_detections)
+    network = model if isinstance(model, MaskLab) else load_model(model, None, max_detections, precision)
     source = open_split(data, split, network.classes)
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
@@ -86,6 +89,7 @@ def evaluate(
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "max_detections": metrics.pop("max_detections"),
         "pictures_at_the_cap": capped,
+        "precision": number_format(next(network.parameters()).device, network.config.train.precision),
         "score_threshold_tuned": network.score_threshold is not None,
         "seconds_per_picture": round(seconds / max(1, len(source)), 3),
         "versions": versions(),

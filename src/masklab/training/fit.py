@@ -22,7 +22,7 @@ from masklab.data.loader import SplitPictures, train_loader
 from masklab.data.statistics import resolve_auto
 from masklab.errors import InputError
 from masklab.evaluation import overlaps, tune_score_threshold
-from masklab.hardware import default_device
+from masklab.hardware import check_precision, default_device
 from masklab.model.backbone import check_network
 from masklab.model.masklab import MaskLab, build_model
 from masklab.progress import track
@@ -101,8 +101,7 @@ def fit(
     if not len(val):
         raise InputError(f"{val.json_path} has no pictures to choose the best weights by: add some, or leave val out.")
     device = default_device().type
-    if settings.precision == "fp16" and device == "cpu":
-        raise InputError("train.precision is fp16 but there is no CUDA GPU: set it to auto.")
+    check_precision(settings.precision, device, "train.precision")
     if processes.first:
         write_record(run, config, splits, saver.checkpoint, start.step, processes.total)
     in_terminal = sys.stdout.isatty() and processes.first
