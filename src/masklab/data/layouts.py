@@ -233,7 +233,9 @@ def read_labels(path: str | Path) -> NDArray[Any]:
             raise InputError(f"{path} holds fractions but a label image has whole numbers: save it as integers.")
         values = whole.astype(np.int64)
     if values.dtype.kind not in "uib" or values.min(initial=0) < 0:
-        raise InputError(f"{path} holds numbers below 0 or of another kind: a label image has 0 and object numbers.")
+        raise InputError(
+            f"{path} holds numbers below 0 or of another kind: save 0 for background and whole numbers for objects."
+        )
     return values
 
 

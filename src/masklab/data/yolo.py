@@ -62,7 +62,7 @@ def _labels_of(folder: Path, path: Path) -> Path:
 def _read_table(path: Path) -> dict[str, Any]:
     table = read_yaml(path, path)
     if not isinstance(table, dict):
-        raise InputError(f"{path} is not a YOLO data file: it needs names, and paths for train and val.")
+        raise InputError(f"{path} is not a YOLO data file: write names, and paths for train and val, into it.")
     return table
 
 
@@ -119,7 +119,9 @@ def _pairs(folder: Path, pictures: list[Path], source: Path) -> list[Pair]:
     labels = [_labels_of(folder, picture).with_suffix(".txt") for picture in pictures]
     there = [path.is_file() for path in labels]
     if not any(there):
-        raise InputError(f"none of the pictures of {source} has a label file, such as {labels[0] if labels else '?'}.")
+        raise InputError(
+            f"none of the pictures of {source} has a label file: add them, such as {labels[0] if labels else '?'}."
+        )
     return [Pair(picture, (path,) if seen else ()) for picture, path, seen in zip(pictures, labels, there, strict=True)]
 
 
@@ -144,7 +146,7 @@ def _read_line(line: str, where: str, size: Size, names: dict[int, str]) -> tupl
     if places.size == 4:
         raise InputError(f"{where} is a box, not a polygon: export outlines (segmentation), not boxes.")
     if places.size % 2 or places.size < 6:
-        raise InputError(f"{where} has {places.size} coordinates: a polygon has pairs of x and y, at least three.")
+        raise InputError(f"{where} has {places.size} coordinates: write pairs of x and y, at least three.")
     if not (np.abs(places - 0.5) <= 0.5 + FARTHEST).all():
         raise InputError(f"{where} has a coordinate that is not from 0 to 1: divide x by the width, y by the height.")
     polygon = (places.reshape(-1, 2) * size[::-1]).ravel().tolist()
