@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from masklab.config import merge, validate
 from masklab.errors import BrokenLossError, InputError
 
 
@@ -59,6 +60,11 @@ def fails(words, action, *args):
         assert word in message, message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+def changed(config, **sections):
+    """A configuration with some fields changed, sections and fields nested as in a recipe."""
+    return validate(merge(config.model_dump(), sections), "test")
 
 
 def broken_at(monkeypatch, step):

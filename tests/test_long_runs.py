@@ -15,7 +15,7 @@ import sys
 import pytest
 import torch
 import yaml
-from contracts import broken_at, fails
+from contracts import broken_at, changed, fails
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,7 +23,6 @@ from torch import nn
 import masklab.files
 import masklab.training.module
 from masklab.cli import main
-from masklab.config import validate
 from masklab.data.coco import CocoSplit
 from masklab.data.loader import StreamSampler, train_loader
 from masklab.errors import BrokenLossError, InputError
@@ -97,13 +96,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def changed(config, **sections):
-    values = config.model_dump()
-    for name, fields in sections.items():
-        values[name] |= fields
-    return validate(values, "test")
 
 
 def recipe_file(config, path):

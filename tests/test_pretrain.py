@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import broken_at
+from contracts import broken_at, changed
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
@@ -46,23 +46,16 @@ def drawing(*lines, ink="#"):
     return np.array([[character == ink for character in line] for line in lines])
 
 
-def changed(config, **sections):
-    values = config.model_dump()
-    for name, fields in sections.items():
-        (values["model"] if name == "backbone" else values)[name] |= fields
-    return validate(values, "test")
-
-
 @pytest.fixture(scope="module")
 def run(shapes, tiny_config, tmp_path_factory):
     """A pretraining of a network whose batch norm MaskLab freezes."""
     folder = tmp_path_factory.mktemp("pretrain") / "run"
-    return pretrain(changed(tiny_config, backbone={"norm": "frozen_batch"}), shapes, folder)
+    return pretrain(changed(tiny_config, model={"backbone": {"norm": "frozen_batch"}}), shapes, folder)
 
 
 @pytest.fixture
 def from_run(run, tiny_config):
-    return changed(tiny_config, backbone={"norm": "frozen_batch", "segmentation_weights": str(run)})
+    return changed(tiny_config, model={"backbone": {"norm": "frozen_batch", "segmentation_weights": str(run)}})
 
 
 def tensors_of(path):
@@ -341,7 +334,7 @@ def test_imagenet_weights_are_not_looked_for(classes, tmp_path):
     network = build_segmentation(config.model, 3)
     save_segmentation(network, config.model.backbone, classes, tmp_path / "seg.safetensors")
     there, gone = str(tmp_path / "seg.safetensors"), str(tmp_path / "none.safetensors")
-    config = changed(config, backbone={"pretrained": True, "weights": gone, "segmentation_weights": there})
+    config = changed(config, model={"backbone": {"pretrained": True, "weights": gone, "segmentation_weights": there}})
     assert torch.equal(build_model(config, classes).backbone.conv1[0].weight, network.backbone.conv1[0].weight)
 
 
@@ -351,7 +344,7 @@ def test_imagenet_weights_are_not_looked_for(classes, tmp_path):
 )
 def test_weights_of_another_network_are_refused(from_run, shapes, tmp_path, field, value, has):
     grey = {"pictures": {"mean": [0.5], "std": [0.2]}} if field == "in_channels" else {}
-    config = changed(from_run, backbone={field: value}, **grey)
+    config = changed(from_run, model={"backbone": {field: value}}, **grey)
     message = rf"model\.backbone\.{field} is {value} but model\.backbone\.segmentation_weights, .*best\.safetensors, was pretrained with {has}"
     with pytest.raises(InputError, match=message):
         train(config, shapes, tmp_path)
@@ -359,7 +352,7 @@ def test_weights_of_another_network_are_refused(from_run, shapes, tmp_path, fiel
 
 
 def test_other_output_strides_rates_and_weights_tags_are_welcome(from_run, classes):
-    config = changed(from_run, backbone={"output_stride": 16, "name": "resnet18.tv_in1k"})
+    config = changed(from_run, model={"backbone": {"output_stride": 16, "name": "resnet18.tv_in1k"}})
     values = config.model_dump()
     values["model"]["mask"]["rates"] = [2, 4]
     build_model(validate(values, "test"), classes)
@@ -370,7 +363,7 @@ def test_files_of_another_kind_are_refused(from_run, classes, tmp_path):
     save_model(model, tmp_path / "model.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights")
     for name in ("model", "text", "missing"):
-        config = changed(from_run, backbone={"segmentation_weights": str(tmp_path / f"{name}.safetensors")})
+        config = changed(from_run, model={"backbone": {"segmentation_weights": str(tmp_path / f"{name}.safetensors")}})
         with pytest.raises(InputError, match=rf"{name}\.safetensors.*`masklab pretrain`"):
             build_model(config, classes)
 

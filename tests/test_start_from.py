@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from contracts import fails
+from contracts import changed, fails
 from safetensors import safe_open
 
-from masklab.config import merge, validate
 from masklab.model.backbone import check_network
 from masklab.model.masklab import build_model
 from masklab.structures import ClassTable
 from masklab.training.fit import train
 from masklab.training.pretrain import pretrain
 from masklab.weights import OF_CLASSES, load_model, load_start, save_model, take_over
-
-
-def changed(config, **sections):
-    return validate(merge(config.model_dump(), sections), "test")
 
 
 @pytest.fixture(scope="module")

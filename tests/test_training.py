@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 import yaml
-from contracts import assert_finite_and_connected, assert_instances, broken_at
+from contracts import assert_finite_and_connected, assert_instances, broken_at, changed
 
-from masklab.config import merge, validate
+from masklab.config import validate
 from masklab.data.coco import CocoSplit
 from masklab.data.loader import train_loader
 from masklab.errors import BrokenLossError, InputError
@@ -39,10 +39,6 @@ def targets(boxes=(), labels=None, crop=15, ignored=()):
     return Targets(
         boxes, labels, masks, boxes, torch.arange(len(boxes)), torch.tensor(ignored, dtype=torch.float32).view(-1, 4)
     )
-
-
-def changed(config, **sections):
-    return validate(merge(config.model_dump(), sections), "test")
 
 
 def batch(*all_targets):

@@ -351,7 +351,7 @@ def _predict(arguments: Namespace) -> None:
     from masklab.weights import load_model
 
     predict_folder(
-        load_model(arguments.model, None, arguments.max_detections, arguments.precision),
+        load_model(arguments.model, max_detections=arguments.max_detections, precision=arguments.precision),
         arguments.pictures,
         arguments.output,
         arguments.score,

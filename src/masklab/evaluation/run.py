@@ -50,7 +50,9 @@ def evaluate(
     if limits and ground_truth_boxes:
         raise InputError("limits has the figures of ground_truth_boxes among others: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, MaskLab) else str(find_weights(model))
-    network = model if isinstance(model, MaskLab) else load_model(model, None, max_detections, precision)
+    network = (
+        model if isinstance(model, MaskLab) else load_model(model, max_detections=max_detections, precision=precision)
+    )
     source = open_split(data, split, network.classes)
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
