@@ -42,14 +42,14 @@ def predict_folder(
     output = make_folder(output)
     _spare_sources(pictures, output)
     results: list[dict[str, Any]] = []
-    broken, shown, capped = [], 0, 0
+    broken = shown = capped = 0
     for path in track(pictures, "predicting"):
         try:
             picture = read_picture(path, model.config.model.backbone.channels)
             shown_picture = displayed(picture, model.config.pictures, path)
         except InputError as error:
             print(f"masklab: {error}", file=sys.stderr)
-            broken.append(path)
+            broken += 1
             continue
         instances = model.predict(picture, flips, scales)
         drawn = len(instances.above(min_score))
@@ -63,7 +63,7 @@ def predict_folder(
     with whole(target) as beside:
         beside.write_text(json.dumps(results))
     print(
-        f"{len(pictures) - len(broken)} pictures, {shown} objects of score {min_score:.2f} or more "
+        f"{len(pictures) - broken} pictures, {shown} objects of score {min_score:.2f} or more "
         f"({len(results)} detections in all): {target} and an overlay each"
     )
     if capped:
@@ -72,9 +72,7 @@ def predict_folder(
             "others may be missing: predict again with a larger --max_detections."
         )
     if broken:
-        raise InputError(
-            f"{len(broken)} of {len(pictures)} pictures could not be read: replace {broken[0]} and the others named above."
-        )
+        raise InputError(f"{broken} of {len(pictures)} pictures could not be read: replace those named above.")
     return target
 
 
