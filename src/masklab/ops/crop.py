@@ -167,12 +167,12 @@ class _CropChannels(torch.autograd.Function):
         ctx.channels_last = features.is_contiguous(memory_format=torch.channels_last)
         flat = (features.permute(0, 2, 3, 1) if ctx.channels_last else features).reshape(-1)
         out = torch.empty(len(rois), *size, device=features.device)
-        for some, index, right, down, (above, below, before, after) in _pieces(ctx):
+        for chunk, index, right, down, (above, below, before, after) in _pieces(ctx):
             top, bottom = (
                 _read(flat, index, line).mul_(before).addcmul_(_read(flat, index, line + right), after)
                 for line in (0, down)
             )
-            torch.mul(top, above, out=out[some]).addcmul_(bottom, below)
+            torch.mul(top, above, out=out[chunk]).addcmul_(bottom, below)
         return out
 
     @staticmethod
@@ -180,10 +180,10 @@ class _CropChannels(torch.autograd.Function):
         (gradient,) = gradients
         pictures, channels, height, width = ctx.shape
         flat = torch.zeros(ctx.shape.numel(), device=gradient.device)
-        for some, index, right, down, (above, below, before, after) in _pieces(ctx):
+        for chunk, index, right, down, (above, below, before, after) in _pieces(ctx):
             index = index.view(-1).long()
             for line, share in ((0, above), (down, below)):
-                incoming = gradient[some] * share
+                incoming = gradient[chunk] * share
                 flat[line:].scatter_add_(0, index, (incoming * before).reshape(-1))
                 flat[line + right :].scatter_add_(0, index, incoming.mul_(after).reshape(-1))
         if ctx.channels_last:
@@ -209,25 +209,30 @@ class _Piece(NamedTuple):
 
 
 def _pieces(ctx: Any) -> Iterator[_Piece]:
-    """All boxes, a few at a time: positions of at most `CHUNK` values, and of them samples of at most as many."""
+    """All boxes, a few at a time, so that nothing made for them is of more than `CHUNK` values."""
     _, count, height, width = ctx.shape
     (tall, wide), pictures, slack = ctx.size, ctx.rois.pictures, ctx.rois.slack
     cell, row, channel = (count, count * width, 1) if ctx.channels_last else (1, width, height * width)
     channels = ctx.channels[:, None, None] if ctx.channels.dim() == 1 else ctx.channels.view(-1, tall, wide)
     kind = torch.int32 if ctx.shape.numel() < 2**31 else torch.int64
     channels = (channels * channel).to(kind)
-    right, down = cell if width > 1 else 0, row if height > 1 else 0
     for block in _slices(0, len(ctx.rois), CHUNK // max(tall, wide)):
-        x1, y1, x2, y2 = ctx.rois.boxes[block].unbind(dim=1)
-        x = _inner(_taps(even_positions(x1, x2, wide)[:, None, :], width, slack[0]), width)
-        y = _inner(_taps(even_positions(y1, y2, tall)[:, :, None], height, slack[1]), height)
+        left, top, right, bottom = ctx.rois.boxes[block].unbind(dim=1)
+        x = _inner(_taps(even_positions(left, right, wide)[:, None, :], width, slack[0]), width)
+        y = _inner(_taps(even_positions(top, bottom, tall)[:, :, None], height, slack[1]), height)
         across = (x.low * cell).to(kind)
         along = (y.low * row + pictures[block, None, None] * (count * height * width)).to(kind)
         weights = (*_axis_weights(y), *_axis_weights(x))
         for boxes in _slices(block.start, block.stop, CHUNK // (tall * wide)):
             own = slice(boxes.start - block.start, boxes.stop - block.start)
-            cells = (along[own] + across[own]).add_(channels if channels.shape[0] == 1 else channels[boxes])
-            yield _Piece(boxes, cells, right, down, tuple(weight[own] for weight in weights))
+            index = (along[own] + across[own]).add_(channels if channels.shape[0] == 1 else channels[boxes])
+            yield _Piece(
+                boxes,
+                index,
+                cell if width > 1 else 0,
+                row if height > 1 else 0,
+                tuple(weight[own] for weight in weights),
+            )
 
 
 def _slices(start: int, stop: int, step: int) -> list[slice]:
