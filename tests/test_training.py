@@ -21,6 +21,7 @@ from masklab.training.fit import train
 from masklab.training.losses import classification_loss, mask_loss
 from masklab.training.module import (
     TrainingModule,
+    add_gradients,
     build_optimizer,
     check_finite,
     clip_gradients,
@@ -58,6 +59,21 @@ OBJECTS = ([10.0, 20, 40, 50], [50.0, 30, 90, 80], [60.0, 5, 75, 18])
 def step(tiny_config, classes):
     torch.manual_seed(0)
     return TrainingStep(build_model(tiny_config, classes)).train()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_gradient_reaches_its_weights_however_it_lies_in_memory(tiny_config, kind):
+    settings = tiny_config.train.model_copy(update={"optimizer": kind})
+    gradient, stepped = torch.randn(8, 4, 3, 3, generator=seeded()), []
+    for order in [(0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 0, 1)]:
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(4, 8, 3, bias=False).to(memory_format=torch.channels_last)
+        for _ in range(2):
+            lying = gradient.permute(order).clone(memory_format=torch.contiguous_format)
+            add_gradients(network, [lying.permute([order.index(i) for i in range(4)])])
+        build_optimizer(network, settings).step()
+        stepped.append(network.weight.detach())
+    torch.testing.assert_close(stepped[1:], stepped[:1] * 2, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("pictures", [[()], [(), ()], [OBJECTS, ()], [OBJECTS]])

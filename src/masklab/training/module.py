@@ -222,8 +222,14 @@ def learning(network: nn.Module) -> list[nn.Parameter]:
 def add_gradients(network: nn.Module, gradients: Sequence[Tensor | None]) -> None:
     """Add to the gradients of the parameters that are trained."""
     for parameter, gradient in zip(learning(network), gradients, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        if gradient is None:
+            continue
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.stride() == parameter.stride():
+            parameter.grad = gradient
+        else:  # a fused optimiser pairs values by where they lie in memory, so they must lie alike
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def sampler(seed: int, position: int) -> torch.Generator:
