@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision.ops
 from torch import nn
 from torchvision.ops import nms
 
 from masklab.config import BoxConfig
 from masklab.model.box_classifier import BoxClassifier, BoxOutput
 from masklab.model.rpn import Proposals
-from masklab.ops.boxes import clip, decode, encode, overlap_share, soft_nms
+from masklab.ops.boxes import best_apart, box_iou, clip, decode, encode, overlap_share, soft_nms
 
 
 def test_hand_worked_code():
@@ -45,6 +46,29 @@ def test_share_inside_regions():
 def boxes_at_random(count):
     corner = torch.rand(count, 2) * 40
     return torch.cat([corner, corner + 5 + torch.rand(count, 2) * 30], dim=1)
+
+
+def test_overlaps_equal_torchvisions_to_the_last_bit():
+    boxes, others = boxes_at_random(40), boxes_at_random(300)
+    boxes[7] = others[9]
+    expected = torchvision.ops.box_iou(boxes, others)
+    assert expected[7, 9] == 1
+    assert (expected == 0).any()
+    assert torch.equal(box_iou(boxes, others), expected)
+    assert torch.equal(box_iou(others, boxes), expected.t())
+    assert box_iou(boxes[:0], others).shape == (0, 300)
+    assert box_iou(boxes, others[:0]).shape == (40, 0)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 1000])
+@pytest.mark.parametrize("iou", [0.0, 0.3, 0.7])
+def test_the_first_after_suppression(iou, count):
+    boxes, scores = boxes_at_random(400), torch.linspace(1, 0, 400)
+    scores[100:150] = scores[100]  # equal scores keep their order
+    left = nms(boxes, scores, iou)
+    assert len(left) < 400
+    assert best_apart(boxes, scores, iou, count).tolist() == left[:count].tolist()
+    assert best_apart(boxes[:0], scores[:0], iou, count).shape == (0,)
 
 
 def soft_nms_slowly(boxes, scores, labels, sigma):

@@ -107,7 +107,9 @@ def test_no_boxes():
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("per_box", [False, True])
-def test_one_channel_a_sample_equals_crop_then_select(memory, per_box):
+@pytest.mark.parametrize("chunk", [CHUNK, 250])  # 250: two boxes of samples, positions of 22 boxes
+def test_one_channel_a_sample_equals_crop_then_select(memory, per_box, chunk, monkeypatch):
+    monkeypatch.setattr("masklab.ops.crop.CHUNK", chunk)
     features = torch.randn(2, 8, 9, 7).to(memory_format=memory)
     boxes = random_rois(30)
     channels = torch.randint(0, 8, (30,)) if per_box else direction_table(11, 8)

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from masklab.config import RPNConfig, settled
-from masklab.ops.boxes import clip, decode, inside
+from masklab.ops.boxes import best_apart, clip, decode, inside
 from masklab.ops.crop import CoordMode
 
 
@@ -91,6 +90,6 @@ class RPN(nn.Module):
         found = []
         for box, score in zip(boxes, scores, strict=True):
             box, score = box[score > -math.inf], score[score > -math.inf]
-            found.append(box[nms(box, score, config.nms_iou)[:keep]])
+            found.append(box[best_apart(box, score, config.nms_iou, keep)])
         padded = torch.stack([F.pad(box, (0, 0, 0, keep - box.shape[0])) for box in found])
         return Proposals(padded, torch.tensor([box.shape[0] for box in found], device=padded.device))

@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution whose weights' gradient is one matrix product: faster on a CPU for many small maps.
+"""A 3 x 3 convolution whose weights' gradient is nine matrix products: faster on a CPU for many small maps.
 
 R maps, C and O channels, H x W cells.
 """
@@ -16,7 +16,8 @@ class CropConv2d(nn.Conv2d):
     """A convolution over crops; the same function as `nn.Conv2d`, which it takes over as it stands.
 
     Where a 3 x 3 convolution of stride 1 without groups or bias is trained on a CPU, its backward pass takes the
-    gradient of the weights as one product over all cells of all crops (``benchmarks/training.py`` measures it).
+    gradient of the weights as products over all cells of all crops, one for each weight's place
+    (``benchmarks/training.py`` measures it).
     """
 
     @classmethod
@@ -52,10 +53,14 @@ class _CropConv(torch.autograd.Function):
 
 
 def _weight_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
-    """(O, C, 3, 3) from maps (R, C, H, W) and the gradient (R, O, H, W) of what came out."""
-    channels = maps.shape[1]
+    """(O, C, 3, 3) from maps (R, C, H, W) and the gradient (R, O, H, W) of what came out: one product a place.
+
+    All nine places in one product would need a copy of nine times the maps, which costs more than the product.
+    """
+    (height, width), channels = maps.shape[2:], maps.shape[1]
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    # every cell's 3 x 3 neighbours as one row; the channels of a neighbour stay together in memory
-    neighbours = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * channels)
-    product = gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1]).t() @ neighbours
-    return product.view(-1, 3, 3, channels).permute(0, 3, 1, 2)
+    wanted = gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1]).t()
+    products = [
+        wanted @ padded[:, y : y + height, x : x + width].reshape(-1, channels) for y in range(3) for x in range(3)
+    ]
+    return torch.stack(products, dim=1).view(-1, 3, 3, channels).permute(0, 3, 1, 2)

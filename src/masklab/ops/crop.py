@@ -10,6 +10,7 @@ R boxes, N pictures, C channels, H x W cells, P x Q samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -116,8 +117,32 @@ def sample_map(features: Tensor, rois: Rois, x: Tensor, y: Tensor) -> Tensor:
     index = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1)
     (above, below), (before, after) = _axis_weights(down), _axis_weights(across)
     weight = torch.stack([above * before, above * after, below * before, below * after], dim=-1).to(rows.dtype)
-    samples = F.embedding_bag(index.view(-1, 4), rows, mode="sum", per_sample_weights=weight.view(-1, 4))
+    samples: Tensor = _WeightedRows.apply(rows, index.view(-1, 4), weight.view(-1, 4))
     return samples.view(*index.shape[:3], channels).permute(0, 3, 1, 2)
+
+
+class _WeightedRows(torch.autograd.Function):
+    """Sums (S, C) of four rows each, of (L, C), by their ``index`` and ``weight`` (S, 4).
+
+    `embedding_bag`, but for its backward pass, which sorts all indices; adding the four in turn is faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, index, weight)
+        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (gradient,), (rows, index, weight) = gradients, ctx.saved_tensors
+        for_rows = for_weight = None
+        if ctx.needs_input_grad[0]:
+            for_rows = torch.zeros_like(rows)
+            for cells, share in zip(index.unbind(dim=1), weight.unbind(dim=1), strict=True):
+                for_rows.index_add_(0, cells, gradient * share[:, None])
+        if ctx.needs_input_grad[2]:
+            for_weight = torch.stack([(gradient * rows[cells]).sum(dim=1) for cells in index.unbind(dim=1)], dim=1)
+        return for_rows, None, for_weight
 
 
 def crop_channels(features: Tensor, rois: Rois, size: tuple[int, int], channels: Tensor) -> Tensor:
@@ -142,14 +167,12 @@ class _CropChannels(torch.autograd.Function):
         ctx.channels_last = features.is_contiguous(memory_format=torch.channels_last)
         flat = (features.permute(0, 2, 3, 1) if ctx.channels_last else features).reshape(-1)
         out = torch.empty(len(rois), *size, device=features.device)
-        places = _places(ctx)
-        for chunk in _chunks(rois, size):
-            index, above, below, before, after = places.of(chunk)
+        for some, index, right, down, (above, below, before, after) in _pieces(ctx):
             top, bottom = (
-                _read(flat, index, line).mul_(before).addcmul_(_read(flat, index, line + places.right), after)
-                for line in (0, places.down)
+                _read(flat, index, line).mul_(before).addcmul_(_read(flat, index, line + right), after)
+                for line in (0, down)
             )
-            torch.mul(top, above, out=out[chunk]).addcmul_(bottom, below)
+            torch.mul(top, above, out=out[some]).addcmul_(bottom, below)
         return out
 
     @staticmethod
@@ -157,22 +180,15 @@ class _CropChannels(torch.autograd.Function):
         (gradient,) = gradients
         pictures, channels, height, width = ctx.shape
         flat = torch.zeros(ctx.shape.numel(), device=gradient.device)
-        places = _places(ctx)
-        for chunk in _chunks(ctx.rois, ctx.size):
-            index, above, below, before, after = places.of(chunk)
+        for some, index, right, down, (above, below, before, after) in _pieces(ctx):
             index = index.view(-1).long()
-            for line, share in ((0, above), (places.down, below)):
-                incoming = gradient[chunk] * share
+            for line, share in ((0, above), (down, below)):
+                incoming = gradient[some] * share
                 flat[line:].scatter_add_(0, index, (incoming * before).reshape(-1))
-                flat[line + places.right :].scatter_add_(0, index, incoming.mul_(after).reshape(-1))
+                flat[line + right :].scatter_add_(0, index, incoming.mul_(after).reshape(-1))
         if ctx.channels_last:
             return flat.view(pictures, height, width, channels).permute(0, 3, 1, 2).to(ctx.dtype), None, None, None
         return flat.view(ctx.shape).to(ctx.dtype), None, None, None
-
-
-def _chunks(rois: Rois, size: tuple[int, int]) -> list[slice]:
-    step = max(1, CHUNK // (size[0] * size[1]))
-    return [slice(start, start + step) for start in range(0, len(rois), step)]
 
 
 def _read(flat: Tensor, index: Tensor, start: int) -> Tensor:
@@ -180,40 +196,43 @@ def _read(flat: Tensor, index: Tensor, start: int) -> Tensor:
     return flat[start:].index_select(0, index.view(-1)).view(index.shape).float()
 
 
-class _Places(NamedTuple):
-    """The four cells of single-channel samples, whose flat indices are ``y + channels + x`` and, from there, ``right``
-    and ``down``; their weights, 0 outside the map.  Along x (R, 1, Q), along y (R, P, 1)."""
+class _Piece(NamedTuple):
+    """Some boxes' single-channel samples: the first of a sample's four ``cells`` (r, P, Q), by its flat index, how far
+    from it the next are, ``right`` and ``down``, and the ``weights`` above, below (r, P, 1), before and after
+    (r, 1, Q), 0 outside the map."""
 
-    x: Tensor
-    y: Tensor
-    channels: Tensor
+    boxes: slice
+    cells: Tensor
     right: int
     down: int
-    weights: tuple[Tensor, Tensor, Tensor, Tensor]
-
-    def of(self, chunk: slice) -> tuple[Tensor, ...]:
-        """Indices (r, P, Q) of the first cells, and the weights above, below, before and after, of some boxes."""
-        channels = self.channels if self.channels.shape[0] == 1 else self.channels[chunk]
-        index = (self.y[chunk] + self.x[chunk]).add_(channels)
-        return (index, *(weight[chunk] for weight in self.weights))
+    weights: tuple[Tensor, ...]
 
 
-def _places(ctx: Any) -> _Places:
+def _pieces(ctx: Any) -> Iterator[_Piece]:
+    """All boxes, a few at a time: positions of at most `CHUNK` values, and of them samples of at most as many."""
     _, count, height, width = ctx.shape
-    boxes, pictures, slack = ctx.rois.boxes, ctx.rois.pictures, ctx.rois.slack
-    x = _inner(_taps(even_positions(boxes[:, 0], boxes[:, 2], ctx.size[1])[:, None, :], width, slack[0]), width)
-    y = _inner(_taps(even_positions(boxes[:, 1], boxes[:, 3], ctx.size[0])[:, :, None], height, slack[1]), height)
+    (tall, wide), pictures, slack = ctx.size, ctx.rois.pictures, ctx.rois.slack
     cell, row, channel = (count, count * width, 1) if ctx.channels_last else (1, width, height * width)
-    channels = ctx.channels[:, None, None] if ctx.channels.dim() == 1 else ctx.channels.view(-1, *ctx.size)
+    channels = ctx.channels[:, None, None] if ctx.channels.dim() == 1 else ctx.channels.view(-1, tall, wide)
     kind = torch.int32 if ctx.shape.numel() < 2**31 else torch.int64
-    return _Places(
-        (x.low * cell).to(kind),
-        (y.low * row + pictures[:, None, None] * (count * height * width)).to(kind),
-        (channels * channel).to(kind),
-        cell if width > 1 else 0,
-        row if height > 1 else 0,
-        (*_axis_weights(y), *_axis_weights(x)),
-    )
+    channels = (channels * channel).to(kind)
+    right, down = cell if width > 1 else 0, row if height > 1 else 0
+    for block in _slices(0, len(ctx.rois), CHUNK // max(tall, wide)):
+        x1, y1, x2, y2 = ctx.rois.boxes[block].unbind(dim=1)
+        x = _inner(_taps(even_positions(x1, x2, wide)[:, None, :], width, slack[0]), width)
+        y = _inner(_taps(even_positions(y1, y2, tall)[:, :, None], height, slack[1]), height)
+        across = (x.low * cell).to(kind)
+        along = (y.low * row + pictures[block, None, None] * (count * height * width)).to(kind)
+        weights = (*_axis_weights(y), *_axis_weights(x))
+        for boxes in _slices(block.start, block.stop, CHUNK // (tall * wide)):
+            own = slice(boxes.start - block.start, boxes.stop - block.start)
+            cells = (along[own] + across[own]).add_(channels if channels.shape[0] == 1 else channels[boxes])
+            yield _Piece(boxes, cells, right, down, tuple(weight[own] for weight in weights))
+
+
+def _slices(start: int, stop: int, step: int) -> list[slice]:
+    step = max(1, step)
+    return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
 
 
 def _inner(taps: _Taps, cells: int) -> _Taps:

@@ -46,19 +46,20 @@ class TrainingStep(nn.Module):
         }
 
     def _rpn_losses(self, output: RPNOutput, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        config, pictures = self.model.config.model.rpn, len(batch.targets)
-        objectness, box = output.objectness.sum() * 0, output.codes.sum() * 0
+        config, owners, samples, normalisers, objects = self.model.config.model.rpn, [], [], [], []
         for i, targets in enumerate(batch.targets):
             size = (int(batch.sizes[i, 0]), int(batch.sizes[i, 1]))
             sample = sample_anchors(output.anchors, targets, size, config, generators[i])
-            normaliser = max(1, len(sample.rows)) * pictures
-            positive = sample.objects >= 0
-            objectness = objectness + classification_loss(
-                output.objectness[i, sample.rows], positive.long(), normaliser
-            )
-            rows = sample.rows[positive]
-            wanted = encode(targets.boxes[sample.objects[positive]], output.anchors[rows])
-            box = box + box_loss(output.codes[i, rows], wanted, normaliser)
+            samples.append(sample)
+            owners.append(torch.full_like(sample.rows, i))
+            normalisers.append(torch.full_like(sample.rows, len(sample.rows) * len(batch.targets)))
+            objects.append(targets.boxes[sample.objects[sample.objects >= 0]])
+        rows, matched = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        owner, normaliser, wanted = torch.cat(owners), torch.cat(normalisers), torch.cat(objects)
+        positive = matched >= 0
+        objectness = classification_loss(output.objectness[owner, rows], positive.long(), normaliser)
+        owner, rows, normaliser = owner[positive], rows[positive], normaliser[positive]
+        box = box_loss(output.codes[owner, rows], encode(wanted, output.anchors[rows]), normaliser)
         return {"rpn_objectness": config.objectness_weight * objectness, "rpn_box": config.box_weight * box}
 
     def _box_losses(

@@ -39,13 +39,16 @@ def sample_anchors(
     if config.drop_crossing_anchors:
         usable = inside(anchors, anchors.new_tensor(size))
     if len(targets.boxes) > 0:
-        overlap = torch.where(usable[:, None], box_iou(anchors, targets.boxes), -1.0)
-        best, nearest = overlap.max(dim=1)
-        matched = torch.where(best >= config.positive_iou, nearest, matched)
+        overlap = box_iou(targets.boxes, anchors)  # (G, A): the many in the last dimension
+        if config.drop_crossing_anchors:
+            overlap.masked_fill_(~usable, -1.0)
+        best = overlap.amax(dim=0)
+        positive = (best >= config.positive_iou).nonzero().flatten()
+        matched[positive] = overlap[:, positive].argmax(dim=0)
         negative = best < config.negative_iou
         # the best anchor of each object, ties included, is positive whatever its overlap
-        best_of_object = overlap.amax(dim=0)
-        forced, object_ = ((overlap == best_of_object) & (best_of_object > 0)).nonzero(as_tuple=True)
+        best_of_object = overlap.amax(dim=1, keepdim=True)
+        object_, forced = ((overlap == best_of_object) & (best_of_object > 0)).nonzero(as_tuple=True)
         matched[forced] = object_
     negative &= overlap_share(anchors, targets.ignored) <= IGNORED_SHARE
     return _draw((matched >= 0) & usable, negative & usable & (matched < 0), matched, config, generator)
