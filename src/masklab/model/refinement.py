@@ -37,7 +37,7 @@ class Refinement(nn.Module):
         """Refined mask logits (R, P, P), float32, from coarse ones (R, P, P); gradients reach both inputs."""
         hidden = _join(coarse, maps, rois)
         for conv in self.convs:
-            hidden = F.relu(conv(hidden))
+            hidden = F.relu_(conv(hidden))
         return self.predict(hidden)[:, 0].float()
 
 
@@ -71,14 +71,14 @@ class SharedRefinement(nn.Module):
         )
         for other in others:
             # the first and last cells of all levels lie at the same places (see `Rois`)
-            total = total + F.interpolate(other, total.shape[-2:], mode="bilinear", align_corners=True)
-        return [self.mix(F.relu(total))]
+            total += F.interpolate(other, total.shape[-2:], mode="bilinear", align_corners=True)
+        return [self.mix(F.relu_(total))]
 
     def forward(self, coarse: Tensor, maps: list[Tensor], rois: Rois) -> Tensor:
         """Refined mask logits (R, P, P), float32, from coarse ones (R, P, P); gradients reach both inputs."""
         hidden = _join(coarse, maps, rois)
         for conv in self.convs:
-            hidden = F.relu(conv(hidden))
+            hidden = F.relu_(conv(hidden))
         return coarse + self.predict(hidden)[:, 0].float()
 
 

@@ -137,9 +137,9 @@ class _WeightedRows(torch.autograd.Function):
         (gradient,), (rows, index, weight) = gradients, ctx.saved_tensors
         for_rows = for_weight = None
         if ctx.needs_input_grad[0]:
-            for_rows = torch.zeros_like(rows)
+            for_rows, part = torch.zeros_like(rows), torch.empty_like(gradient)
             for cells, share in zip(index.unbind(dim=1), weight.unbind(dim=1), strict=True):
-                for_rows.index_add_(0, cells, gradient * share[:, None])
+                for_rows.index_add_(0, cells, torch.mul(gradient, share[:, None], out=part))
         if ctx.needs_input_grad[2]:
             for_weight = torch.stack([(gradient * rows[cells]).sum(dim=1) for cells in index.unbind(dim=1)], dim=1)
         return for_rows, None, for_weight
