@@ -55,7 +55,8 @@ class _CropConv(torch.autograd.Function):
 def _weight_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
     """(O, C, 3, 3) from maps (R, C, H, W) and the gradient (R, O, H, W) of what came out: one product a place.
 
-    All nine places in one product would need a copy of nine times the maps, which costs more than the product.
+    All nine places in one product would need a copy of nine times the maps, which costs more than the product.  The
+    result lies in memory as weights that are channels last.
     """
     (height, width), channels = maps.shape[2:], maps.shape[1]
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
