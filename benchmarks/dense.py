@@ -1,4 +1,4 @@
-"""A picture of 4096 x 4096 pixels with 5,000 objects whose boxes are given: masks and run lengths of all of them.
+"""An image of 4096 x 4096 pixels with 5,000 objects whose boxes are given: masks and run lengths of all of them.
 
     uv run python benchmarks/dense.py [--quick] [--side 4096]
 
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from side_by_side import alternate, arguments, peak_memory, ratio, show
 
-from masklab.config import load_recipe
-from masklab.model.masklab import build_model
-from masklab.ops.masks import masks_to_rle
+from masklab.config.recipe import load_recipe
+from masklab.masks.threshold import masks_to_rle
+from masklab.model.build import build_model
 from masklab.structures import ClassTable
 
 FEW, MANY = 500, 5000
@@ -32,14 +32,14 @@ def main() -> None:
     options = arguments(__doc__, side=4096)
     side = 1024 if options.quick else options.side
     torch.manual_seed(0)
-    changes = {"model": {"mask": {"refinement": "shared"}}, "pictures": {"scale": 1.0}}
+    changes = {"model": {"mask": {"refinement": "shared"}}, "image": {"scale": 1.0}}
     model = build_model(load_recipe("nuclei", changes), ClassTable((1,), ("object",)))
     model = model.eval().to(memory_format=torch.channels_last)
-    picture = torch.randint(256, (3, side, side), dtype=torch.uint8)
+    image = torch.randint(256, (3, side, side), dtype=torch.uint8)
     boxes, labels = draw_boxes(MANY, side), np.zeros(MANY, np.int64)
 
     def whole(count: int) -> None:
-        model.segment(picture, boxes[:count], labels[:count]).rles()
+        model.segment(image, boxes[:count], labels[:count]).rles()
 
     rows = []
     for count in (FEW, MANY):
@@ -48,14 +48,14 @@ def main() -> None:
     show(f"the whole way, {side} x {side}", ["", "seconds", "peak extra MiB"], rows)
 
     with model.inference():
-        image, _ = model.network_input(picture)
-        maps = model.mask_maps(model.backbone(image))
+        tensor, _ = model.network_input(image)
+        maps = model.mask_maps(model.backbone(tensor))
 
     def objects(count: int) -> None:
         places = torch.from_numpy(boxes[None, :count])
         with model.inference():
             none = torch.zeros(1, count, dtype=torch.long)
-            masks = model.masks(maps, places, none, torch.tensor([count]), image)
+            masks = model.masks(maps, places, none, torch.tensor([count]), tensor)
         masks_to_rle(masks[0].numpy(), boxes[:count], (side, side))
 
     sides = {count: partial(objects, count) for count in (FEW, MANY)}
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def draw_boxes(count: int, side: int) -> np.ndarray:
-    """Boxes of 20 to 60 pixels all over the picture, (N, 4) float32."""
+    """Boxes of 20 to 60 pixels all over the image, (N, 4) float32."""
     rng = np.random.default_rng(0)
     sides = rng.uniform(20, 60, (count, 2))
     corner = rng.uniform(0, 1, (count, 2)) * (side - sides)

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from side_by_side import alternate, arguments, peak_memory, ratio, show
 
-from masklab.ops.crop import Rois, crop_channels
+from masklab.ops.crop_channels import crop_channels
 from masklab.ops.direction import direction_table
+from masklab.ops.rois import Rois
 
 CROP, DIRECTIONS, BINS = 41, 8, 4
 HEIGHT, WIDTH = 101, 151  # 800 x 1200 at stride 8
@@ -38,14 +39,14 @@ def main() -> None:
         crop_channels(leaf, rois, (CROP, CROP), table).backward(upstream)
         return leaf.grad
 
-    def gathered() -> torch.Tensor | None:
+    def all_gather() -> torch.Tensor | None:
         leaf = logits.clone().requires_grad_()
         crops = grid_crop(leaf, rois.boxes)
         crops.gather(1, table.expand(boxes, 1, CROP, CROP))[:, 0].backward(upstream)
         return leaf.grad
 
-    torch.testing.assert_close(ours(), gathered(), rtol=1e-3, atol=1e-3)
-    sides = {"one channel a sample": ours, "crop all channels, then gather": gathered}
+    torch.testing.assert_close(ours(), all_gather(), rtol=1e-3, atol=1e-3)
+    sides = {"one channel a sample": ours, "crop all channels, then gather": all_gather}
     memory = {name: peak_memory(side) for name, side in sides.items()}
     seconds = alternate(sides, 3 if options.quick else 10)
     rows = [(name, seconds[name] * 1e3, memory[name]) for name in sides]
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def grid_crop(features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """All channels of every box, (R, C, P, P), from one picture: the boxes stacked along the grid's height."""
+    """All channels of every box, (R, C, P, P), from one image: the boxes stacked along the grid's height."""
     step = torch.linspace(0, 1, CROP)
     x = boxes[:, 0, None] + (boxes[:, 2] - boxes[:, 0])[:, None] * step
     y = boxes[:, 1, None] + (boxes[:, 3] - boxes[:, 1])[:, None] * step

@@ -1,9 +1,9 @@
-"""COCO metrics of 100 pictures with 400 objects each: `masklab.evaluation.coco_metrics` against pycocotools.
+"""COCO metrics of 100 images with 400 objects each: `masklab.evaluation.coco_metrics` against pycocotools.
 
-    uv run python benchmarks/evaluation.py [--quick] [--pictures 100] [--objects 400]
+    uv run python benchmarks/evaluation.py [--quick] [--images 100] [--objects 400]
 
 Drawn discs, found a pixel or two off, with random scores and classes.  Both sides begin at dictionaries in COCO's
-formats and end at the average precisions of masks and boxes, with as many detections a picture as there are objects.
+formats and end at the average precisions of masks and boxes, with as many detections an image as there are objects.
 Bar: at least 20 times faster, and AP, AP50, AP75 and the three sizes equal to 1e-9.
 """
 
@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from side_by_side import alternate, arguments, draw_discs, ratio, show
 
-from masklab.evaluation import coco_metrics
+from masklab.evaluation.coco import coco_metrics
 
 SIZE = (512, 512)
 CLASSES = 3
@@ -29,9 +29,9 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def main() -> None:
-    options = arguments(__doc__, pictures=100, objects=400)
-    pictures = 10 if options.quick else options.pictures
-    truth, results = draw(pictures, options.objects)
+    options = arguments(__doc__, images=100, objects=400)
+    images = 10 if options.quick else options.images
+    truth, results = draw(images, options.objects)
     figures: dict[str, dict[str, dict[str, float]]] = {}
 
     def ours() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     ]
     show("average precision", ["", "masklab", "pycocotools"], rows)
     show(
-        f"{pictures} pictures x {options.objects} objects, masks and boxes",
+        f"{images} images x {options.objects} objects, masks and boxes",
         ["", "seconds"],
         [("masklab", again["ours"]), ("pycocotools", seconds["theirs"])],
     )
@@ -60,25 +60,25 @@ def main() -> None:
     ratio(seconds["theirs"] / again["ours"])
 
 
-def draw(pictures: int, objects: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def draw(images: int, objects: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ground truth and results; every object is found, with its box and mask moved and resized a little."""
     rng = np.random.default_rng(0)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for picture in range(1, pictures + 1):
+    for image in range(1, images + 1):
         centres, radii = rng.uniform(8, SIZE[0] - 8, (objects, 2)), rng.uniform(4, 20, objects)
         radii[::40] *= 5  # some large ones
         found = centres + rng.normal(0, 1, (objects, 2)), radii * rng.uniform(0.9, 1.1, objects)
         labels = rng.integers(CLASSES, size=objects) + 1
         for disc, label in zip(draw_discs(centres, radii, SIZE), labels.tolist(), strict=True):
-            entry = {"id": len(annotations) + 1, "image_id": picture, "category_id": label, "iscrowd": 0}
+            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": label, "iscrowd": 0}
             annotations.append(entry | disc)
         for disc, label in zip(draw_discs(*found, SIZE), labels.tolist(), strict=True):
-            entry = {"image_id": picture, "category_id": label, "score": float(rng.random())}
+            entry = {"image_id": image, "category_id": label, "score": float(rng.random())}
             results.append(entry | {"bbox": disc["bbox"], "segmentation": disc["segmentation"]})
-    images = [{"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.png"} for n in range(1, pictures + 1)]
+    entries = [{"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.png"} for n in range(1, images + 1)]
     categories = [{"id": n, "name": f"class {n}"} for n in range(1, CLASSES + 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}, results
+    return {"images": entries, "annotations": annotations, "categories": categories}, results
 
 
 def pycocotools_metrics(truth: dict[str, Any], results: list[dict[str, Any]], kind: str, cap: int) -> dict[str, float]:

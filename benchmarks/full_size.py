@@ -15,11 +15,11 @@ import argparse
 import time
 
 from masklab import build_model, load_recipe
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import train_loader
-from masklab.hardware import autocast, memory_in_use
+from masklab.datasets.coco import CocoSplit
+from masklab.training.data.loader import train_loader
 from masklab.training.module import build_optimizer, clip_gradients
 from masklab.training.step import TrainingStep
+from masklab.utils.device import autocast, memory_in_use
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     print("  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
 
     began = time.perf_counter()
-    found = model.predict(split.pictures[0].path)
+    found = model.predict(split.images[0].path)
     report(f"prediction, {len(found)} detections", began)
 
 

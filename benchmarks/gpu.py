@@ -1,11 +1,11 @@
-"""MaskLab on a CUDA device: pictures a second, training steps a second, and the floor that arithmetic sets.
+"""MaskLab on a CUDA device: images a second, training steps a second, and the floor that arithmetic sets.
 
     uv run python benchmarks/gpu.py [--quick]
 
 ResNet-101, output stride 8, 800 x 1200, 300 proposals, 100 detections, shared refinement, random weights, bf16 and
-channels-last, from pictures on the device to soft masks there, at batch 1 and 8: as it is, and with the parts of fixed
+channels-last, from images on the device to soft masks there, at batch 1 and 8: as it is, and with the parts of fixed
 shapes compiled and captured as CUDA graphs.  Beside them the floor, the model's multiply-adds over the measured rate of
-a large bf16 matrix product, and torchvision's Mask R-CNN ResNet-50-FPN on as many pictures of the same size (its masks
+a large bf16 matrix product, and torchvision's Mask R-CNN ResNet-50-FPN on as many images of the same size (its masks
 pasted, as it always does).  Aim: at most 2 times as long as the floor at batch 8, which is the last line's ratio.
 
 Without a CUDA device it says so and ends.
@@ -18,12 +18,12 @@ from inference import random_model
 from side_by_side import Side, alternate, arguments, ratio, show
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from masklab.hardware import autocast
 from masklab.model.cost import model_cost
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch, Targets
 from masklab.training.module import build_optimizer, clip_gradients
 from masklab.training.step import TrainingStep
+from masklab.utils.device import autocast
 
 SIZE = (801, 1201)  # 800 x 1200, padded
 CLASSES = 80
@@ -43,10 +43,10 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} T multiply-adds a second, bf16")
     seconds = {batch: alternate(build_sides(model, batch), rounds, warm=3) for batch in (1, 8)}
     rows = [(name, 1 / seconds[1][name], 8 / seconds[8][name]) for name in seconds[1]]
-    show("pictures a second", ["", "batch 1", "batch 8"], [("the floor", 1 / floor, 1 / floor), *rows])
+    show("images a second", ["", "batch 1", "batch 8"], [("the floor", 1 / floor, 1 / floor), *rows])
     times = min(seconds[8][name] for name in ("masklab", "masklab, compiled")) / (8 * floor)
     train = alternate({"training step": training_step(model)}, rounds, warm=3)["training step"]
-    print(f"training steps a second, 1 picture each: {1 / train:.3g}")
+    print(f"training steps a second, 1 image each: {1 / train:.3g}")
     ratio(times)
 
 
@@ -67,14 +67,14 @@ def synchronised(side: Side) -> Side:
 
 
 def build_sides(model: MaskLab, batch: int) -> dict[str, Side]:
-    """Inference of ``batch`` pictures that are on the device."""
-    images = torch.randn(batch, 3, *SIZE, device="cuda").contiguous(memory_format=torch.channels_last)
+    """Inference of ``batch`` images that are on the device."""
+    inputs = torch.randn(batch, 3, *SIZE, device="cuda").contiguous(memory_format=torch.channels_last)
     sizes = torch.tensor([SIZE] * batch, device="cuda")
     torchvisions = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, min_size=800, max_size=1200, box_score_thresh=0.0
     )
     theirs = torchvisions.eval().cuda().to(memory_format=torch.channels_last)
-    pictures = [torch.rand(3, 800, 1200, device="cuda") for _ in range(batch)]
+    images = [torch.rand(3, 800, 1200, device="cuda") for _ in range(batch)]
 
     def inference(run: Side) -> Side:
         def side() -> object:
@@ -83,20 +83,20 @@ def build_sides(model: MaskLab, batch: int) -> dict[str, Side]:
 
         return synchronised(side)
 
-    # what has fixed shapes is compiled; suppression, whose shapes depend on the picture, stays as it is
+    # what has fixed shapes is compiled; suppression, whose shapes depend on the image, stays as it is
     compiled = CompiledParts(model)
     return {
-        "masklab": inference(lambda: model(images, sizes)),
-        "masklab, compiled": inference(lambda: compiled(images, sizes)),
-        "backbone alone": inference(lambda: model.mask_branch.conv5(model.backbone(images).conv4)),
-        "Mask R-CNN ResNet-50-FPN": inference(lambda: theirs(pictures)),
+        "masklab": inference(lambda: model(inputs, sizes)),
+        "masklab, compiled": inference(lambda: compiled(inputs, sizes)),
+        "backbone alone": inference(lambda: model.mask_head.conv5(model.backbone(inputs).conv4)),
+        "Mask R-CNN ResNet-50-FPN": inference(lambda: theirs(images)),
     }
 
 
 class CompiledParts:
     """The model with its fixed-shape parts captured as CUDA graphs."""
 
-    PARTS = ("backbone", "rpn", "box_classifier", "mask_branch")
+    PARTS = ("backbone", "rpn", "box_head", "mask_head")
 
     def __init__(self, model: MaskLab) -> None:
         self.model = model
@@ -105,21 +105,21 @@ class CompiledParts:
             name: torch.compile(forward, mode="reduce-overhead", dynamic=False) for name, forward in self.plain.items()
         }
 
-    def __call__(self, images: torch.Tensor, sizes: torch.Tensor) -> object:
+    def __call__(self, inputs: torch.Tensor, sizes: torch.Tensor) -> object:
         for name, graph in self.graphs.items():
             getattr(self.model, name).forward = graph
         try:
             torch.compiler.cudagraph_mark_step_begin()
-            return self.model(images, sizes)
+            return self.model(inputs, sizes)
         finally:
             for name, forward in self.plain.items():
                 getattr(self.model, name).forward = forward
 
 
 def training_step(model: MaskLab) -> Side:
-    """A whole step, optimiser included, on one picture of 20 objects."""
+    """A whole step, optimiser included, on one image of 20 objects."""
     config = model.config
-    crop, objects = config.model.mask.crop, 20
+    crop, objects = config.model.mask.mask_size, 20
     corner = torch.rand(objects, 2) * torch.tensor([SIZE[1], SIZE[0]]) * 0.8
     boxes = torch.cat([corner, corner + 40 + torch.rand(objects, 2) * 100], dim=1)
     targets = Targets(
@@ -130,8 +130,8 @@ def training_step(model: MaskLab) -> Side:
         mask_rows=torch.arange(objects),
         ignored=torch.zeros(0, 4),
     )
-    images = torch.randn(1, 3, *SIZE).contiguous(memory_format=torch.channels_last)
-    batch = Batch(images, torch.tensor([SIZE]), [targets], [0]).to("cuda")
+    inputs = torch.randn(1, 3, *SIZE).contiguous(memory_format=torch.channels_last)
+    batch = Batch(inputs, torch.tensor([SIZE]), [targets], [0]).to("cuda")
     step, optimizer = TrainingStep(model), build_optimizer(model, config.train)
 
     def side() -> None:

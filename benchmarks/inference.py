@@ -2,11 +2,11 @@
 
     uv run python benchmarks/inference.py [--quick]
 
-First table: `resnet101` with shared refinement on one picture of 800 x 1200, 300 proposals and 100 detections, from
+First table: `resnet101` with shared refinement on one image of 800 x 1200, 300 proposals and 100 detections, from
 uint8 pixels to masks (`MaskLab.predict`), against conv1 to conv5 of the same network on the same input.  Bar: at most
-1.8 times as long; the multiply-adds alone are printed.  Second table: pictures a second of the `nuclei` recipe's model,
+1.8 times as long; the multiply-adds alone are printed.  Second table: images a second of the `nuclei` recipe's model,
 from uint8 pixels to run lengths, against torchvision's Mask R-CNN with a ResNet-18-FPN, from uint8 pixels to masks
-pasted into the picture; both see 512 x 512 pixels and are made to find 300 objects.  Bar: at least 2 times as many.
+pasted into the image; both see 512 x 512 pixels and are made to find 300 objects.  Bar: at least 2 times as many.
 
 Random weights; the machine's default precision and channels-last memory on all sides.  The last line is the first
 table's ratio.
@@ -26,15 +26,16 @@ from masks_to_rle import encode
 from side_by_side import alternate, arguments, breakdown, mask_rcnn, ratio, show
 from torch import nn
 
-from masklab.config import load_recipe
-from masklab.hardware import autocast, number_format
-from masklab.instances import Instances
+from masklab.config.recipe import load_recipe
+from masklab.model.build import build_model
 from masklab.model.cost import model_cost
-from masklab.model.masklab import MaskLab, build_model
+from masklab.model.masklab import MaskLab
+from masklab.results.instances import Instances
 from masklab.structures import ClassTable
+from masklab.utils.device import autocast, number_format
 
 FOUND = 300  # objects that both sides of the second table are made to find
-SIDE, SCALE = 256, 2  # pixels of a nuclei picture, and how much larger the networks see it
+SIDE, SCALE = 256, 2  # pixels of a nuclei image, and how much larger the networks see it
 
 
 def main() -> None:
@@ -58,18 +59,18 @@ def against_backbone(rounds: int) -> float:
     """How many times as long as its backbone the whole model takes."""
     size = (800, 1200)
     model = random_model("resnet101", 80, mask={"refinement": "shared"})
-    picture = torch.randint(256, (3, *size), dtype=torch.uint8)
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
     with model.inference():
-        image, _ = model.network_input(picture)
+        tensor, _ = model.network_input(image)
 
     found: list[Instances] = []
 
     def whole() -> None:
-        found[:] = [model.predict(picture)]
+        found[:] = [model.predict(image)]
 
     def backbone() -> torch.Tensor:
         with model.inference():
-            return model.mask_branch.conv5(model.backbone(image).conv4)
+            return model.mask_head.conv5(model.backbone(tensor).conv4)
 
     seconds = alternate({"whole model": whole, "backbone alone": backbone}, rounds)
     show("ResNet-101, 800 x 1200", ["", "seconds"], list(seconds.items()))
@@ -78,11 +79,11 @@ def against_backbone(rounds: int) -> float:
         "conv1 to conv4": (model.backbone, "forward"),
         "region proposal network": (model.rpn, "forward"),
         "proposals": (model.rpn, "propose"),
-        "box crops, conv5 and linear": (model.box_classifier, "forward"),
-        "detections": (model.box_classifier, "detect"),
-        "mask conv5 and logits": (model.mask_branch, "forward"),
+        "box crops, conv5 and linear": (model.box_head, "forward"),
+        "detections": (model.box_head, "detect"),
+        "mask conv5 and logits": (model.mask_head, "forward"),
         "refinement maps": (model.refinement, "maps"),
-        "coarse masks": (model.mask_branch, "coarse_masks"),
+        "coarse masks": (model.mask_head, "coarse_masks"),
         "refinement": (model.refinement, "forward"),
     }
     show(f"one run by part, {len(found[0])} detections", ["", "seconds"], list(breakdown(whole, parts).items()))
@@ -93,28 +94,28 @@ def against_backbone(rounds: int) -> float:
 
 
 def against_mask_rcnn(rounds: int) -> None:
-    """Pictures a second of the nuclei model and of torchvision's."""
+    """Images a second of the nuclei model and of torchvision's."""
     ours = random_model("nuclei", 1, box={"max_detections": FOUND})
     seen = SIDE * SCALE
     theirs: nn.Module = mask_rcnn(1, min_size=seen, max_size=seen, box_score_thresh=0.0, box_detections_per_img=FOUND)
     theirs = theirs.eval().to(memory_format=torch.channels_last)
-    picture = torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)
+    image = torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)
 
     def pasted() -> torch.Tensor:
         with torch.inference_mode(), autocast("cpu"):
-            masks: torch.Tensor = theirs([picture / 255])[0]["masks"]
+            masks: torch.Tensor = theirs([image / 255])[0]["masks"]
             return masks[:, 0] > 0.5
 
     sides: dict[str, Callable[[], Sized]] = {
-        "masklab, run lengths": lambda: ours.predict(picture).rles(),
+        "masklab, run lengths": lambda: ours.predict(image).rles(),
         "Mask R-CNN, pasted masks": pasted,
         "Mask R-CNN, pasted masks and run lengths": lambda: encode(pasted()),
     }
     found = {name: len(side()) for name, side in sides.items()}
     seconds = alternate(sides, rounds)
     rows = [(name, found[name], 1 / seconds[name]) for name in sides]
-    show(f"nuclei model, pictures of {SIDE} x {SIDE} seen as {seen} x {seen}", ["", "objects", "pictures / s"], rows)
-    print(f"pictures a second, ours over pasted masks: {rows[0][2] / rows[1][2]:.3g}")
+    show(f"nuclei model, images of {SIDE} x {SIDE} seen as {seen} x {seen}", ["", "objects", "images / s"], rows)
+    print(f"images a second, ours over pasted masks: {rows[0][2] / rows[1][2]:.3g}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     uv run python benchmarks/mask_head.py [--quick]
 
-All sides begin at the maps of an 800 x 1200 picture and end at one soft mask an object, 41 x 41 against 28 x 28, for
-the same boxes.  What a picture costs once is not in it on either side (conv5 and its logits, a feature pyramid), but
-for the maps that `refinement: shared` makes once a picture: they are part of its figure, and a row of their own.
+All sides begin at the maps of an 800 x 1200 image and end at one soft mask an object, 41 x 41 against 28 x 28, for
+the same boxes.  What an image costs once is not in it on either side (conv5 and its logits, a feature pyramid), but
+for the maps that `refinement: shared` makes once an image: they are part of its figure, and a row of their own.
 Random weights.  Bars at N = 1000: coarse at least 200 times faster, shared refinement at least 5 times.
 """
 
@@ -20,12 +20,12 @@ from torch import nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from masklab.config import MaskConfig
-from masklab.hardware import autocast, has_bf16
+from masklab.config.model import MaskConfig
 from masklab.model.backbone import Features
-from masklab.model.mask_branch import MaskBranch, MaskLogits
+from masklab.model.mask_head import MaskLabHead, MaskLogits
 from masklab.model.refinement import Refinement, SharedRefinement
-from masklab.ops.crop import Rois
+from masklab.ops.rois import Rois
+from masklab.utils.device import autocast, has_bf16
 
 HEIGHT, WIDTH, CLASSES = 801, 1201, 80
 CHANNELS = {"conv1": 64, "conv2": 256}  # of a ResNet-50 or ResNet-101
@@ -70,7 +70,7 @@ def build_sides(count: int, precision: str) -> dict[str, Side]:
     rois = Rois.from_pixels(boxes, torch.zeros(count, dtype=torch.long), (HEIGHT, WIDTH))
 
     config = MaskConfig()
-    branch = MaskBranch(config, nn.Identity(), 1, CLASSES)
+    branch = MaskLabHead(config, nn.Identity(), 1, CLASSES)
     logits = MaskLogits(maps(CLASSES, 8), maps(config.directions * config.distance_bins, 8))
     features = Features(maps(CHANNELS["conv1"], 2), maps(CHANNELS["conv2"], 4), torch.empty(0), torch.empty(0))
     levels = list(CHANNELS)
@@ -92,7 +92,7 @@ def build_sides(count: int, precision: str) -> dict[str, Side]:
     return {
         "coarse": lambda: coarse().sigmoid(),
         "coarse + refinement: shared": lambda: shared(coarse(), shared.maps(features), rois).sigmoid(),
-        "  of it the maps, once a picture": lambda: shared.maps(features),
+        "  of it the maps, once an image": lambda: shared.maps(features),
         "coarse + refinement: paper": lambda: paper(coarse(), paper.maps(features), rois).sigmoid(),
         "Mask R-CNN's mask head": theirs,
     }

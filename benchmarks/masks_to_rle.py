@@ -1,11 +1,11 @@
-"""Soft masks to COCO run lengths of an 800 x 1200 picture: from the box's pixels, against torchvision and pycocotools.
+"""Soft masks to COCO run lengths of an 800 x 1200 image: from the box's pixels, against torchvision and pycocotools.
 
     uv run python benchmarks/masks_to_rle.py [--quick] [--samples 41]
 
 Both sides get the same masks (41 samples a side, or Mask R-CNN's 28) over the same boxes of about 40 pixels.  The other
 side is `paste_masks_in_image`, a threshold and `pycocotools.mask.encode`, 100 objects at a time, as all at once would
 take gigabytes.  The two sample differently, so our bits are checked against a slow version of our own sampling that
-fills the whole picture for every object.  Bar at N = 1000: at least 200 times faster.
+fills the whole image for every object.  Bar at N = 1000: at least 200 times faster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from side_by_side import alternate, arguments, ratio, show
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from masklab.ops.masks import THRESHOLD, masks_to_rle
+from masklab.masks.paste import THRESHOLD
+from masklab.masks.threshold import masks_to_rle
 
 SIZE = HEIGHT, WIDTH = 800, 1200
 CHECKED = 100  # objects whose bits are compared
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def draw(count: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Soft blobs ``(N, P, P)`` over boxes ``(N, 4)`` of 20 to 60 pixels, some of them across the picture's border."""
+    """Soft blobs ``(N, P, P)`` over boxes ``(N, 4)`` of 20 to 60 pixels, some of them across the image's border."""
     sides = torch.empty(count, 2).uniform_(20, 60)
     corner = torch.rand(count, 2) * torch.tensor([WIDTH, HEIGHT]) - sides / 2
     grid = torch.linspace(-1, 1, samples)
@@ -74,12 +75,12 @@ def paste_and_encode(masks: Tensor, boxes: Tensor, size: tuple[int, int] = SIZE)
 
 
 def encode(bits: Tensor) -> list[dict[str, Any]]:
-    """Full pictures of bits ``(N, H, W)`` to run lengths by pycocotools."""
+    """Full images of bits ``(N, H, W)`` to run lengths by pycocotools."""
     return pycocotools.mask.encode(np.asfortranarray(bits.permute(1, 2, 0).numpy().astype(np.uint8)))
 
 
 def differing_bits(masks: Tensor, boxes: Tensor) -> int:
-    """How many bits of ours differ from those of whole pictures, in which every pixel is sampled."""
+    """How many bits of ours differ from those of whole images, in which every pixel is sampled."""
     x, y = (torch.arange(WIDTH) + 0.5).double(), (torch.arange(HEIGHT) + 0.5).double()
     wrong = 0
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.double().tolist(), strict=True):

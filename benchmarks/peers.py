@@ -1,28 +1,28 @@
-"""The `nuclei` model against its peers, trained here from random weights on the same pictures for the same time.
+"""The `nuclei` model against its peers, trained here from random weights on the same images for the same time.
 
     uv run python benchmarks/peers.py DIR [--output runs/peers] [--minutes 25] [--rows ours torchvision]
     uv run python benchmarks/peers.py --quick
 
-DIR is a data set folder of any format, of colour or grey pictures.  The rows:
+DIR is a data set folder of any format, of colour or grey images.  The rows:
 
 - `ours`: the recipe `nuclei`, by `masklab train`'s own function;
 - `mask_rcnn_head`: the same detector with Mask R-CNN's mask head in place of MaskLab's (`model.mask.head`), likewise;
 - `torchvision`: torchvision's Mask R-CNN with a ResNet-18-FPN, group norm in body and pyramid.  It has the recipe's
   loader, augmentation, scale, optimiser, schedule and number format, its own learning rate (`--learning_rate`), and
-  half as many masks a picture in a step: they are the dearest part of it;
+  half as many masks an image in a step: they are the dearest part of it;
 - `torchvision_half`: the same with 128 channels, not 256, in pyramid, RPN and mask head, as the recipe's own network is
-  of half width: the mask head is most of a step, so it learns from many more pictures in the time.
+  of half width: the mask head is most of a step, so it learns from many more images in the time.
 
 A row's number of steps is fixed before it is trained: its share of `--minutes` by the time of a step, measured with the
 row's own network and loader after it has learnt a little, since a detector that finds more has more to do.  Run it on a
 machine that does nothing else.  Each row is then measured on val by the same code at the same cap of detections, with a
-score threshold tuned on training pictures as `masklab train` tunes it, and by the recipe's suppression, Soft-NMS
-included.  torchvision's masks are brought to the picture in two ways: by its own `paste_masks_in_image`, which cuts
+score threshold tuned on training images as `masklab train` tunes it, and by the recipe's suppression, Soft-NMS
+included.  torchvision's masks are brought to the image in two ways: by its own `paste_masks_in_image`, which cuts
 boxes to whole pixels, and exactly, by masklab's run lengths on the box as it was found, with the half pixel undone by
 which torchvision's mask targets lie beside their boxes.
 
 A row that is finished is kept, one that was stopped goes on.  Prints the table and writes it to
-`OUTPUT/seedS/peers.md`.  `--quick` draws a few pictures and takes two steps, to see that it runs.
+`OUTPUT/seedS/peers.md`.  `--quick` draws a few images and takes two steps, to see that it runs.
 """
 
 from __future__ import annotations
@@ -57,33 +57,40 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from masklab.config import Config, load_recipe, merge, settled
-from masklab.data.coco import CocoSplit, Picture
-from masklab.data.formats import open_split
-from masklab.data.loader import open_picture, stream_loader, train_loader
-from masklab.data.objects import Objects, visible_boxes
-from masklab.data.shapes import draw_shapes
-from masklab.data.statistics import resolve_auto
-from masklab.data.transforms import Geometry
-from masklab.evaluation import coco_metrics, matching_metrics, overlaps, write_metrics
-from masklab.files import make_folder, whole
-from masklab.hardware import autocast, default_device
-from masklab.model.masklab import build_model
-from masklab.ops import rle
-from masklab.ops.boxes import soft_nms
-from masklab.ops.masks import masks_to_rle
-from masklab.pictures import network_picture, read_picture
-from masklab.progress import track
+from masklab.config.fields import resolved
+from masklab.config.nested import merge
+from masklab.config.recipe import load_recipe
+from masklab.config.schema import Config
+from masklab.datasets.coco import CocoSplit, ImageRecord
+from masklab.datasets.objects import Objects
+from masklab.datasets.open import open_split
+from masklab.datasets.synthetic.shapes import draw_shapes
+from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.evaluation.report import write_metrics
+from masklab.images.read import read_image
+from masklab.images.resize import network_image
+from masklab.masks import rle
+from masklab.masks.threshold import masks_to_rle
+from masklab.model.build import build_model
+from masklab.ops.nms import soft_nms
 from masklab.structures import ClassTable
-from masklab.training.checkpoints import CHECKPOINT, WeightsSaver, open_run
-from masklab.training.fit import fit, train, tuned_threshold
-from masklab.training.module import OptimisedModule, TrainingModule, build_optimizer, clip_gradients
-from masklab.training.processes import Processes
-from masklab.weights import read_notes
+from masklab.training.auto import resolve_auto
+from masklab.training.data.loader import open_training_image, stream_loader, train_loader
+from masklab.training.data.targets import visible_boxes
+from masklab.training.data.transforms import Geometry
+from masklab.training.distributed import Processes
+from masklab.training.fit import fit, train, tune_threshold
+from masklab.training.module import BaseModule, TrainingModule, build_optimizer, clip_gradients
+from masklab.training.resume import CHECKPOINT, WeightsSaver, open_run
+from masklab.utils.device import autocast, default_device
+from masklab.utils.files import atomic_write, make_folder
+from masklab.utils.progress import track
+from masklab.weights.checkpoint import read_notes
 
 CHANGES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "mask_rcnn_head": {"model": {"mask": {"head": "mask_rcnn", "refine_levels": [], "crop": 28}}},
+    "mask_rcnn_head": {"model": {"mask": {"head": "mask_rcnn", "refine_levels": [], "mask_size": 28}}},
     "torchvision": {},
     "torchvision_half": {},
 }
@@ -93,8 +100,8 @@ WARM, MEASURED = 40, 20  # steps before and while the time of one is taken
 WEIGHTS, METRICS, PLAN = "last.safetensors", "metrics.json", "plan.json"
 HALF_PIXEL = 0.5  # torchvision samples masks at x where their pixel's centre is x + 0.5
 
-Find = Callable[[Picture], list[dict[str, Any]]]
-"""A picture's detections as COCO results."""
+Find = Callable[[ImageRecord], list[dict[str, Any]]]
+"""An image's detections as COCO results."""
 
 COLUMNS = {
     "mask AP": "mask_AP",
@@ -102,7 +109,7 @@ COLUMNS = {
     "AP75": "mask_AP75",
     "box AP": "box_AP",
     "Kaggle": "kaggle",
-    "s / picture": "seconds_a_picture",
+    "s / image": "seconds_a_image",
     "M parameters": "parameters",
     "steps": "steps",
     "s / step": "seconds_a_step",
@@ -138,7 +145,7 @@ def main() -> None:
             row = Row(name, row_config(name, options, splits[0]), make_folder(folder / name), options.data, *splits)
             rows += finished(row, options)
             text = table(rows, options)
-            with whole(folder / "peers.md") as path:
+            with atomic_write(folder / "peers.md") as path:
                 path.write_text(text, encoding="utf-8")
     print(text)
 
@@ -151,16 +158,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(CHANGES), default=list(CHANGES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of torchvision's rows")
-    parser.add_argument("--quick", action="store_true", help="drawn pictures and two steps: under 50 seconds")
+    parser.add_argument("--quick", action="store_true", help="drawn images and two steps: under 50 seconds")
     options = parser.parse_args()
     if (options.data is None) != options.quick:
-        parser.error("give either DIR, or --quick, which draws its own pictures")
+        parser.error("give either DIR, or --quick, which draws its own images")
     return options
 
 
 def row_config(name: str, options: argparse.Namespace, split: CocoSplit) -> Config:
-    """The recipe as a row changes it; training ends with a look at one picture, as each row is measured afterwards."""
-    changes = merge({"train": {"seed": options.seed, "validate_pictures": 1}}, CHANGES[name])
+    """The recipe as a row changes it; training ends with a look at one image, as each row is measured afterwards."""
+    changes = merge({"train": {"seed": options.seed, "validate_images": 1}}, CHANGES[name])
     if name in WIDTHS:
         changes = merge(changes, {"train": {"learning_rate": options.learning_rate}})
     return resolve_auto(load_recipe("nuclei", merge(changes, QUICK) if options.quick else changes), split)
@@ -201,7 +208,7 @@ def with_steps(config: Config, steps: int) -> Config:
 
 
 def seconds_a_step(row: Row, warm: int) -> float:
-    """Mean seconds of a step, waiting for its pictures included, after ``warm`` others at the full learning rate."""
+    """Mean seconds of a step, waiting for its images included, after ``warm`` others at the full learning rate."""
     torch.manual_seed(row.config.train.seed)
     module, batches = build(row, first_step=0)
     module.to(default_device())
@@ -216,7 +223,7 @@ def seconds_a_step(row: Row, warm: int) -> float:
     return (ends[-1] - ends[warm - 1]) / (len(ends) - warm)
 
 
-def build(row: Row, first_step: int) -> tuple[OptimisedModule, DataLoader[Any]]:
+def build(row: Row, first_step: int) -> tuple[BaseModule, DataLoader[Any]]:
     """A row's untrained network and its batches."""
     if row.name in WIDTHS:
         dataset, module = PeerDataset(row.train, row.config), PeerModule(build_torchvision(row), row.config)
@@ -229,7 +236,7 @@ def train_ours(row: Row) -> list[dict[str, Any]]:
     model = train(row.config, row.data, row.run, resume=clear_or_resume(row.run))
     return [
         {"row": row.name, "paste": "exact", "minutes": read_notes(row.run)["minutes"]}
-        | measure(row, model, lambda picture: model.predict(picture.path).to_coco(picture.image_id), model.threshold)
+        | measure(row, model, lambda image: model.predict(image.path).to_coco(image.image_id), model.threshold)
     ]
 
 
@@ -241,8 +248,8 @@ def train_torchvision(row: Row) -> list[dict[str, Any]]:
 
         def save(path: Path, notes: dict[str, Any]) -> None:
             tensors = {name: value.contiguous() for name, value in module.trained().state_dict().items()}
-            with whole(path) as beside:
-                save_file(tensors, beside, {"minutes": json.dumps(notes["minutes"])})
+            with atomic_write(path) as temporary:
+                save_file(tensors, temporary, {"minutes": json.dumps(notes["minutes"])})
 
         saver = WeightsSaver(row.run, "mask_AP", save, row.config.train)
         fit(module, row.config, saver, batches, {"train": row.train, "val": row.val}, start, Processes())
@@ -254,7 +261,7 @@ def train_torchvision(row: Row) -> list[dict[str, Any]]:
     figures = []
     for name, paste in {"torchvision's": paste_and_encode, "exact": paste_exactly}.items():
         find = partial(find_with_torchvision, model, row.config, row.train.categories, paste)
-        found = measure(row, model, find, tuned_threshold(find, row.train))
+        found = measure(row, model, find, tune_threshold(find, row.train))
         figures.append({"row": row.name, "paste": name, "minutes": minutes} | found)
     return figures
 
@@ -271,19 +278,19 @@ def measure(row: Row, model: nn.Module, find: Find, threshold: float) -> dict[st
     """Figures on val, from files to run lengths."""
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
-    for picture in track(row.val.pictures, "predicting"):
-        results += find(picture)
+    for image in track(row.val.images, "predicting"):
+        results += find(image)
     seconds = time.perf_counter() - began
-    cap = settled(row.config.model.box.max_detections, "model.box.max_detections")
+    cap = resolved(row.config.model.box.max_detections, "model.box.max_detections")
     metrics = coco_metrics(row.val.truth, results, cap)
     matching = matching_metrics(overlaps(row.val.truth, results), threshold)
     return {
         **{f"{kind}_{name}": metrics[kind][name] for kind in ("mask", "box") for name in ("AP", "AP50", "AP75")},
         "kaggle": matching["kaggle"]["mean"],
         "score_threshold": threshold,
-        "seconds_a_picture": seconds / len(row.val),
+        "seconds_a_image": seconds / len(row.val),
         "parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        "pictures": len(row.val),
+        "images": len(row.val),
     }
 
 
@@ -295,7 +302,7 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     budget = "two steps" if options.quick else f"{options.minutes:g} minutes"
     about = (
         f"Trained for {budget} each on {options.data}, seed {options.seed}, {torch.get_num_threads()} "
-        f"threads, torchvision's at learning rate {options.learning_rate:g}; measured on {rows[0]['pictures']} pictures of val."
+        f"threads, torchvision's at learning rate {options.learning_rate:g}; measured on {rows[0]['images']} images of val."
     )
     return "\n".join([about, "", *(f"| {' | '.join(cells)} |" for cells in lines)]) + "\n"
 
@@ -305,13 +312,13 @@ def shown(value: float | None) -> str:
 
 
 class AsGiven(GeneralizedRCNNTransform):
-    """Puts pictures together; changes neither them, which are at scale and normalised, nor what is found in them."""
+    """Puts images together; changes neither them, which are at scale and normalised, nor what is found in them."""
 
-    def normalize(self, image: Tensor) -> Tensor:
-        return image
+    def normalize(self, tensor: Tensor) -> Tensor:
+        return tensor
 
-    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
-        return image, target
+    def resize(self, tensor: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return tensor, target
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         return super().batch_images(images, size_divisible).contiguous(memory_format=torch.channels_last)
@@ -323,7 +330,7 @@ class AsGiven(GeneralizedRCNNTransform):
 def build_torchvision(row: Row) -> MaskRCNN:
     """The peer with the recipe's anchors, one size a level, and its numbers of proposals, masks and detections."""
     model, rpn, box = row.config.model, row.config.model.rpn, row.config.model.box
-    sizes = settled(rpn.anchor_sizes, "model.rpn.anchor_sizes")
+    sizes = resolved(rpn.anchor_sizes, "model.rpn.anchor_sizes")
     ratios = (tuple(rpn.anchor_ratios),)
     peer = mask_rcnn(
         len(row.train.categories),
@@ -333,10 +340,10 @@ def build_torchvision(row: Row) -> MaskRCNN:
         rpn_pre_nms_top_n_train=rpn.pre_nms_train,
         rpn_pre_nms_top_n_test=rpn.pre_nms_test,
         rpn_post_nms_top_n_train=rpn.proposals_train,
-        rpn_post_nms_top_n_test=settled(rpn.proposals_test, "model.rpn.proposals_test"),
+        rpn_post_nms_top_n_test=resolved(rpn.proposals_test, "model.rpn.proposals_test"),
         box_score_thresh=box.score_threshold,
         box_nms_thresh=box.nms_iou,
-        box_detections_per_img=settled(box.max_detections, "model.box.max_detections"),
+        box_detections_per_img=resolved(box.max_detections, "model.box.max_detections"),
         box_batch_size_per_image=2 * model.mask.train_masks,
         box_positive_fraction=0.25,  # each with its mask, the dearest part of a step
     )
@@ -364,7 +371,7 @@ def soften(heads: RoIHeads, sigma: float, least: float) -> None:
 
 
 class PeerBatch(NamedTuple):
-    """Pictures ``(C, H, W)``, torchvision's targets for them, and their ids."""
+    """Images ``(C, H, W)``, torchvision's targets for them, and their ids."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
@@ -376,14 +383,14 @@ class PeerBatch(NamedTuple):
 
 
 class PeerDataset(Dataset[Any]):
-    """The recipe's pictures with the same boxes as ours and, as torchvision wants them, masks of the whole crop."""
+    """The recipe's images with the same boxes as ours and, as torchvision wants them, masks of the whole crop."""
 
     def __init__(self, split: CocoSplit, config: Config) -> None:
         self.split, self.config = split, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor], int | str]:
         position, index = key
-        image, geometry, _ = open_picture(self.split, self.config, position, index)
+        tensor, geometry, _ = open_training_image(self.split, self.config, position, index)
         objects = self.split.objects(index)
         boxes, rows = visible_boxes(objects, geometry)
         targets = {
@@ -391,14 +398,14 @@ class PeerDataset(Dataset[Any]):
             "labels": torch.from_numpy(objects.labels[rows]) + 1,
             "masks": torch.from_numpy(crop_masks(objects, rows, geometry)),
         }
-        return image, targets, self.split.pictures[index].image_id
+        return tensor, targets, self.split.images[index].image_id
 
 
 def crop_masks(objects: Objects, rows: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The masks of some objects in the pixels of a transformed picture, ``(n, H, W)`` uint8."""
+    """The masks of some objects in the pixels of a transformed image, ``(n, H, W)`` uint8."""
     height, width = geometry.canvas_size
     middles = (np.arange(0.5, width), np.arange(0.5, height))
-    across, down, turned = geometry.axes_to_source(*middles)
+    across, down, transposed = geometry.axes_to_source(*middles)
     columns = np.floor(across).astype(np.int64).clip(0, objects.size[1] - 1)
     lines = np.floor(down).astype(np.int64).clip(0, objects.size[0] - 1)
     left, top = int(columns.min()), int(lines.min())
@@ -406,11 +413,11 @@ def crop_masks(objects: Objects, rows: np.ndarray, geometry: Geometry) -> np.nda
     masks = np.zeros((len(rows), height, width), np.uint8)
     for mask, row in zip(masks, rows.tolist(), strict=True):
         bits = rle.window(objects.runs(row), objects.size, view)[np.ix_(lines - top, columns - left)]
-        mask[:] = bits.T if turned else bits
+        mask[:] = bits.T if transposed else bits
     return masks
 
 
-class PeerModule(OptimisedModule):
+class PeerModule(BaseModule):
     """Trains torchvision's model as `TrainingModule` trains ours; it is measured afterwards."""
 
     def __init__(self, model: MaskRCNN, config: Config) -> None:
@@ -432,23 +439,23 @@ class PeerModule(OptimisedModule):
 
 
 def find_with_torchvision(
-    model: MaskRCNN, config: Config, classes: ClassTable, paste: Callable[..., list[dict[str, Any]]], picture: Picture
+    model: MaskRCNN, config: Config, classes: ClassTable, paste: Callable[..., list[dict[str, Any]]], image: ImageRecord
 ) -> list[dict[str, Any]]:
-    """Detections of one picture in its own pixels, as COCO results."""
-    values = torch.from_numpy(read_picture(picture.path, config.model.backbone.channels))
-    image, device = network_picture(values, config.pictures), default_device()
+    """Detections of one image in its own pixels, as COCO results."""
+    values = torch.from_numpy(read_image(image.path, config.model.backbone.channels))
+    tensor, device = network_image(values, config.image), default_device()
     with torch.inference_mode(), autocast(device, config.train.precision):
-        (found,) = model([image.to(device)])
-    height, width = picture.size
-    scale = torch.tensor([width / image.shape[2], height / image.shape[1]] * 2)
+        (found,) = model([tensor.to(device)])
+    height, width = image.size
+    scale = torch.tensor([width / tensor.shape[2], height / tensor.shape[1]] * 2)
     boxes = found["boxes"].float().cpu() * scale
     moved = boxes + HALF_PIXEL * scale if paste is paste_exactly else boxes
-    masks = paste(found["masks"][:, 0].float().cpu(), moved, picture.size)
+    masks = paste(found["masks"][:, 0].float().cpu(), moved, image.size)
     corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
     scores, labels = found["scores"].tolist(), (found["labels"] - 1).tolist()
     return [
         {
-            "image_id": picture.image_id,
+            "image_id": image.image_id,
             "category_id": classes.ids[label],
             "bbox": box,
             "score": score,

@@ -20,8 +20,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
-from masklab.ops import rle
-from masklab.ops.masks import runs_to_rle
+from masklab.masks import encode, rle
+from masklab.masks.threshold import rle_to_coco
 
 Side = Callable[[], object]
 
@@ -122,11 +122,11 @@ def draw_discs(centres: np.ndarray, radii: np.ndarray, size: tuple[int, int]) ->
     for (x, y), radius, (x1, y1), (x2, y2) in zip(centres, radii, low, high, strict=True):
         across, down = np.arange(x1, x2) + 0.5 - x, np.arange(y1, y2) + 0.5 - y
         bitmaps.append(across[None] ** 2 + down[:, None] ** 2 < radius**2)
-    runs = rle.encode_windows(bitmaps, np.concatenate([low, high], axis=1), size)
+    runs = encode.encode_windows(bitmaps, np.concatenate([low, high], axis=1), size)
     boxes = [rle.bounds(mask, size) or (0, 0, 0, 0) for mask in runs]
     return [
         {"area": rle.area(mask), "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": segmentation}
-        for mask, (x1, y1, x2, y2), segmentation in zip(runs, boxes, runs_to_rle(runs, size), strict=True)
+        for mask, (x1, y1, x2, y2), segmentation in zip(runs, boxes, rle_to_coco(runs, size), strict=True)
     ]
 
 

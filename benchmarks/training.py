@@ -2,11 +2,11 @@
 
     uv run python benchmarks/training.py [--quick]
 
-Pictures with 150 drawn discs each, read as the recipe reads them: batches of 8 crops of 256 x 256.  The step is
+Images with 150 drawn discs each, read as the recipe reads them: batches of 8 crops of 256 x 256.  The step is
 `TrainingModule`'s: losses and gradients of parts of the batch in threads, clipping and the optimiser.  The other side
 is forward and backward of conv1 to conv5, in the same threads, precision and memory layout.  Bar: at most 1.8 times
-as long.  The loader runs alone with the recipe's workers; bar: at least 3 times the pictures that the step takes.  A
-picture of 1,000 objects at 1024 x 1024, whole and at its own scale: bar 150 ms.  The last line is the step's ratio.
+as long.  The loader runs alone with the recipe's workers; bar: at least 3 times the images that the step takes.  A
+image of 1,000 objects at 1024 x 1024, whole and at its own scale: bar 150 ms.  The last line is the step's ratio.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ import torch
 from PIL import Image
 from side_by_side import alternate, arguments, breakdown, draw_discs, ratio, show
 
-from masklab.config import load_recipe, settled
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import InstanceDataset, train_loader
-from masklab.hardware import autocast
-from masklab.model.masklab import build_model
+from masklab.config.fields import resolved
+from masklab.config.recipe import load_recipe
+from masklab.datasets.coco import CocoSplit
+from masklab.model.build import build_model
 from masklab.structures import Batch
+from masklab.training.data.loader import InstanceDataset, train_loader
 from masklab.training.module import TrainingModule, build_optimizer, clip_gradients, split_batch
+from masklab.utils.device import autocast
 
-PICTURES, SIDE, OBJECTS = 16, 512, 150
+IMAGES, SIDE, OBJECTS = 16, 512, 150
 
 
 def main() -> None:
     options = arguments(__doc__)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        split = draw_split(Path(folder), "train", PICTURES, SIDE, OBJECTS)
+        split = draw_split(Path(folder), "train", IMAGES, SIDE, OBJECTS)
         batch = next(iter(train_loader(split, load_recipe("nuclei", {"train": {"workers": 0}}))))
         times, consumed = step_against_backbone(split, batch, 3 if options.quick else 10)
         delivered = loader_speed(split, 20 if options.quick else 100)
-        print(f"loader: {delivered:.3g} pictures a second, {delivered / consumed:.3g} times what the step takes")
-        crowded_picture(Path(folder))
+        print(f"loader: {delivered:.3g} images a second, {delivered / consumed:.3g} times what the step takes")
+        crowded_image(Path(folder))
     ratio(times)
 
 
 def step_against_backbone(split: CocoSplit, batch: Batch, rounds: int) -> tuple[float, float]:
-    """How many times as long as the backbone a step takes, and the pictures a second that it takes."""
+    """How many times as long as the backbone a step takes, and the images a second that it takes."""
     config = load_recipe("nuclei")
     model = build_model(config, split.categories).train().to(memory_format=torch.channels_last)
     module, optimizer = TrainingModule(model, None), build_optimizer(model, config.train)
@@ -67,7 +68,7 @@ def step_against_backbone(split: CocoSplit, batch: Batch, rounds: int) -> tuple[
 
     def backward(part: Batch) -> None:
         with autocast("cpu", config.train.precision):
-            conv5 = model.mask_branch.conv5(model.backbone(part.images).conv4)
+            conv5 = model.mask_head.conv5(model.backbone(part.images).conv4)
         conv5.float().mean().backward()
 
     def backbone() -> None:
@@ -75,11 +76,11 @@ def step_against_backbone(split: CocoSplit, batch: Batch, rounds: int) -> tuple[
         list(module.pool.map(backward, parts))
 
     seconds = alternate({"training step": step, "backbone alone": backbone}, rounds)
-    pictures = len(batch.image_ids)
-    rows = [(name, value * 1e3, pictures / value) for name, value in seconds.items()]
-    show(f"{pictures} pictures in {len(parts)} threads", ["", "ms", "pictures / s"], rows)
+    images = len(batch.image_ids)
+    rows = [(name, value * 1e3, images / value) for name, value in seconds.items()]
+    show(f"{images} images in {len(parts)} threads", ["", "ms", "images / s"], rows)
     show_parts(module, parts[0])
-    return seconds["training step"] / seconds["backbone alone"], pictures / seconds["training step"]
+    return seconds["training step"] / seconds["backbone alone"], images / seconds["training step"]
 
 
 def show_parts(module: TrainingModule, part: Batch) -> None:
@@ -96,57 +97,57 @@ def show_parts(module: TrainingModule, part: Batch) -> None:
         "forward: conv1 to conv4": (step.model.backbone, "forward"),
         "forward: proposals": (step.model.rpn, "propose"),
         "forward: anchors and their losses": (step, "_rpn_losses"),
-        "forward: box classifier": (step, "_box_losses"),
+        "forward: box head": (step, "_box_losses"),
         "forward: conv5 and masks": (step, "_mask_losses"),
     }
     names = {"the rest": "backward, and the rest"}
     rows = [(names.get(name, name), value * 1e3) for name, value in breakdown(run, parts).items()]
-    show(f"one run by part, {len(part.image_ids)} pictures in one thread", ["", "ms"], rows)
+    show(f"one run by part, {len(part.image_ids)} images in one thread", ["", "ms"], rows)
     torch.set_num_threads(threads)
 
 
 def loader_speed(split: CocoSplit, batches: int) -> float:
-    """Pictures a second that the recipe's loader delivers while nothing takes its time."""
+    """Images a second that the recipe's loader delivers while nothing takes its time."""
     config = load_recipe("nuclei")
     loader = iter(train_loader(split, config))
     next(loader)
     began = time.perf_counter()
     for _ in range(batches):
         next(loader)
-    return batches * settled(config.train.batch_size, "train.batch_size") / (time.perf_counter() - began)
+    return batches * resolved(config.train.batch_size, "train.batch_size") / (time.perf_counter() - began)
 
 
-def crowded_picture(folder: Path) -> None:
-    """Milliseconds of one picture of 1,000 objects: the first time, when its masks are read, and later."""
+def crowded_image(folder: Path) -> None:
+    """Milliseconds of one image of 1,000 objects: the first time, when its masks are read, and later."""
     split = draw_split(folder, "crowded", 1, 1024, 1000)
-    whole = {"scale": 1.0, "augment": {"crop": None, "scale_jitter": None}}
-    dataset = InstanceDataset(split, load_recipe("nuclei", {"pictures": whole}))
+    whole = {"scale": 1.0, "augment": {"crop_size": None, "scale_jitter": None}}
+    dataset = InstanceDataset(split, load_recipe("nuclei", {"image": whole}))
     began = time.perf_counter()
     _, targets, _ = dataset[0]
     first = time.perf_counter() - began
     numbers = count(1)
     later = alternate({"": lambda: dataset[next(numbers), 0]}, 3)[""]
-    print(f"one picture of {len(targets.boxes)} objects: {later * 1e3:.3g} ms, {first * 1e3:.3g} ms the first time")
+    print(f"one image of {len(targets.boxes)} objects: {later * 1e3:.3g} ms, {first * 1e3:.3g} ms the first time")
 
 
-def draw_split(folder: Path, name: str, pictures: int, side: int, objects: int) -> CocoSplit:
-    """A COCO split of pictures with bright discs on a noisy ground."""
+def draw_split(folder: Path, name: str, images: int, side: int, objects: int) -> CocoSplit:
+    """A COCO split of images with bright discs on a noisy ground."""
     rng = np.random.default_rng(0)
     (folder / name).mkdir()
     annotations: list[dict[str, Any]] = []
-    for picture in range(1, pictures + 1):
+    for image in range(1, images + 1):
         centres, radii = rng.uniform(0, side, (objects, 2)), rng.uniform(5, 14, objects)
         values = rng.integers(60, size=(side, side), dtype=np.uint8)
         rows, columns = np.mgrid[:side, :side] + 0.5
         for (x, y), radius in zip(centres, radii, strict=True):
             values[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] += 60
-        Image.fromarray(values).convert("RGB").save(folder / name / f"{picture}.png")
+        Image.fromarray(values).convert("RGB").save(folder / name / f"{image}.png")
         for disc in draw_discs(centres, radii, (side, side)):
-            entry = {"id": len(annotations) + 1, "image_id": picture, "category_id": 1, "iscrowd": 0}
+            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": 1, "iscrowd": 0}
             annotations.append(entry | disc)
-    images = [{"id": n, "file_name": f"{n}.png", "height": side, "width": side} for n in range(1, pictures + 1)]
+    entries = [{"id": n, "file_name": f"{n}.png", "height": side, "width": side} for n in range(1, images + 1)]
     categories = [{"id": 1, "name": "disc"}]
-    values_ = {"images": images, "annotations": annotations, "categories": categories}
+    values_ = {"images": entries, "annotations": annotations, "categories": categories}
     (folder / f"{name}.json").write_text(json.dumps(values_))
     return CocoSplit.find(folder, name)
 

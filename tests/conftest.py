@@ -22,15 +22,15 @@ def real_data():
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     """A small drawn data set."""
-    from masklab.data.shapes import draw_shapes
+    from masklab.datasets.synthetic.shapes import draw_shapes
 
     return draw_shapes(tmp_path_factory.mktemp("drawn") / "shapes", {"train": 8, "val": 4}, seed=1, size=(96, 112))
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """A model of a few thousand parameters that trains on drawn pictures in seconds."""
-    from masklab.config import validate
+    """A model of a few thousand parameters that trains on drawn images in seconds."""
+    from masklab.config.schema import validate
 
     return validate(
         {
@@ -45,10 +45,10 @@ def tiny_config():
                     "proposals_train": 50,
                     "proposals_test": 40,
                 },
-                "box": {"crop": 6, "samples": 16, "append_ground_truth": True, "max_detections": 20},
-                "mask": {"crop": 15, "train_masks": 8, "train_refined": 4, "refine_channels": 8},
+                "box": {"roi_size": 6, "samples": 16, "append_ground_truth": True, "max_detections": 20},
+                "mask": {"mask_size": 15, "train_masks": 8, "train_refined": 4, "refine_channels": 8},
             },
-            "pictures": {"scale": 1.0},
+            "image": {"scale": 1.0},
             "train": {
                 "steps": 4,
                 "batch_size": 2,

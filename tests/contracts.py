@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from masklab.config import merge, validate
-from masklab.errors import BrokenLossError, InputError
+from masklab.config.nested import merge
+from masklab.config.schema import validate
+from masklab.utils.errors import BrokenLossError, InputError
 
 
 def assert_instances(instances, model=None):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from masklab.errors import InputError
+from masklab.utils.errors import InputError
 
 STATM = Path("/proc/self/statm")  # pages of memory that are mapped, and of those that are there
 
@@ -102,20 +102,27 @@ def _work(connection: Any, modules: tuple[str, ...], seconds: float, gigabytes: 
 # What is read: every reader of the project, to its end
 
 
-def read_any_picture(path: Path) -> dict[str, Any]:
-    """All that can be asked of a picture file; what is read in parts must be what is read whole."""
-    from masklab.pictures import picture_kind, picture_size, read_limits, read_picture, read_sample, read_window
+def read_any_image(path: Path) -> dict[str, Any]:
+    """All that can be asked of an image file; what is read in parts must be what is read whole."""
+    from masklab.images.read import (
+        channels_and_dtype,
+        image_size,
+        read_image,
+        read_intensity_range,
+        read_sample,
+        read_window,
+    )
 
-    whole = read_picture(path, None)
+    whole = read_image(path, None)
     height, width = whole.shape[1:]
     box = (width // 3, height // 4, width // 3 + (width + 1) // 2, height // 4 + (height + 1) // 2)
     part, size = read_window(path, None, box)
-    low, high = read_limits(path, None, (1, 99))
+    low, high = read_intensity_range(path, None, (1, 99))
     return {
         "whole": whole,
         "parts agree": same(part, whole[:, box[1] : box[3], box[0] : box[2]])
-        and size == picture_size(path) == (height, width)
-        and len(low) == len(high) == picture_kind(path)[0] == len(read_sample(path, None)),
+        and size == image_size(path) == (height, width)
+        and len(low) == len(high) == channels_and_dtype(path)[0] == len(read_sample(path, None)),
     }
 
 
@@ -123,7 +130,7 @@ def read_any_data(folder: Path) -> dict[str, Any]:
     """A data set as training and evaluation read it, and beside it what `data check` says."""
     from rich.console import Console
 
-    from masklab.data.check import check, print_check
+    from masklab.datasets.check import check, print_check
 
     found: dict[str, Any] = {"refused": None, "splits": {}, "skipped": 0}
     try:
@@ -142,35 +149,36 @@ def read_any_data(folder: Path) -> dict[str, Any]:
 
 
 def _read_splits(folder: Path) -> tuple[dict[str, Any], int]:
-    from masklab.data.formats import open_split, split_names
+    from masklab.datasets.open import open_split, split_names
     from masklab.evaluation.inputs import read_inputs
 
     splits, skipped = {}, 0
     for name in sorted({"train", "val", *split_names(folder)}):
         split = open_split(folder, name)
-        pictures = []
-        for index, picture in enumerate(split.pictures):
+        images = []
+        for index, image in enumerate(split.images):
             objects = split.objects(index)
             values = split.read(index, None)
             masks = [objects.runs(row) for row in range(len(objects))]
-            pictures.append((picture.path.name, values, objects.boxes, objects.labels, masks, objects.ignored))
+            images.append((image.path.name, values, objects.boxes, objects.labels, masks, objects.ignored))
         measured = read_inputs(split.truth, [])
-        regions = [(r.picture, r.label, r.mask["counts"], r.box, r.area, r.crowd) for r in measured.objects]
-        splits[name] = {"classes": split.categories, "pictures": pictures, "measured": regions, "line": split.summary()}
+        regions = [(r.image, r.label, r.mask["counts"], r.box, r.area, r.crowd) for r in measured.objects]
+        splits[name] = {"classes": split.categories, "images": images, "measured": regions, "line": split.summary()}
         skipped += split.skipped.total()
     return splits, skipped
 
 
 def read_any_recipe(path: Path) -> dict[str, Any]:
     """A configuration, as the command line takes it."""
-    from masklab.config import flatten, load_recipe
+    from masklab.config.nested import flatten
+    from masklab.config.recipe import load_recipe
 
     return flatten(load_recipe(path).model_dump(mode="json"))
 
 
 def read_any_weights(path: Path) -> dict[str, Any]:
     """A weights file, and what is said of it."""
-    from masklab.weights import load_model, read_notes
+    from masklab.weights.checkpoint import load_model, read_notes
 
     model = load_model(path, "cpu")
     return {
@@ -186,9 +194,9 @@ def read_any_run(folder: Path, config: Any) -> dict[str, Any]:
     """What a run folder says of itself, as a run that is resumed asks."""
     import torch
 
-    from masklab.training.checkpoints import CHECKPOINT, open_run
     from masklab.training.log import LOG, read_log
     from masklab.training.record import read_record, refuse_other_settings
+    from masklab.training.resume import CHECKPOINT, open_run
 
     refuse_other_settings(folder, config)
     step = open_run(folder, resume=True).step

@@ -5,7 +5,7 @@ import math
 import torch
 
 
-def crop_and_resize(features, boxes, pictures, size, slack=(0.0, 0.0)):
+def crop_and_resize(features, boxes, images, size, slack=(0.0, 0.0)):
     """One sample at a time. ``features`` (N, C, H, W); ``boxes`` (R, 4) xyxy, 0 and 1 the outermost cells' centres."""
     channels, height, width = features.shape[1:]
     out = torch.zeros(len(boxes), channels, *size, dtype=features.dtype)
@@ -21,9 +21,9 @@ def crop_and_resize(features, boxes, pictures, size, slack=(0.0, 0.0)):
                 top, left = math.floor(y), math.floor(x)
                 bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
                 fy, fx = y - top, x - left
-                picture = features[int(pictures[r])]
-                upper = picture[:, top, left] * (1 - fx) + picture[:, top, right] * fx
-                lower = picture[:, bottom, left] * (1 - fx) + picture[:, bottom, right] * fx
+                image = features[int(images[r])]
+                upper = image[:, top, left] * (1 - fx) + image[:, top, right] * fx
+                lower = image[:, bottom, left] * (1 - fx) + image[:, bottom, right] * fx
                 out[r, :, i, j] = upper * (1 - fy) + lower * fy
     return out
 

@@ -7,13 +7,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from masklab import ablate as ablate_module
-from masklab.ablate import ablate, row_config
-from masklab.cli import main
-from masklab.comparison import Result, mean_and_spread, order_of, order_sentence, orders, write_results
-from masklab.errors import BrokenLossError, FailedRunsError, InputError
-from masklab.paper import Row, table_rows
-from masklab.weights import load_model, read_notes
+from masklab.cli.app import main
+from masklab.paper import ablate as ablate_module
+from masklab.paper.ablate import ablate, row_config
+from masklab.paper.comparison import Result, mean_and_std, order_of, order_sentence, orders, write_results
+from masklab.paper.tables import Row, table_rows
+from masklab.training import fit
+from masklab.utils.errors import BrokenLossError, FailedRunsError, InputError
+from masklab.weights.checkpoint import load_model, read_notes
 
 ROWS = ("table3-2", "table3-4")
 
@@ -90,7 +91,7 @@ def test_finished_runs_are_kept(finished, shapes, recipe, monkeypatch, capsys):
 def test_a_failing_run_is_reported_and_resumed_and_the_rest_goes_on(finished, shapes, recipe, tmp_path, monkeypatch):
     """Broken at its second step, after a checkpoint; the next call brings it to where the unbroken run ended."""
     reference, _ = finished
-    real, steps = ablate_module.train, []
+    real, steps = fit.train, []
 
     def breaks(losses, step, image_ids):
         if step == 1:
@@ -138,12 +139,12 @@ def test_runs_of_other_settings_are_refused(finished, shapes, recipe):
 @pytest.mark.parametrize(
     ("table", "overrides", "rows", "words"),
     [
-        ("table5", {}, None, ["row table5-444-111", "rates has 3 values", "model.backbone.name resnet18 has 2"]),
+        ("table5", {}, None, ["row table5-444-111", "dilations has 3 values", "model.backbone.name resnet18 has 2"]),
         ("table6", {}, None, ["row table6-base", "model.box.from_imagenet", "model.backbone.pretrained", "--rows"]),
         ("table6", {}, ["table6-seg"], ["row table6-seg", "segmentation_weights", "`masklab pretrain`"]),
         ("table3", {"model": {"mask": {"directions": 4}}}, None, ["model.mask.directions", "row table3-2"]),
         ("table3", {}, ["table3-5"], ["table3-5", "choose from table3-2, table3-4"]),
-        ("heads", {"model": {"mask": {"rates": [1, 2, 4]}}}, None, ["row heads-masklab", "model.mask.rates"]),
+        ("heads", {"model": {"mask": {"dilations": [1, 2, 4]}}}, None, ["row heads-masklab", "model.mask.dilations"]),
         ("table3", {"model": {"nonsense": 1}}, None, ["model.nonsense"]),
     ],
 )
@@ -166,7 +167,7 @@ def test_rows_change_any_recipe_and_share_the_overrides():
     assert {config.model.backbone.name for config in made.values()} == {"resnet50.tv_in1k"}
     assert made["table6-dc"].model.box.deformable == "grid"
     assert made["table6-mg"].model.box.deformable is None
-    assert made["table6-rs"].pictures.augment.min_sides == [480, 576, 688, 800, 930]
+    assert made["table6-rs"].image.augment.min_sides == [480, 576, 688, 800, 930]
 
 
 def results_of(*rows):
@@ -215,9 +216,9 @@ def test_order_with_own_and_with_true_boxes():
 
 
 def test_mean_and_spread_by_hand():
-    assert mean_and_spread([]) == (None, None)
-    assert mean_and_spread([3.0]) == (3.0, None)
-    assert mean_and_spread([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    assert mean_and_std([]) == (None, None)
+    assert mean_and_std([3.0]) == (3.0, None)
+    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize("runs", [[], [None], [40.0], [0.0, 0.0], [99.0, 100.0]])
@@ -232,9 +233,9 @@ def test_the_command_line(shapes, recipe, tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(ablate_module, "ablate", lambda *arguments: seen.append(arguments))
     words = ["ablate", "table3", "--recipe", recipe, "--data", str(shapes), "--output", str(tmp_path), "--seeds", "3"]
-    words += ["--rows", *ROWS, "--train.steps", "7", "--pictures.augment.scale_jitter", "[0.9,1.1]"]
+    words += ["--rows", *ROWS, "--train.steps", "7", "--image.augment.scale_jitter", "[0.9,1.1]"]
     assert main(words) == 0
-    changes = {"train": {"steps": 7}, "pictures": {"augment": {"scale_jitter": (0.9, 1.1)}}}
+    changes = {"train": {"steps": 7}, "image": {"augment": {"scale_jitter": (0.9, 1.1)}}}
     assert seen == [("table3", shapes, tmp_path, 3, recipe, changes, list(ROWS))]
 
     def fail(*_):

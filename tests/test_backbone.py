@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from masklab.config import BackboneConfig
-from masklab.errors import InputError
+from masklab.config.model import BackboneConfig
 from masklab.model.backbone import FrozenBatchNorm, build_backbone
+from masklab.utils.errors import InputError
 
 
 def build(**changes):
@@ -20,12 +20,12 @@ def build(**changes):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_dense_features_read_at_every_second_cell_are_the_strided_networks(name):
     """The law that a wrong dilation breaks."""
-    picture = torch.randn(1, 3, 65, 97)
+    image = torch.randn(1, 3, 65, 97)
     maps = {}
     for stride in (8, 16, 32):
         backbone, make_conv5 = build(name=name, output_stride=stride)
         with torch.no_grad():
-            conv4 = backbone(picture).conv4
+            conv4 = backbone(image).conv4
             maps[stride] = conv4, make_conv5().eval()(conv4)
     for dense, strided, step in ((8, 16, (2, 2)), (16, 32, (1, 2)), (8, 32, (2, 4))):
         for level in (0, 1):
@@ -36,10 +36,10 @@ def test_dense_features_read_at_every_second_cell_are_the_strided_networks(name)
 @pytest.mark.parametrize(("stride", "cells"), [(8, (9, 13)), (16, (5, 7)), (32, (5, 7))])
 def test_strides_and_channels(stride, cells):
     backbone, make_conv5 = build(output_stride=stride)
-    picture = torch.randn(1, 3, 65, 97)
-    features = backbone(picture)
+    image = torch.randn(1, 3, 65, 97)
+    features = backbone(image)
     for name, values in features._asdict().items():
-        expected = [(side - 1) // backbone.strides[name] + 1 for side in picture.shape[-2:]]
+        expected = [(side - 1) // backbone.strides[name] + 1 for side in image.shape[-2:]]
         assert list(values.shape[1:]) == [backbone.channels[name], *expected], name
     assert features.conv4.shape[-2:] == cells
     assert make_conv5.channels == backbone.channels.get("conv5", 512)
@@ -48,8 +48,10 @@ def test_strides_and_channels(stride, cells):
 def test_conv5_rates_stand_as_given_and_copies_share_nothing():
     _, make_conv5 = build(name="resnet50")
     first, second = make_conv5([4, 8, 4]), make_conv5(dense=True)
-    rates = [[m.dilation[0] for m in c.modules() if getattr(m, "kernel_size", 0) == (3, 3)] for c in (first, second)]
-    assert rates == [[4, 8, 4], [1, 1, 1]]
+    dilations = [
+        [m.dilation[0] for m in c.modules() if getattr(m, "kernel_size", 0) == (3, 3)] for c in (first, second)
+    ]
+    assert dilations == [[4, 8, 4], [1, 1, 1]]
     assert not {p.data_ptr() for p in first.parameters()} & {p.data_ptr() for p in second.parameters()}
     assert second(torch.randn(2, 1024, 7, 7)).shape == (2, 2048, 7, 7)
 

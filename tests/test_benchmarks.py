@@ -13,13 +13,14 @@ from PIL import Image
 from pycocotools import mask as coco
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
-from masklab.config import load_recipe
-from masklab.data.coco import Picture
-from masklab.data.objects import Objects, visible_boxes
-from masklab.data.transforms import Geometry, quarter_turn
-from masklab.ops import rle
-from masklab.pictures import resize
+from masklab.config.recipe import load_recipe
+from masklab.datasets.coco import ImageRecord
+from masklab.datasets.objects import Objects
+from masklab.images.resize import resize
+from masklab.masks import encode
 from masklab.structures import ClassTable
+from masklab.training.data.targets import visible_boxes
+from masklab.training.data.transforms import Geometry, quarter_turn
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name != "side_by_side.py")
@@ -48,7 +49,7 @@ def draw_discs(size=(60, 80), places=((20.3, 18.6, 9.4), (55.1, 40.2, 13.7), (76
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     bits = np.stack([(x - a) ** 2 + (y - b) ** 2 < r**2 for a, b, r in places])
     whole = np.tile([0, 0, size[1], size[0]], (len(bits), 1))
-    return bits, Objects.build(size, rle.encode_windows(list(bits), whole, size), [0] * len(bits))
+    return bits, Objects.build(size, encode.encode_windows(list(bits), whole, size), [0] * len(bits))
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -64,7 +65,7 @@ def test_masks_of_the_crop(peers, turns):
 def test_what_torchvision_is_taught_comes_back(peers, tmp_path, scale, least):
     """Its mask targets as its result: the exact paste gives the objects back, its own moves their edges.
 
-    At scale 1 the half pixel between its targets and their boxes is half a pixel of the picture: 0.91 without it.
+    At scale 1 the half pixel between its targets and their boxes is half a pixel of the image: 0.91 without it.
     """
     bits, objects = draw_discs()
     Image.new("L", (80, 60)).save(tmp_path / "dark.png")
@@ -78,12 +79,12 @@ def test_what_torchvision_is_taught_comes_back(peers, tmp_path, scale, least):
         "scores": torch.ones(4),
         "labels": torch.ones(4, dtype=torch.long),
     }
-    picture = Picture(7, tmp_path / "dark.png", (60, 80))
-    config = load_recipe("nuclei", {"pictures": {"scale": scale}})
+    image = ImageRecord(7, tmp_path / "dark.png", (60, 80))
+    config = load_recipe("nuclei", {"image": {"scale": scale}})
     find = partial(peers.find_with_torchvision, lambda images: [found], config, ClassTable((5,), ("disc",)))
     overlaps = []
     for paste in (peers.paste_exactly, peers.paste_and_encode):
-        results = find(paste, picture)
+        results = find(paste, image)
         assert [(entry["image_id"], entry["category_id"]) for entry in results] == [(7, 5)] * 4
         corners = np.array([entry["bbox"] for entry in results])
         corners[:, 2:] += corners[:, :2]

@@ -7,10 +7,11 @@ import torchvision.ops
 from torch import nn
 from torchvision.ops import nms
 
-from masklab.config import BoxConfig
-from masklab.model.box_classifier import BoxClassifier, BoxOutput
+from masklab.config.model import BoxConfig
+from masklab.model.box_head import BoxHead, BoxOutput
 from masklab.model.rpn import Proposals
-from masklab.ops.boxes import best_apart, box_iou, clip, decode, encode, overlap_share, soft_nms
+from masklab.ops.boxes import box_iou, clip, decode, encode, overlap_share
+from masklab.ops.nms import nms_top_k, soft_nms
 
 
 def test_hand_worked_code():
@@ -26,11 +27,11 @@ def test_decode_inverts_encode():
 
 
 def test_wild_codes_stay_finite():
-    codes = torch.tensor([[0.0, 0, 1e6, 1e6]])
-    assert decode(codes, torch.tensor([[0.0, 0, 10, 10]])).isfinite().all()
+    deltas = torch.tensor([[0.0, 0, 1e6, 1e6]])
+    assert decode(deltas, torch.tensor([[0.0, 0, 10, 10]])).isfinite().all()
 
 
-def test_clip_to_each_pictures_size():
+def test_clip_to_each_images_size():
     boxes = torch.tensor([[[-5.0, -5, 50, 50]], [[1, 2, 3, 4]]])
     sizes = torch.tensor([[20, 30], [40, 40]])
     assert clip(boxes, sizes[:, None]).tolist() == [[[0, 0, 30, 20]], [[1, 2, 3, 4]]]
@@ -67,8 +68,8 @@ def test_the_first_after_suppression(iou, count):
     scores[100:150] = scores[100]  # equal scores keep their order
     left = nms(boxes, scores, iou)
     assert len(left) < 400
-    assert best_apart(boxes, scores, iou, count).tolist() == left[:count].tolist()
-    assert best_apart(boxes[:0], scores[:0], iou, count).shape == (0,)
+    assert nms_top_k(boxes, scores, iou, count).tolist() == left[:count].tolist()
+    assert nms_top_k(boxes[:0], scores[:0], iou, count).shape == (0,)
 
 
 def soft_nms_slowly(boxes, scores, labels, sigma):
@@ -120,7 +121,7 @@ def test_detections_after_soft_nms(cap):
     config = BoxConfig(nms_iou=0.85, soft_nms=0.5, score_threshold=0.2, max_detections=cap)
     boxes, logits = boxes_at_random(80), torch.randn(80, 2) * 2
     proposals = Proposals(boxes[None], torch.tensor([80]))
-    head = BoxClassifier(config, nn.Identity(), 1, 1, num_classes=1)
+    head = BoxHead(config, nn.Identity(), 1, 1, num_classes=1)
     found = head.detect(BoxOutput(logits, torch.zeros(80, 1, 4)), proposals, torch.tensor([[200, 200]]))
 
     scores = logits.softmax(dim=1)[:, 0]
@@ -128,7 +129,7 @@ def test_detections_after_soft_nms(cap):
     kept = kept[nms(boxes[kept], scores[kept], 0.85)]
     softened = soft_nms_slowly(boxes[kept], scores[kept], torch.zeros(len(kept)), 0.5)
     order = [row for row in np.argsort(-softened) if softened[row] > 0.2][:cap]
-    count = int(found.real[0])
+    count = int(found.num_valid[0])
     assert count == len(order)
     assert cap == 5 or count < (scores > 0.2).sum()
     np.testing.assert_allclose(found.scores[0, :count], softened[order], atol=1e-5)

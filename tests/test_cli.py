@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 import shutil
@@ -13,12 +14,12 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 import masklab
-from masklab.cli import _parser, main
-from masklab.config import load_recipe
-from masklab.demo import demo
-from masklab.model.masklab import build_model
+from masklab.cli.app import _parser, main
+from masklab.cli.demo import demo
+from masklab.config.recipe import load_recipe
+from masklab.model.build import build_model
 from masklab.training.fit import train
-from masklab.weights import load_model, save_model
+from masklab.weights.checkpoint import load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_evaluate_writes_what_it_promises(run, shapes, tmp_path, capsys):
     assert metrics["matching"]["score_threshold"] == load_model(run).score_threshold
     assert set(metrics["per_class"]) == {"disc", "box", "triangle", "ring"}
     measured = metrics["measured"]
-    assert measured["pictures"] == 4
+    assert measured["images"] == 4
     assert measured["max_detections"] == 20
     assert measured["score_threshold_tuned"] is True
     assert "torch" in measured["versions"]
@@ -70,11 +71,11 @@ def test_predict_writes_coco_results_and_overlays(run, shapes, tmp_path):
     assert not list(tmp_path.glob(".*")), "nothing half written stays behind"
 
 
-def test_one_bad_picture_costs_only_itself(run, shapes, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    shutil.copytree(shapes / "val", pictures)
-    (pictures / "broken.png").write_bytes((pictures / sorted(pictures.iterdir())[0].name).read_bytes()[:200])
-    assert main(["predict", str(run), str(pictures), "--output", str(tmp_path / "out")]) == 2
+def test_one_bad_image_costs_only_itself(run, shapes, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(shapes / "val", images)
+    (images / "broken.png").write_bytes((images / sorted(images.iterdir())[0].name).read_bytes()[:200])
+    assert main(["predict", str(run), str(images), "--output", str(tmp_path / "out")]) == 2
     assert "broken.png" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
     assert (tmp_path / "out" / "predictions.json").is_file()
@@ -83,15 +84,15 @@ def test_one_bad_picture_costs_only_itself(run, shapes, tmp_path, capsys):
 def test_python_door(run, shapes):
     model = masklab.load(run)
     assert isinstance(model, torch.nn.Module)
-    picture = next((shapes / "val").iterdir())
-    assert_instances(model.predict(picture), model)
+    image = next((shapes / "val").iterdir())
+    assert_instances(model.predict(image), model)
     assert masklab.evaluate(model, shapes)["measured"]["model"] == "in memory"
 
 
 def test_train_takes_fields_from_the_command_line(shapes, tmp_path):
     words = ["train", "shapes", "--data", str(shapes), "--output", str(tmp_path / "run")]
     words += ["--train.steps", "1", "--train.batch_size", "2", "--train.workers", "0", "--model.mask.directions", "4"]
-    words += ["--model.backbone.width", "0.25", "--train.validate_pictures", "1"]
+    words += ["--model.backbone.width", "0.25", "--train.validate_images", "1"]
     assert main(words) == 0
     model = load_model(tmp_path / "run")
     assert model.config.model.mask.directions == 4
@@ -103,10 +104,10 @@ def test_weights_come_back_as_they_went(run, tmp_path):
     model = load_model(run)
     save_model(model, tmp_path / "copy.safetensors")
     again = load_model(tmp_path / "copy.safetensors")
-    picture = np.random.default_rng(0).integers(0, 255, (3, 60, 80), dtype=np.uint8)
-    np.testing.assert_array_equal(model.predict(picture).masks, again.predict(picture).masks)
+    image = np.random.default_rng(0).integers(0, 255, (3, 60, 80), dtype=np.uint8)
+    np.testing.assert_array_equal(model.predict(image).masks, again.predict(image).masks)
     assert again.classes == model.classes
-    assert again.config.pictures == model.config.pictures
+    assert again.config.image == model.config.image
     assert b"pytest" not in (tmp_path / "copy.safetensors").read_bytes()[:20000], "no path of the training machine"
 
 
@@ -119,7 +120,7 @@ def test_doctor_names_builds_that_do_not_fit(monkeypatch, capsys):
     def broken():
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setitem(__import__("masklab.doctor").doctor.CHECKS, "box suppression (torchvision)", broken)
+    monkeypatch.setitem(importlib.import_module("masklab.cli.doctor").CHECKS, "box suppression (torchvision)", broken)
     assert "different indexes" in fails(capsys, "doctor")
 
 
@@ -127,7 +128,7 @@ def test_doctor_says_that_torch_is_missing():
     script = (
         "import sys, importlib.metadata as m; sys.modules['torch'] = None; found = m.version\n"
         "def version(name):\n    if name == 'torch': raise m.PackageNotFoundError(name)\n    return found(name)\n"
-        "m.version = version\nfrom masklab.cli import main\nsys.exit(main(['doctor']))"
+        "m.version = version\nfrom masklab.cli.app import main\nsys.exit(main(['doctor']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -147,7 +148,7 @@ def test_what_the_defaults_come_from_stands_first(words, has, capsys):
 
 
 def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
-    """A cap of 1 is reached in every picture, which is said; in one of 1000 the number of proposals is the limit."""
+    """A cap of 1 is reached in every image, which is said; in one of 1000 the number of proposals is the limit."""
     folder, counts = shapes / "val", []
     for cap in ("1", "1000"):
         words = [str(run), str(folder), "--output", str(tmp_path / cap), "--max_detections", cap, "--score", "0.01"]
@@ -160,7 +161,7 @@ def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
     target = tmp_path / "figures.json"
     words = [str(run), "--data", str(shapes), "--output", str(target), "--max_detections", "1"]
     assert main(["evaluate", *words]) == 0
-    assert "4 of 4 pictures reached the cap of 1" in capsys.readouterr().out
+    assert "4 of 4 images reached the cap of 1" in capsys.readouterr().out
     assert json.loads(target.read_text())["measured"]["max_detections"] == 1
     assert "max_detections" in fails(capsys, "evaluate", str(run), "--data", str(shapes), "--max_detections", "0")
 
@@ -185,7 +186,7 @@ def test_the_number_format_can_be_chosen(run, shapes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("first", "second"), [("1.png", "01.png"), ("a.png", "a.jpg")])
-def test_pictures_that_results_could_not_tell_apart_are_refused(run, shapes, tmp_path, capsys, first, second):
+def test_images_that_results_could_not_tell_apart_are_refused(run, shapes, tmp_path, capsys, first, second):
     for name in (first, second):
         Image.open(sorted((shapes / "val").iterdir())[0]).save(tmp_path / name)
     err = fails(capsys, "predict", run, tmp_path, "--output", tmp_path / "out")
@@ -205,7 +206,7 @@ def test_recipes_and_info(capsys):
     assert main(["info", "shapes", "--classes", "4", "--height", "96", "--width", "96"]) == 0
     out = capsys.readouterr().out
     assert "refinement" in out
-    assert "shapes: one picture of 96 x 96, 4 classes" in out
+    assert "shapes: one image of 96 x 96, 4 classes" in out
 
 
 def test_data_shapes(tmp_path):
@@ -269,7 +270,7 @@ def test_bad_words(run, shapes, tmp_path, capsys):
         capsys, "train", "shapes", "--data", "/no/such", "--output", tmp_path / "x"
     )
     assert "no such run folder" in fails(capsys, "predict", "/no/such", shapes / "val")
-    assert "no such picture or folder" in fails(capsys, "predict", run, tmp_path / "none.png")
+    assert "no such image or folder" in fails(capsys, "predict", run, tmp_path / "none.png")
     assert "holds no split test" in fails(capsys, "evaluate", run, "--data", shapes, "--split", "test")
     fails(capsys, "frobnicate")
 
@@ -277,8 +278,8 @@ def test_bad_words(run, shapes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--model.mask.rates", "[1,2,4]"], ["model.mask.rates", "resnet18"]),
-        (["--model.box.rates", "[0,1]"], ["model.box.rates"]),
+        (["--model.mask.dilations", "[1,2,4]"], ["model.mask.dilations", "resnet18"]),
+        (["--model.box.dilations", "[0,1]"], ["model.box.dilations"]),
         (["--model.rpn.anchor_ratios", "[0]"], ["anchor_ratios"]),
         (["--model.rpn.anchor_sizes", "[-8]"], ["anchor_sizes"]),
         (["--model.backbone.pretrained", "true"], ["width", "pretrained"]),
@@ -287,7 +288,7 @@ def test_bad_words(run, shapes, tmp_path, capsys):
         (["--model.backbone.segmentation_weights", "w.safetensors"], ["segmentation_weights", "w.safetensors"]),
         (["--model.backbone.output_stride", "4"], ["output_stride"]),
         (["--model.mask.directions", "1"], ["directions"]),
-        (["--pictures.std", "[1,0,1]"], ["std"]),
+        (["--image.std", "[1,0,1]"], ["std"]),
         (["--train.seed", "99999999999"], ["seed"]),
     ],
 )
@@ -315,7 +316,7 @@ def test_a_bad_annotation_is_left_out_of_training_tuning_and_validation(shapes, 
     assert main(["show", str(run_folder), "--data", str(data), "--output", str(tmp_path / "figures")]) == 0
 
 
-def test_evaluating_pictures_of_another_size_names_the_picture(run, shapes, tmp_path, capsys):
+def test_evaluating_images_of_another_size_names_the_image(run, shapes, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(shapes, data)
     values = json.loads((data / "val.json").read_text())
@@ -325,12 +326,12 @@ def test_evaluating_pictures_of_another_size_names_the_picture(run, shapes, tmp_
     assert "00002.png is 112 wide" in fails(capsys, "evaluate", run, "--data", data)
 
 
-def test_overlays_are_not_written_over_the_pictures(run, shapes, tmp_path, capsys):
-    shutil.copytree(shapes / "val", tmp_path / "pictures")
-    before = (tmp_path / "pictures" / "00001.png").read_bytes()
-    said = fails(capsys, "predict", run, tmp_path / "pictures", "--output", tmp_path / "pictures")
+def test_overlays_are_not_written_over_the_images(run, shapes, tmp_path, capsys):
+    shutil.copytree(shapes / "val", tmp_path / "images")
+    before = (tmp_path / "images" / "00001.png").read_bytes()
+    said = fails(capsys, "predict", run, tmp_path / "images", "--output", tmp_path / "images")
     assert "would be written over it" in said
-    assert (tmp_path / "pictures" / "00001.png").read_bytes() == before
+    assert (tmp_path / "images" / "00001.png").read_bytes() == before
 
 
 def test_an_output_that_is_a_file_is_named(run, shapes, tmp_path, capsys):
@@ -345,15 +346,15 @@ def test_an_output_that_is_a_file_is_named(run, shapes, tmp_path, capsys):
 def test_weights_of_another_kind(run, shapes, tmp_path, capsys):
     from safetensors.torch import save_file
 
-    picture = next((shapes / "val").iterdir())
+    image = next((shapes / "val").iterdir())
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "not masklab's" in fails(capsys, "predict", tmp_path / "other.safetensors", picture)
+    assert "not masklab's" in fails(capsys, "predict", tmp_path / "other.safetensors", image)
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.pt")
-    assert "not a weights file" in fails(capsys, "predict", tmp_path / "pickle.pt", picture)
+    assert "not a weights file" in fails(capsys, "predict", tmp_path / "pickle.pt", image)
     whole = (run / "best.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "cut.safetensors is not a weights file or is damaged" in fails(
-        capsys, "predict", tmp_path / "cut.safetensors", picture
+        capsys, "predict", tmp_path / "cut.safetensors", image
     )
 
 
@@ -412,7 +413,7 @@ def test_bad_annotations_are_skipped_and_counted(shapes, tiny_config, tmp_path, 
 
 
 def test_demo_end_to_end_at_a_smaller_size(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("masklab.demo.PICTURES", {"train": 6, "val": 2})
+    monkeypatch.setattr("masklab.cli.demo.IMAGES", {"train": 6, "val": 2})
     figures = demo(tmp_path / "demo", steps=2)
     assert set(figures) >= {"AP", "AP50"}
     for name in (

@@ -6,8 +6,10 @@ import pytest
 import reference
 import torch
 
-from masklab.ops.crop import CHUNK, Rois, crop_and_resize, crop_channels
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.crop_channels import CHUNK, crop_channels
 from masklab.ops.direction import direction_table
+from masklab.ops.rois import Rois
 
 TENSORFLOW = Path(__file__).resolve().parents[2] / "shared" / "tf_ref.npz"
 RAMP = (10 * torch.arange(4.0)[:, None] + torch.arange(5.0))[None, None]  # f(y, x) = 10 y + x
@@ -18,11 +20,11 @@ def rois(*boxes_yxyx, slack=(1e-6, 1e-6)):
     return Rois(boxes, torch.zeros(len(boxes), dtype=torch.long), slack)
 
 
-def random_rois(count, pictures=2, seed=0, dtype=torch.float32):
+def random_rois(count, images=2, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator, dtype=dtype) * 1.3 - 0.2
     side = torch.rand(count, 2, generator=generator, dtype=dtype) - 0.2
-    owner = torch.randint(0, pictures, (count,), generator=generator)
+    owner = torch.randint(0, images, (count,), generator=generator)
     return Rois(torch.cat([corner, corner + side], dim=1), owner)
 
 
@@ -51,17 +53,17 @@ def test_hand_worked_boxes(box, three, two, one):
 
 @pytest.mark.parametrize("size", [(14, 14), (2, 2), (41, 41), (1, 1), (3, 5)])
 def test_equals_tensorflow(tensorflow, size):
-    picture = torch.from_numpy(tensorflow["img"]).permute(0, 3, 1, 2)
-    found = crop_and_resize(picture, rois(*tensorflow["boxes"]), size).permute(0, 2, 3, 1)
+    image = torch.from_numpy(tensorflow["img"]).permute(0, 3, 1, 2)
+    found = crop_and_resize(image, rois(*tensorflow["boxes"]), size).permute(0, 2, 3, 1)
     np.testing.assert_allclose(found.numpy(), tensorflow[f"c_{size[0]}_{size[1]}"], atol=2e-5)
 
 
 def test_gradients_equal_tensorflow(tensorflow):
-    picture = torch.from_numpy(tensorflow["img"]).permute(0, 3, 1, 2).requires_grad_()
+    image = torch.from_numpy(tensorflow["img"]).permute(0, 3, 1, 2).requires_grad_()
     boxes = torch.from_numpy(tensorflow["boxes"])[:, [1, 0, 3, 2]].requires_grad_()
-    crops = crop_and_resize(picture, Rois(boxes, torch.zeros(len(boxes), dtype=torch.long)), (14, 14))
+    crops = crop_and_resize(image, Rois(boxes, torch.zeros(len(boxes), dtype=torch.long)), (14, 14))
     (crops.permute(0, 2, 3, 1) * torch.from_numpy(tensorflow["w"])).sum().backward()
-    np.testing.assert_allclose(picture.grad.permute(0, 2, 3, 1).numpy(), tensorflow["gi"], atol=5e-5)
+    np.testing.assert_allclose(image.grad.permute(0, 2, 3, 1).numpy(), tensorflow["gi"], atol=5e-5)
     # TensorFlow's gradient is 0 for a sample exactly on a cell, where no derivative exists: one such box is drawn
     difference = np.abs(boxes.grad[:, [1, 0, 3, 2]].numpy() - tensorflow["gb"]).max(axis=1)
     assert np.sort(difference)[-2] < 5e-3
@@ -71,9 +73,9 @@ def test_gradients_equal_tensorflow(tensorflow):
 
 
 def test_hand_vectors_of_tensorflow(tensorflow):
-    picture = torch.from_numpy(tensorflow["f"]).permute(0, 3, 1, 2)
+    image = torch.from_numpy(tensorflow["f"]).permute(0, 3, 1, 2)
     for size in (3, 2, 1):
-        found = crop_and_resize(picture, rois(*tensorflow["hb"]), (size, size)).permute(0, 2, 3, 1)
+        found = crop_and_resize(image, rois(*tensorflow["hb"]), (size, size)).permute(0, 2, 3, 1)
         np.testing.assert_allclose(found.numpy(), tensorflow[f"h_{size}_{size}"], atol=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_hand_vectors_of_tensorflow(tensorflow):
 def test_equals_the_slow_version(size):
     features = torch.randn(2, 3, 6, 7)
     boxes = replace(random_rois(20), slack=(0.03, 0.05))
-    expected = reference.crop_and_resize(features, boxes.boxes, boxes.pictures, size, boxes.slack)
+    expected = reference.crop_and_resize(features, boxes.boxes, boxes.batch_index, size, boxes.slack)
     torch.testing.assert_close(crop_and_resize(features, boxes, size), expected, atol=1e-5, rtol=0)
 
 
@@ -109,7 +111,7 @@ def test_no_boxes():
 @pytest.mark.parametrize("per_box", [False, True])
 @pytest.mark.parametrize("chunk", [CHUNK, 250])  # 250: two boxes of samples, positions of 22 boxes
 def test_one_channel_a_sample_equals_crop_then_select(memory, per_box, chunk, monkeypatch):
-    monkeypatch.setattr("masklab.ops.crop.CHUNK", chunk)
+    monkeypatch.setattr("masklab.ops.crop_channels.CHUNK", chunk)
     features = torch.randn(2, 8, 9, 7).to(memory_format=memory)
     boxes = random_rois(30)
     channels = torch.randint(0, 8, (30,)) if per_box else direction_table(11, 8)
@@ -129,7 +131,7 @@ def test_more_boxes_than_one_chunk():
     table = direction_table(41, 8, 4)
     found = crop_channels(features, boxes, (41, 41), table)
     some = torch.tensor([0, count // 2, count - 1])
-    part = crop_and_resize(features, Rois(boxes.boxes[some], boxes.pictures[some]), (41, 41))
+    part = crop_and_resize(features, Rois(boxes.boxes[some], boxes.batch_index[some]), (41, 41))
     torch.testing.assert_close(found[some], part.gather(1, table.expand(3, 1, 41, 41))[:, 0], atol=1e-5, rtol=0)
 
 

@@ -11,19 +11,21 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from masklab.cli import main
-from masklab.config import load_recipe, validate
-from masklab.data.check import KEPT, PROBLEMS, SKIPPED, STOPS, check, duplicates, print_check
-from masklab.data.coco import CocoSplit
-from masklab.data.formats import open_split
-from masklab.data.shapes import draw_shapes
-from masklab.data.statistics import Statistics, measure, resolve_auto
-from masklab.errors import InputError
-from masklab.figures.dataset import suggestion
-from masklab.model.masklab import build_model
-from masklab.ops import rle
+from masklab.cli.app import main
+from masklab.config.recipe import load_recipe
+from masklab.config.schema import validate
+from masklab.datasets.check import KEPT, PROBLEMS, SKIPPED, STOPS, check, duplicates, print_check
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.open import open_split
+from masklab.datasets.statistics import Statistics, measure
+from masklab.datasets.synthetic.shapes import draw_shapes
+from masklab.masks import coco_segmentation
+from masklab.model.build import build_model
+from masklab.plots.dataset import suggestion
+from masklab.training.auto import resolve_auto
 from masklab.training.fit import train
-from masklab.weights import load_model
+from masklab.utils.errors import InputError
+from masklab.weights.checkpoint import load_model
 
 SQUARE = [[2, 3, 6, 3, 6, 9, 2, 9]]
 
@@ -47,7 +49,7 @@ def edit(folder, change, split="train"):
 
 
 def found(folder):
-    """Problem, image id and annotation id of every finding, unused categories of a few drawn pictures left out."""
+    """Problem, image id and annotation id of every finding, unused categories of a few drawn images left out."""
     report = check(folder)
     json.dumps(report.as_dict(), allow_nan=False)
     return [
@@ -66,7 +68,7 @@ ANNOTATIONS = [
     ({"segmentation": None}, "malformed segmentation"),
     ({"segmentation": {"size": [5, 5], "counts": [25]}}, "malformed segmentation"),
     ({"segmentation": {"size": [96, 128], "counts": [96 * 128]}}, "empty mask"),
-    ({"segmentation": [[500, 1, 520, 1, 510, 9]], "bbox": [500, 1, 20, 8]}, "outside the picture"),
+    ({"segmentation": [[500, 1, 520, 1, 510, 9]], "bbox": [500, 1, 20, 8]}, "outside the image"),
     ({"category_id": 77}, "unknown category"),
     ({"category_id": None}, "unknown category"),
     ({"category_id": [1]}, "unknown category"),
@@ -82,8 +84,8 @@ ANNOTATIONS = [
     ({"category_id": True}, "unknown category"),
     ({"bbox": [2, 3, 0, 6]}, "box without area"),
     ({"bbox": [2, 3, -4, 6]}, "box without area"),
-    ({"bbox": [2, 3, 400, 6]}, "box outside the picture"),
-    ({"bbox": [-1.5, 3, 4, 6]}, "box outside the picture"),
+    ({"bbox": [2, 3, 400, 6]}, "box outside the image"),
+    ({"bbox": [-1.5, 3, 4, 6]}, "box outside the image"),
     ({"iscrowd": 1, "segmentation": [], "bbox": None}, "malformed segmentation"),
     ({"image_id": 99}, "annotation of no image"),
     ({"image_id": {}}, "annotation of no image"),
@@ -131,7 +133,7 @@ def test_duplicate_objects_are_those_of_one_category(data):
 
 
 def full(masks):
-    """IoU of every pair, from whole pictures."""
+    """IoU of every pair, from whole images."""
     return [[(a & b).sum() / max((a | b).sum(), 1) for b in masks] for a in masks]
 
 
@@ -147,7 +149,7 @@ def test_duplicates_equal_the_slow_way():
         copy_of[tuple(where[rng.permutation(len(where))[: int(rng.integers(0, 60))]].T)] = False
         drawn.append(copy_of)
     labels = rng.integers(0, 2, len(drawn))
-    runs = [rle.runs_from_segmentation(as_rle(mask), size) for mask in drawn]
+    runs = [coco_segmentation.rle_from_segmentation(as_rle(mask), size) for mask in drawn]
     slow = full(drawn)
     rows = {b for b in range(len(drawn)) for a in range(b) if labels[a] == labels[b] and slow[a][b] > 0.95}
     fast = duplicates(runs, labels, size)
@@ -171,37 +173,37 @@ def test_masks_of_any_size_are_compared_by_their_runs():
     assert duplicates(runs, [0, 0, 0], size) == [(2, 0, pytest.approx(1))]
 
 
-def test_every_broken_picture_is_found_and_the_rest_is_still_checked(data):
+def test_every_broken_image_is_found_and_the_rest_is_still_checked(data):
     names = sorted(path.name for path in (data / "train").iterdir())
     (data / "train" / names[0]).unlink()
     whole = (data / "train" / names[1]).read_bytes()
     (data / "train" / names[1]).write_bytes(whole[: len(whole) // 2])
-    (data / "train" / names[2]).write_bytes(b"GIF89a no picture")
+    (data / "train" / names[2]).write_bytes(b"GIF89a no image")
     Image.new("RGB", (60, 50), "red").save(data / "train" / names[3])
     edit(data, lambda v: v["annotations"].append({**v["annotations"][0], "id": 1000, "category_id": 9, "image_id": 5}))
     edit(data, lambda v: v["images"][5].update(file_name="x" * 300))
     assert found(data) == [
-        ("train", "missing picture", 1, None),
-        ("train", "missing picture", 6, None),
-        ("train", "damaged picture", 2, None),
-        ("train", "damaged picture", 3, None),
+        ("train", "missing image", 1, None),
+        ("train", "missing image", 6, None),
+        ("train", "damaged image", 2, None),
+        ("train", "damaged image", 3, None),
         ("train", "other size than annotated", 4, None),
         ("train", "unknown category", 5, 1000),
     ]
 
 
-def test_pictures_that_are_there_twice(data):
+def test_images_that_are_there_twice(data):
     names = sorted(path.name for path in (data / "train").iterdir())
     shutil.copy(data / "train" / names[0], data / "train" / names[1])
-    with Image.open(data / "train" / names[2]) as picture:  # other bytes, the same pixels
-        picture.save(data / "train" / names[3], compress_level=1)
+    with Image.open(data / "train" / names[2]) as image:  # other bytes, the same pixels
+        image.save(data / "train" / names[3], compress_level=1)
     shutil.copy(data / "train" / names[4], data / "val" / names[0])
     assert found(data) == [
-        ("train", "duplicate picture", 2, None),
-        ("train", "duplicate picture", 4, None),
-        ("val", "picture in two splits", 1, None),
+        ("train", "duplicate image", 2, None),
+        ("train", "duplicate image", 4, None),
+        ("val", "image in two splits", 1, None),
     ]
-    details = [finding.detail for finding in check(data).findings if "picture" in finding.problem]
+    details = [finding.detail for finding in check(data).findings if "image" in finding.problem]
     assert "same bytes" in details[0]
     assert "same pixels" in details[1]
     assert "in train (image 5)" in details[2]
@@ -212,8 +214,8 @@ def test_exif_orientation_and_the_space_of_the_labels(data):
     for index, orientation in ((0, 6), (1, 3), (2, 6)):
         path = data / "train" / f"{index + 1:05d}.png"
         exif[274] = orientation
-        with Image.open(path) as picture:
-            upright = picture.rotate(90, expand=True) if index == 2 else picture.copy()
+        with Image.open(path) as image:
+            upright = image.rotate(90, expand=True) if index == 2 else image.copy()
         upright.save(path, exif=exif)
     assert found(data) == [
         ("train", "annotated as stored, before EXIF", 1, None),
@@ -225,7 +227,7 @@ ENTRIES = [
     (lambda v: v["images"].append(copy.deepcopy(v["images"][0])), "duplicate image id", 1),
     (lambda v: v["images"][2].pop("height"), "unusable image entry", 3),
     (lambda v: v["images"][2].update(file_name="../../secret.png"), "unusable image entry", 3),
-    (lambda v: v["images"].append("picture.png"), "unusable image entry", None),
+    (lambda v: v["images"].append("image.png"), "unusable image entry", None),
     (lambda v: v["categories"].append({"id": 1, "name": "again"}), "unusable categories", None),
     (lambda v: v["categories"].append({"id": "x"}), "unusable categories", None),
     (lambda v: v.pop("annotations"), "unusable split", None),
@@ -321,14 +323,14 @@ def test_other_formats_are_checked_as_they_are_read(tmp_path):
         )
         Image.fromarray(labels).save(tmp_path / "masks" / f"{k}.png")
     problems = [finding[1] for finding in found(tmp_path)]
-    assert len(problems) == 2, "pictures 0 and 1 are the same, and so are 2 and 3"
-    assert set(problems) <= {"duplicate picture", "picture in two splits"}
+    assert len(problems) == 2, "images 0 and 1 are the same, and so are 2 and 3"
+    assert set(problems) <= {"duplicate image", "image in two splits"}
     (tmp_path / "images" / "0.png").write_bytes(b"")
     (tmp_path / "masks" / "1.png").write_bytes(b"")
     Image.fromarray(labels.T).save(tmp_path / "masks" / "2.png")
     findings = {(f.file_name, f.problem) for f in check(tmp_path).findings if f.consequence == STOPS}
     assert findings == {
-        ("images/0.png", "damaged picture"),
+        ("images/0.png", "damaged image"),
         ("images/1.png", "unusable annotation file"),
         ("images/2.png", "unusable annotation file"),
     }
@@ -344,7 +346,7 @@ def test_the_table_says_where_on_a_narrow_terminal(data):
     lines = target.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
-    assert "missing picture 1 stops image 2 (00002.png): there is no" in text
+    assert "missing image 1 stops image 2 (00002.png): there is no" in text
     assert "malformed segmentation 6 skipped image 1 (00001.png), annotation 1" in text
     assert "... and 2 more; --output FILE lists all" in text
 
@@ -410,12 +412,12 @@ def test_caps_by_hand():
 
 def test_sizes_are_those_that_the_network_sees(data):
     split = CocoSplit.find(data, "train")
-    config = validate({"pictures": {"scale": 2.0}}, "test").pictures
+    config = validate({"image": {"scale": 2.0}}, "test").image
     measured = measure(split, config)
     boxes = np.array([a["bbox"] for a in split.ground_truth["annotations"]])
     np.testing.assert_allclose(np.sort(measured.sides), np.sort(2 * np.sqrt(boxes[:, 2] * boxes[:, 3])))
     assert measured.per_image.sum() == measured.per_class.sum() == len(boxes)
-    small = measure(split, validate({"pictures": {"min_side": 48, "max_side": 500}}, "test").pictures)
+    small = measure(split, validate({"image": {"min_side": 48, "max_side": 500}}, "test").image)
     np.testing.assert_allclose(np.sort(small.sides), np.sort(measured.sides) / 4)
 
 
@@ -424,17 +426,17 @@ AUTO = {"rpn": {"anchor_sizes": "auto", "proposals_test": "auto"}, "box": {"max_
 
 def test_auto_is_settled_from_the_training_split(data, capsys):
     config, split = load_recipe("shapes", {"model": AUTO}), CocoSplit.find(data, "train")
-    settled = resolve_auto(config, split).model
-    measured = measure(split, config.pictures)
-    assert settled.rpn.anchor_sizes == measured.anchor_sizes
-    assert settled.box.max_detections == 100
-    assert settled.rpn.proposals_test == 300
-    assert settled.rpn.pre_nms_test >= 600
-    assert settled.rpn.channels == config.model.rpn.channels
+    resolved = resolve_auto(config, split).model
+    measured = measure(split, config.image)
+    assert resolved.rpn.anchor_sizes == measured.anchor_sizes
+    assert resolved.box.max_detections == 100
+    assert resolved.rpn.proposals_test == 300
+    assert resolved.rpn.pre_nms_test >= 600
+    assert resolved.rpn.channels == config.model.rpn.channels
     assert len(capsys.readouterr().out.splitlines()) == 3
     fixed = load_recipe("shapes").model
-    settled = resolve_auto(load_recipe("shapes"), split).model
-    assert (settled.rpn, settled.box) == (fixed.rpn, fixed.box)
+    resolved = resolve_auto(load_recipe("shapes"), split).model
+    assert (resolved.rpn, resolved.box) == (fixed.rpn, fixed.box)
     edit(data, lambda v: v.update(annotations=[]))
     with pytest.raises(InputError, match=r"anchor_sizes is auto but .* holds no objects"):
         resolve_auto(config, CocoSplit.find(data, "train"))
@@ -460,10 +462,10 @@ def test_training_stores_what_auto_became(shapes, tiny_config, tmp_path):
     values = tiny_config.model_dump()
     values["model"]["rpn"] |= AUTO["rpn"]
     values["model"]["box"] |= AUTO["box"]
-    values["train"] |= {"steps": 1, "validate_pictures": 1}
+    values["train"] |= {"steps": 1, "validate_images": 1}
     train(validate(values, "test"), shapes, tmp_path / "run")
     config = load_model(tmp_path / "run").config
-    expected = measure(CocoSplit.find(shapes, "train"), config.pictures)
+    expected = measure(CocoSplit.find(shapes, "train"), config.image)
     assert config.model.rpn.anchor_sizes == expected.anchor_sizes
     assert config.model.box.max_detections == 100
     assert config.model.rpn.proposals_test == 300
@@ -482,7 +484,7 @@ def test_the_command_line_takes_auto(tmp_path, capsys):
 
 def test_show_draws_the_data_and_suggests_a_recipe(shapes, tmp_path, capsys):
     assert main(["data", "show", str(shapes), "--output", str(tmp_path / "out"), "--recipe", "shapes"]) == 0
-    for name in ("pictures", "statistics"):
+    for name in ("images", "statistics"):
         with Image.open(tmp_path / "out" / f"train_{name}.png") as figure:
             assert 400 < figure.width <= 1600
             assert len(figure.getcolors(2**24)) > 20
@@ -495,7 +497,7 @@ def test_show_draws_the_data_and_suggests_a_recipe(shapes, tmp_path, capsys):
     assert recipe.read_text() in capsys.readouterr().out
 
 
-def test_a_suggestion_for_crowded_pictures_makes_room_before_suppression():
+def test_a_suggestion_for_crowded_images_makes_room_before_suppression():
     crowded = statistics([20] * 3000, [3000])
     assert yaml.safe_load(suggestion(crowded, None, 6000))["model"]["rpn"] == {
         "anchor_sizes": [20],
@@ -511,7 +513,7 @@ def test_show_draws_what_is_empty(data, tmp_path, capsys):
     assert "anchor_sizes" not in (tmp_path / "out" / "train_suggestion.yaml").read_text()
     edit(data, lambda v: v.update(images=[]))
     assert main(["data", "show", str(data), "--output", str(tmp_path / "none")]) == 2
-    assert "no pictures to draw" in capsys.readouterr().err
+    assert "no images to draw" in capsys.readouterr().err
 
 
 def test_show_refuses_in_one_sentence(data, tmp_path, capsys):

@@ -11,9 +11,9 @@ from contracts import fails
 from PIL import Image
 from pycocotools import mask as oracle
 
-from masklab.data.coco import CocoSplit, find_split
-from masklab.ops import rle
-from masklab.pictures import list_pictures, read_picture
+from masklab.datasets.coco import CocoSplit, find_split
+from masklab.images.read import list_images, read_image
+from masklab.masks import rle
 from masklab.structures import ClassTable
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -32,7 +32,7 @@ COCO = {
 
 
 def write_split(folder, change=None, name="train"):
-    """A data set of two pictures; ``change`` edits the JSON."""
+    """A data set of two images; ``change`` edits the JSON."""
     values = copy.deepcopy(COCO)
     if change:
         change(values)
@@ -48,38 +48,38 @@ def add(**fields):
     return lambda values: values["annotations"].append({**base, **fields})
 
 
-# ---- pictures
+# ---- images
 
 
-def test_read_picture_brings_every_kind_to_rgb_and_grey(tmp_path):
+def test_read_image_brings_every_kind_to_rgb_and_grey(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(rgb)
-    picture.save(tmp_path / "rgb.png")
-    assert (read_picture(tmp_path / "rgb.png", 3) == rgb.transpose(2, 0, 1)).all()
-    picture.putalpha(40)
-    picture.save(tmp_path / "rgba.png")
-    assert (read_picture(tmp_path / "rgba.png", 3) == rgb.transpose(2, 0, 1)).all()
-    assert read_picture(tmp_path / "rgba.png", 4)[3].tolist() == np.full((6, 9), 40).tolist()
+    image = Image.fromarray(rgb)
+    image.save(tmp_path / "rgb.png")
+    assert (read_image(tmp_path / "rgb.png", 3) == rgb.transpose(2, 0, 1)).all()
+    image.putalpha(40)
+    image.save(tmp_path / "rgba.png")
+    assert (read_image(tmp_path / "rgba.png", 3) == rgb.transpose(2, 0, 1)).all()
+    assert read_image(tmp_path / "rgba.png", 4)[3].tolist() == np.full((6, 9), 40).tolist()
     grey = Image.fromarray(rgb).convert("L")
     grey.save(tmp_path / "grey.png")
-    assert (read_picture(tmp_path / "rgb.png", 1)[0] == np.asarray(grey)).all()
-    assert (read_picture(tmp_path / "grey.png", 3) == np.asarray(grey)).all()
-    assert read_picture(tmp_path / "grey.png", 1).shape == (1, 6, 9)
+    assert (read_image(tmp_path / "rgb.png", 1)[0] == np.asarray(grey)).all()
+    assert (read_image(tmp_path / "grey.png", 3) == np.asarray(grey)).all()
+    assert read_image(tmp_path / "grey.png", 1).shape == (1, 6, 9)
     Image.fromarray(rgb).quantize(256).save(tmp_path / "palette.png")
-    assert (read_picture(tmp_path / "palette.png", 3) == rgb.transpose(2, 0, 1)).all()
+    assert (read_image(tmp_path / "palette.png", 3) == rgb.transpose(2, 0, 1)).all()
     Image.fromarray(rgb[:, :, 0] > 99).save(tmp_path / "bits.png")
-    assert (read_picture(tmp_path / "bits.png", 1)[0] == 255 * (rgb[:, :, 0] > 99)).all()
+    assert (read_image(tmp_path / "bits.png", 1)[0] == 255 * (rgb[:, :, 0] > 99)).all()
 
 
-def test_read_picture_applies_exif_orientation(tmp_path):
+def test_read_image_applies_exif_orientation(tmp_path):
     rgb = np.zeros((8, 16, 3), np.uint8)
     rgb[0, 0] = 255
     exif = Image.Exif()
     exif[274] = 6  # shown turned clockwise: the top left corner goes to the top right
     Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
-    picture = read_picture(tmp_path / "turned.png", 3)
-    assert picture.shape == (3, 16, 8)
-    assert np.argwhere(picture[0]).tolist() == [[0, 7]]
+    image = read_image(tmp_path / "turned.png", 3)
+    assert image.shape == (3, 16, 8)
+    assert np.argwhere(image[0]).tolist() == [[0, 7]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -89,7 +89,7 @@ def test_tiff_orientation_is_that_of_pillow(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
-    assert (read_picture(tmp_path / "a.tif", 1) == read_picture(tmp_path / "a.png", 1)).all()
+    assert (read_image(tmp_path / "a.tif", 1) == read_image(tmp_path / "a.png", 1)).all()
 
 
 def test_sixteen_bits_stay_sixteen(tmp_path):
@@ -98,9 +98,9 @@ def test_sixteen_bits_stay_sixteen(tmp_path):
     Image.fromarray(values).save(tmp_path / "deep.png")
     tifffile.imwrite(tmp_path / "deep.tif", values)
     for file in ("deep.png", "deep.tif"):
-        assert (read_picture(tmp_path / file, 1) == values).all()
-        assert (read_picture(tmp_path / file, 3) == values).all()
-        assert read_picture(tmp_path / file, 3).dtype == np.uint16
+        assert (read_image(tmp_path / file, 1) == values).all()
+        assert (read_image(tmp_path / file, 3) == values).all()
+        assert read_image(tmp_path / file, 3).dtype == np.uint16
 
 
 @pytest.mark.parametrize("layout", ["YXS", "CYX"])
@@ -109,27 +109,27 @@ def test_tiff_with_five_channels(tmp_path, layout):
     stored = values if layout == "CYX" else values.transpose(1, 2, 0)
     planar = "separate" if layout == "CYX" else "contig"
     tifffile.imwrite(tmp_path / "five.tif", stored, photometric="minisblack", planarconfig=planar)
-    assert (read_picture(tmp_path / "five.tif", 5) == values).all()
-    fails(["five.tif", "5 channels", "3 are expected", "in_channels"], read_picture, tmp_path / "five.tif", 3)
+    assert (read_image(tmp_path / "five.tif", 5) == values).all()
+    fails(["five.tif", "5 channels", "3 are expected", "in_channels"], read_image, tmp_path / "five.tif", 3)
 
 
 def test_compressed_rgb_tiff(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(rgb).save(tmp_path / "lzw.tif", compression="tiff_lzw")
-    assert (read_picture(tmp_path / "lzw.tif", 3) == rgb.transpose(2, 0, 1)).all()
+    assert (read_image(tmp_path / "lzw.tif", 3) == rgb.transpose(2, 0, 1)).all()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
-def test_damaged_pictures_are_named(tmp_path, suffix):
+def test_damaged_images_are_named(tmp_path, suffix):
     whole, path = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
     for share in (0.0, 0.001, 0.02, 0.5, 0.9):
         path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
-        fails([path.name], read_picture, path, 3)
-    path.write_text("not a picture at all")
-    fails([path.name, "not a picture"], read_picture, path, 3)
-    fails(["missing"], read_picture, tmp_path / f"missing{suffix}", 3)
-    fails([str(tmp_path)], read_picture, tmp_path, 3)
+        fails([path.name], read_image, path, 3)
+    path.write_text("not an image at all")
+    fails([path.name, "not an image"], read_image, path, 3)
+    fails(["missing"], read_image, tmp_path / f"missing{suffix}", 3)
+    fails([str(tmp_path)], read_image, tmp_path, 3)
 
 
 def test_a_png_with_a_wrong_checksum_is_damaged(tmp_path):
@@ -140,14 +140,14 @@ def test_a_png_with_a_wrong_checksum_is_damaged(tmp_path):
     path.write_bytes(content)
     with Image.open(path) as opened:
         opened.load()
-    fails([path.name, "damaged"], read_picture, path, 3)
+    fails([path.name, "damaged"], read_image, path, 3)
 
 
-def test_no_program_runs_for_a_picture(tmp_path, monkeypatch):
+def test_no_program_runs_for_an_image(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    fails([path.name, "not a picture"], read_picture, path, 3)
+    fails([path.name, "not an image"], read_image, path, 3)
 
 
 def damage_tiff(path, change, **options):
@@ -161,11 +161,11 @@ def damage_tiff(path, change, **options):
 def test_a_tiff_that_contradicts_itself_is_damaged(tmp_path, compression):
     path = tmp_path / "a.tif"
     damage_tiff(path, lambda tags: tags["ImageLength"].overwrite(240), compression=compression)
-    fails([path.name, "3 of 30 strips"], read_picture, path, 1)
+    fails([path.name, "3 of 30 strips"], read_image, path, 1)
     damage_tiff(path, lambda tags: tags["StripByteCounts"].overwrite((160, 0, 160)), compression=compression)
-    fails([path.name, "no bytes"], read_picture, path, 1)
+    fails([path.name, "no bytes"], read_image, path, 1)
     damage_tiff(path, lambda tags: tags["RowsPerStrip"].overwrite((8, 8)), compression=compression)
-    fails([path.name], read_picture, path, 1)
+    fails([path.name], read_image, path, 1)
 
 
 @pytest.mark.parametrize("tag", ["BitsPerSample", "SamplesPerPixel", "StripOffsets"])
@@ -182,21 +182,21 @@ def test_a_tag_that_cannot_be_read_is_not_left_out(tmp_path, tag):
     tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", rowsperstrip=8)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
         spoil(tiff.pages[0].tags)
-    fails(["a.tif", "damaged"], read_picture, tmp_path / "a.tif", None)
+    fails(["a.tif", "damaged"], read_image, tmp_path / "a.tif", None)
 
 
 def test_uncompressed_strips_are_as_large_as_their_pixels(tmp_path):
     damage_tiff(tmp_path / "a.tif", lambda tags: tags["ImageWidth"].overwrite(16))
-    fails(["a.tif", "480 bytes", "need 384"], read_picture, tmp_path / "a.tif", 1)
+    fails(["a.tif", "480 bytes", "need 384"], read_image, tmp_path / "a.tif", 1)
 
 
 def test_a_tiff_whose_last_pages_are_cut_off_is_damaged(tmp_path):
     path = tmp_path / "a.tif"
     planes = np.zeros((5, 24, 20), np.float32)
     tifffile.imwrite(path, planes, photometric="minisblack", metadata=None)
-    assert len(read_picture(path, None)) == 5
+    assert len(read_image(path, None)) == 5
     path.write_bytes(path.read_bytes()[:-2000])
-    fails([path.name, "missing"], read_picture, path, None)
+    fails([path.name, "missing"], read_image, path, None)
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (16, 16)}])
@@ -207,22 +207,22 @@ def test_a_tiff_that_claims_100000_pixels_a_side_takes_no_memory(tmp_path, optio
 
     one = {"rowsperstrip": 24} if not options else {"rowsperstrip": None}
     damage_tiff(tmp_path / "a.tif", claim, compression="zlib", **one, **options)
-    fails(["a.tif"], read_picture, tmp_path / "a.tif", 1)
+    fails(["a.tif"], read_image, tmp_path / "a.tif", 1)
 
 
 def test_wrong_number_of_channels(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    fails(["a.png", "3 channels", "6 are expected"], read_picture, tmp_path / "a.png", 6)
+    fails(["a.png", "3 channels", "6 are expected"], read_image, tmp_path / "a.png", 6)
 
 
-def test_list_pictures(tmp_path):
-    fails([str(tmp_path), "no picture"], list_pictures, tmp_path)
-    fails(["nowhere"], list_pictures, tmp_path / "nowhere")
+def test_list_images(tmp_path):
+    fails([str(tmp_path), "no image"], list_images, tmp_path)
+    fails(["nowhere"], list_images, tmp_path / "nowhere")
     for name in ("b.JPG", "a.png", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "._a.png").write_bytes(b"a Mac's notes on a.png")
-    assert [p.name for p in list_pictures(tmp_path)] == ["a.png", "b.JPG"]
-    assert list_pictures(tmp_path / "a.png") == [tmp_path / "a.png"]
+    assert [p.name for p in list_images(tmp_path)] == ["a.png", "b.JPG"]
+    assert list_images(tmp_path / "a.png") == [tmp_path / "a.png"]
 
 
 # ---- finding a split
@@ -248,7 +248,7 @@ def test_find_split_says_what_is_missing(tmp_path):
     fails(["nowhere"], find_split, tmp_path / "nowhere", "train")
     fails(["train.json", "instances_train2017.json", str(tmp_path)], find_split, tmp_path, "train")
     (tmp_path / "train.json").touch()
-    fails(["train.json", "no picture folder", str(tmp_path / "train")], find_split, tmp_path, "train")
+    fails(["train.json", "no image folder", str(tmp_path / "train")], find_split, tmp_path, "train")
     for name in ("../train", "/etc", "", "..", "a/b"):
         fails(["split"], find_split, tmp_path, name)
     for year in ("2014", "2017"):
@@ -265,13 +265,13 @@ def test_find_split_says_what_is_missing(tmp_path):
 def test_empty_split(tmp_path):
     split = CocoSplit.find(write_split(tmp_path, lambda v: v.update(images=[], annotations=[])), "train")
     assert len(split) == split.most_objects == 0
-    assert "0 pictures" in split.summary()
+    assert "0 images" in split.summary()
 
 
 def test_split_as_written(tmp_path):
     split = CocoSplit.find(write_split(tmp_path), "train")
-    assert [p.image_id for p in split.pictures] == [7, 3]
-    assert split.pictures[0].size == (20, 30)
+    assert [p.image_id for p in split.images] == [7, 3]
+    assert split.images[0].size == (20, 30)
     assert split.categories == ClassTable((4, 90), ("apple", "pear"))
     objects = split.objects(0)
     assert objects.boxes.tolist() == [[2, 3, 6, 9]]
@@ -285,7 +285,7 @@ def test_split_as_written(tmp_path):
     assert (split.read(0, 3)[:, 0, 0] == [9, 8, 7]).all()
     assert split.ground_truth == COCO
     assert split.most_objects == 1
-    assert split.summary().endswith("2 pictures (1 without objects), 1 objects, 0 crowd regions, 2 classes")
+    assert split.summary().endswith("2 images (1 without objects), 1 objects, 0 crowd regions, 2 classes")
 
 
 def test_polygons_keep_parts_and_rle_keeps_holes(tmp_path):
@@ -334,7 +334,7 @@ def test_bad_annotations_are_skipped_and_counted(tmp_path):
     line = split.summary()
     assert split.skipped == {
         "empty mask": 2,
-        "outside the picture": 1,
+        "outside the image": 1,
         "malformed segmentation": 5,
         "unknown category": 4,
         "malformed iscrowd": 2,
@@ -405,7 +405,7 @@ def test_files_that_are_not_json_are_refused(tmp_path, text):
     fails(["train.json"], CocoSplit.find, tmp_path, "train")
 
 
-def test_picture_of_another_size_names_both_sizes(tmp_path):
+def test_image_of_another_size_names_both_sizes(tmp_path):
     split = CocoSplit.find(write_split(tmp_path, lambda v: v["images"][0].update(height=30, width=20)), "train")
     fails(["a.png", "30 wide and 20 high", "20 wide and 30 high", "correct"], split.read, 0, 3)
     assert split.read(1, 3).shape == (3, 16, 16)
@@ -423,7 +423,7 @@ def test_classes_of_the_training_set_rule(tmp_path):
     fails(["other.json", "90 (quince)"], CocoSplit.find, other, "other", train)
 
 
-def test_pictures_in_folders_below(tmp_path):
+def test_images_in_folders_below(tmp_path):
     write_split(tmp_path, entry(1, file_name="deep/b.png"))
     fails(["missing"], CocoSplit.find, tmp_path, "train")
     (tmp_path / "train/deep").mkdir()
@@ -448,13 +448,13 @@ def test_real_data(name, split_name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for index in range(0, len(split), 9):
-            assert split.read(index, 3).shape == (3, *split.pictures[index].size)
+            assert split.read(index, 3).shape == (3, *split.images[index].size)
     for index in range(0, len(split), 9):
         given = [a for a in split._annotations[index] if not a.get("iscrowd")]
         objects = split.objects(index)
         assert len(objects) == len(given)
         for row, annotation in enumerate(given):
-            x, y, width, height = oracle.toBbox(encode(annotation["segmentation"], split.pictures[index].size))
+            x, y, width, height = oracle.toBbox(encode(annotation["segmentation"], split.images[index].size))
             assert objects.boxes[row].tolist() == [x, y, x + width, y + height]
     assert not split.skipped
-    assert re.search(rf"{len(split)} pictures \(\d+ without objects\)", split.summary())
+    assert re.search(rf"{len(split)} images \(\d+ without objects\)", split.summary())

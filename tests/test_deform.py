@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from contracts import assert_finite_and_connected, assert_instances
 from torch import nn
 
-from masklab.config import BoxConfig, validate
-from masklab.model.box_classifier import BoxClassifier
-from masklab.model.masklab import build_model
-from masklab.ops.crop import Rois, crop_and_resize
-from masklab.ops.deform import deformable_crop_and_resize
+from masklab.config.model import BoxConfig
+from masklab.config.schema import validate
+from masklab.model.box_head import BoxHead
+from masklab.model.build import build_model
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.deformable import deformable_crop_and_resize
+from masklab.ops.rois import Rois
 from masklab.structures import Batch, Targets
 from masklab.training.module import TrainingModule, build_optimizer
 from masklab.training.step import TrainingStep
@@ -23,12 +25,12 @@ def rois(boxes, dtype=torch.float32):
     return Rois(boxes, torch.zeros(len(boxes), dtype=torch.long))
 
 
-def random_rois(count, pictures=1, dtype=torch.float32):
+def random_rois(count, images=1, dtype=torch.float32):
     """Boxes that partly leave the map."""
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(count, 2, generator=generator, dtype=dtype) * 0.9 - 0.1
     side = torch.rand(count, 2, generator=generator, dtype=dtype) * 0.5
-    owner = torch.randint(0, pictures, (count,), generator=generator)
+    owner = torch.randint(0, images, (count,), generator=generator)
     return Rois(torch.cat([corner, corner + side], dim=1), owner, (0.01, 0.02))
 
 
@@ -44,11 +46,11 @@ CELL_MOVED = [[33, 37.5, 41.1, 45.6], [78, 82.5, 86.1, 90.6], [0, 78.9, 82.5, 87
 )
 def test_hand_worked_sub_boxes(sub_boxes, moved, expected):
     """Sub-box (0, 1) moves by (0.5, -1) and (1, 0) by (0, -4) tenths of the box: the latter leaves the map."""
-    moves = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    offsets = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
     if moved:
-        moves[0, 0, 1, 0], moves[0, 0, 1, 1], moves[0, 1, 0, 1] = 0.05, -0.1, -0.4
+        offsets[0, 0, 1, 0], offsets[0, 0, 1, 1], offsets[0, 1, 0, 1] = 0.05, -0.1, -0.4
     box = rois([0.2, 0.2, 0.8, 0.8], torch.float64)
-    found = deformable_crop_and_resize(RAMP, box, moves, sub_boxes)[0, 0]
+    found = deformable_crop_and_resize(RAMP, box, offsets, sub_boxes)[0, 0]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
     if moved and sub_boxes == "grid":
         assert F.max_pool2d(found[None], 2)[0].tolist() == [pytest.approx([66, 75.6]), pytest.approx([122.4, 132])]
@@ -58,17 +60,17 @@ def test_hand_worked_sub_boxes(sub_boxes, moved, expected):
 def test_each_sub_box_is_a_crop_of_its_own(sub_boxes):
     """The slow version: `crop_and_resize` of every moved sub-box, on boxes that are not square."""
     features, where = torch.randn(2, 3, 9, 12, dtype=torch.float64), random_rois(8, 2, torch.float64)
-    moves = torch.randn(8, 3, 3, 2, dtype=torch.float64) * 0.2
-    found = deformable_crop_and_resize(features, where, moves, sub_boxes)
+    offsets = torch.randn(8, 3, 3, 2, dtype=torch.float64) * 0.2
+    found = deformable_crop_and_resize(features, where, offsets, sub_boxes)
     for r, (x1, y1, x2, y2) in enumerate(where.boxes.tolist()):
         width, height = x2 - x1, y2 - y1
         for a in range(3):
             for b in range(3):
                 step, side = (2 / 5, 1 / 5) if sub_boxes == "grid" else (1 / 3, 1 / 3)
-                left = x1 + width * (step * b + float(moves[r, a, b, 1]))
-                top = y1 + height * (step * a + float(moves[r, a, b, 0]))
+                left = x1 + width * (step * b + float(offsets[r, a, b, 1]))
+                top = y1 + height * (step * a + float(offsets[r, a, b, 0]))
                 box = torch.tensor([[left, top, left + width * side, top + height * side]], dtype=torch.float64)
-                expected = crop_and_resize(features, Rois(box, where.pictures[r : r + 1], where.slack), (2, 2))[0]
+                expected = crop_and_resize(features, Rois(box, where.batch_index[r : r + 1], where.slack), (2, 2))[0]
                 part = found[r, :, 2 * a : 2 * a + 2, 2 * b : 2 * b + 2]
                 torch.testing.assert_close(part, expected, atol=1e-9, rtol=0)
 
@@ -84,10 +86,10 @@ def test_grid_without_moves_is_the_plain_crop_bit_for_bit(dtype):
 def test_gradients_by_differences(sub_boxes):
     torch.manual_seed(0)
     features = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
-    moves = (torch.randn(4, 2, 2, 2, dtype=torch.float64) * 0.3).requires_grad_()
+    offsets = (torch.randn(4, 2, 2, 2, dtype=torch.float64) * 0.3).requires_grad_()
     where = random_rois(4, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda f, m: deformable_crop_and_resize(f, where, m, sub_boxes), (features, moves), eps=1e-7, atol=1e-4
+        lambda f, m: deformable_crop_and_resize(f, where, m, sub_boxes), (features, offsets), eps=1e-7, atol=1e-4
     )
 
 
@@ -95,21 +97,21 @@ def test_gradient_reaches_moves_inside_the_map_and_never_the_boxes():
     features = torch.randn(1, 4, 9, 9)
     where = rois([[0.31, 0.32, 0.63, 0.64]])
     where.boxes.requires_grad_()
-    moves = torch.zeros(1, 2, 2, 2)
-    moves[0, 1, 1] = 5.0  # far outside
-    moves.requires_grad_()
-    crop = deformable_crop_and_resize(features, where, moves, "grid")
+    offsets = torch.zeros(1, 2, 2, 2)
+    offsets[0, 1, 1] = 5.0  # far outside
+    offsets.requires_grad_()
+    crop = deformable_crop_and_resize(features, where, offsets, "grid")
     crop.square().sum().backward()
     assert (crop[:, :, 2:, 2:] == 0).all()
-    assert (moves.grad[0, 1, 1] == 0).all()
-    assert (moves.grad.flatten(0, 2)[:3] != 0).all()
+    assert (offsets.grad[0, 1, 1] == 0).all()
+    assert (offsets.grad.flatten(0, 2)[:3] != 0).all()
     assert where.boxes.grad is None
 
 
 def test_no_boxes():
     features = torch.randn(1, 3, 5, 5, requires_grad=True)
-    moves = torch.zeros(0, 7, 7, 2, requires_grad=True)
-    crop = deformable_crop_and_resize(features, rois([]), moves, "grid")
+    offsets = torch.zeros(0, 7, 7, 2, requires_grad=True)
+    crop = deformable_crop_and_resize(features, rois([]), offsets, "grid")
     assert crop.shape == (0, 3, 14, 14)
     crop.sum().backward()
     assert (features.grad == 0).all()
@@ -119,7 +121,7 @@ def test_places_are_float32_under_autocast():
     """Autocast would round the layer's output to three digits."""
     torch.manual_seed(0)
     conv4 = torch.arange(150.0).expand(1, 1, 150, 150)
-    head = BoxClassifier(BoxConfig(crop=4, deformable="grid"), nn.Identity(), 1, 1, 1)
+    head = BoxHead(BoxConfig(roi_size=4, deformable="grid"), nn.Identity(), 1, 1, 1)
     nn.init.constant_(head.offsets.bias, -0.77)  # bfloat16 would take 0.7695
     where = rois([0.5, 0.5, 0.9, 0.9])
     plain = head._crop(conv4, where)
@@ -142,7 +144,7 @@ def pair(tiny_config, classes):
     plain = build_model(tiny_config, classes).eval()
     deformable = build_model(configured(tiny_config), classes).eval()
     missing, unexpected = deformable.load_state_dict(plain.state_dict(), strict=False)
-    assert missing == ["box_classifier.offsets.weight", "box_classifier.offsets.bias"]
+    assert missing == ["box_head.offsets.weight", "box_head.offsets.bias"]
     assert unexpected == []
     return plain, deformable
 
@@ -152,14 +154,12 @@ def test_switched_on_the_model_answers_as_before_bit_for_bit(pair):
     plain, deformable = pair
     images = torch.randn(2, 3, 97, 113, generator=torch.Generator().manual_seed(1))
     conv4, where = plain.backbone(images).conv4, random_rois(60, 2)
-    for found, expected in zip(
-        deformable.box_classifier(conv4, where), plain.box_classifier(conv4, where), strict=True
-    ):
+    for found, expected in zip(deformable.box_head(conv4, where), plain.box_head(conv4, where), strict=True):
         assert torch.equal(found, expected)
     sizes = torch.tensor([[97, 113], [80, 100]])
     found, expected = deformable(images, sizes), plain(images, sizes)
-    assert int(expected.count.sum()) > 0
-    for name in ("boxes", "scores", "labels", "masks", "count"):
+    assert int(expected.num_valid.sum()) > 0
+    for name in ("boxes", "scores", "labels", "masks", "num_valid"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
@@ -167,39 +167,39 @@ def test_switched_on_the_model_answers_as_before_bit_for_bit(pair):
 def test_the_layers_outputs_are_row_column_and_y_x(pair):
     """Output 2 (3 a + b) is the y of sub-box (a, b), the next its x: only that sub-box changes."""
     _, deformable = pair
-    head, conv4 = deformable.box_classifier, torch.randn(1, 64, 13, 15)
+    head, conv4 = deformable.box_head, torch.randn(1, 64, 13, 15)
     where = rois([0.21, 0.22, 0.67, 0.68])
     before = head._crop(conv4, where)
     head.offsets.bias[2 * (3 * 1 + 2) + 1] = 2.0
     changed = (head._crop(conv4, where) != before).any(dim=1)[0]
     assert changed.nonzero().tolist() == [[1, 2]]
-    moves = torch.zeros(1, 3, 3, 2)
-    moves[0, 1, 2, 1] = 2 * head.config.deformable_scale
-    expected = F.max_pool2d(deformable_crop_and_resize(conv4, where, moves, "grid"), 2)
+    offsets = torch.zeros(1, 3, 3, 2)
+    offsets[0, 1, 2, 1] = 2 * head.config.deformable_scale
+    expected = F.max_pool2d(deformable_crop_and_resize(conv4, where, offsets, "grid"), 2)
     assert torch.equal(head._crop(conv4, where), expected)
 
 
 @torch.no_grad()
 def test_the_layer_reads_the_first_crop_channel_by_channel(pair):
     _, deformable = pair
-    head, conv4, where = deformable.box_classifier, torch.randn(1, 64, 13, 15), random_rois(5)
+    head, conv4, where = deformable.box_head, torch.randn(1, 64, 13, 15), random_rois(5)
     first = F.max_pool2d(crop_and_resize(conv4, where, (6, 6)), 2)
     head.offsets.weight[8, 9 * 40 + 3 * 2 + 1] = 0.1  # channel 40, row 2, column 1, to the y of sub-box (1, 1)
-    moves = torch.zeros(5, 3, 3, 2)
-    moves[:, 1, 1, 0] = first[:, 40, 2, 1] * 0.1 * head.config.deformable_scale
-    expected = F.max_pool2d(deformable_crop_and_resize(conv4, where, moves, "grid"), 2)
+    offsets = torch.zeros(5, 3, 3, 2)
+    offsets[:, 1, 1, 0] = first[:, 40, 2, 1] * 0.1 * head.config.deformable_scale
+    expected = F.max_pool2d(deformable_crop_and_resize(conv4, where, offsets, "grid"), 2)
     torch.testing.assert_close(head._crop(conv4, where), expected, atol=1e-5, rtol=0)
 
 
 def test_conv4_learns_through_both_crops(pair):
     """With a map for each crop, the two gradients add up to that of one map for both."""
     _, deformable = pair
-    head, where = deformable.box_classifier, rois([0.21, 0.22, 0.67, 0.68])
+    head, where = deformable.box_head, rois([0.21, 0.22, 0.67, 0.68])
     nn.init.normal_(head.offsets.weight, std=0.01)
     conv4, first, second = torch.randn(1, 64, 13, 15).expand(3, 1, 64, 13, 15).clone().requires_grad_().unbind()
     pooled = F.max_pool2d(crop_and_resize(first, where, (6, 6)), 2)
-    moves = head.offsets(pooled.flatten(1)).view(1, 3, 3, 2) * head.config.deformable_scale
-    apart = F.max_pool2d(deformable_crop_and_resize(second, where, moves, "grid"), 2)
+    offsets = head.offsets(pooled.flatten(1)).view(1, 3, 3, 2) * head.config.deformable_scale
+    apart = F.max_pool2d(deformable_crop_and_resize(second, where, offsets, "grid"), 2)
     through_moves, through_samples = torch.autograd.grad(apart.square().sum(), (first, second))
     (whole,) = torch.autograd.grad(head._crop(conv4, where).square().sum(), conv4)
     assert (through_moves != 0).any()
@@ -231,10 +231,10 @@ def test_a_training_step_teaches_the_offsets(tiny_config, classes, sub_boxes):
     step = TrainingStep(build_model(configured(tiny_config, deformable=sub_boxes), classes)).train()
     losses = step(batch(OBJECTS, ()))
     (losses["box"] + losses["box_class"]).backward()
-    offsets = step.model.box_classifier.offsets
+    offsets = step.model.box_head.offsets
     assert (offsets.weight.grad != 0).any()
     assert (offsets.bias.grad != 0).any()
-    assert step.model.rpn.codes.weight.grad is None, "boxes are where the proposals put them"
+    assert step.model.rpn.deltas.weight.grad is None, "boxes are where the proposals put them"
     assert_instances(step.model.predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), step.model)
 
 
@@ -245,17 +245,17 @@ def test_losses_are_finite_and_reach_every_parameter(tiny_config, classes, objec
     assert_finite_and_connected(step(batch(objects)), step)
 
 
-def test_a_picture_without_proposals_still_trains(tiny_config, classes, monkeypatch):
+def test_an_image_without_proposals_still_trains(tiny_config, classes, monkeypatch):
     step = TrainingStep(build_model(configured(tiny_config), classes)).train()
     propose = step.model.rpn.propose
     monkeypatch.setattr(
-        step.model.rpn, "propose", lambda *inputs: (found := propose(*inputs))._replace(real=found.real * 0)
+        step.model.rpn, "propose", lambda *inputs: (found := propose(*inputs))._replace(num_valid=found.num_valid * 0)
     )
     assert_finite_and_connected(step(batch(())), step)
 
 
 def test_only_the_offset_layer_learns_at_its_own_rate(tiny_config, classes):
-    model = build_model(configured(tiny_config, deformable_rate=0.02), classes)
+    model = build_model(configured(tiny_config, deformable_lr_factor=0.02), classes)
     groups = build_optimizer(model, tiny_config.train.model_copy(update={"weight_decay": 0.1})).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (1e-3, 0.1),
@@ -263,7 +263,7 @@ def test_only_the_offset_layer_learns_at_its_own_rate(tiny_config, classes):
         (pytest.approx(2e-5), 0.1),
         (pytest.approx(2e-5), 0.0),
     ]
-    offsets = model.box_classifier.offsets
+    offsets = model.box_head.offsets
     assert [[p is offsets.weight for p in groups[2]["params"]], [p is offsets.bias for p in groups[3]["params"]]] == [
         [True],
         [True],

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from masklab.ops.crop import Rois, crop_channels
+from masklab.ops.crop_channels import crop_channels
 from masklab.ops.direction import direction_table
+from masklab.ops.rois import Rois
 
 
 def crc(table):
@@ -64,9 +65,9 @@ def test_a_half_turn_shifts_every_direction_by_half(directions):
     table = direction_table(41, directions, 4)
     off_centre = torch.ones(41, 41, dtype=torch.bool)
     off_centre[20, 20] = False
-    turned = table.flip(0, 1)
+    transposed = table.flip(0, 1)
     expected = table // directions * directions + (table % directions + directions // 2) % directions
-    assert (turned == expected)[off_centre].all()
+    assert (transposed == expected)[off_centre].all()
 
 
 @pytest.mark.parametrize("bins", [1, 2, 4])

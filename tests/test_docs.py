@@ -54,7 +54,10 @@ def faults(text):
         files = [home(word) for word in words if FILE.fullmatch(word) and home(word)]
         if not files:
             continue
-        known = names_in(PACKAGE / "config.py").union(*(names_in(file) for file in files if file.suffix == ".py"))
+        known = set().union(
+            *(names_in(file) for file in (PACKAGE / "config").glob("*.py")),
+            *(names_in(file) for file in files if file.suffix == ".py"),
+        )
         wrong += [word for word in words if not FILE.fullmatch(word) and word not in known]
     return wrong
 

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from masklab.cli import main
-from masklab.data.download import DATA_SETS, Archive, DataSet, download
-from masklab.errors import InputError
+from masklab.cli.app import main
+from masklab.datasets.download import DATA_SETS, Archive, DataSet, download
+from masklab.utils.errors import InputError
 
 NOISE = np.random.default_rng(0).bytes(300_000)
 
@@ -25,7 +25,7 @@ def zipped(**members):
     return target.getvalue()
 
 
-DATA = zipped(**{"pictures/": b"", "pictures/a.png": NOISE, "pictures/deep/b.txt": b"b"})
+DATA = zipped(**{"images/": b"", "images/a.png": NOISE, "images/deep/b.txt": b"b"})
 
 
 class Server(ThreadingHTTPServer):
@@ -39,7 +39,7 @@ class Server(ThreadingHTTPServer):
         self.over = threading.Event()
 
     def archive(self, path="/set.zip", **fields):
-        return Archive(f"http://127.0.0.1:{self.server_port}{path}", "pictures", **fields)
+        return Archive(f"http://127.0.0.1:{self.server_port}{path}", "images", **fields)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -104,10 +104,10 @@ def verified():
 
 
 def assert_whole(folder):
-    """The pictures are there, byte for byte, and nothing else."""
-    assert (folder / "pictures" / "a.png").read_bytes() == NOISE
-    assert (folder / "pictures" / "deep" / "b.txt").read_bytes() == b"b"
-    assert [entry.name for entry in folder.iterdir()] == ["pictures"]
+    """The images are there, byte for byte, and nothing else."""
+    assert (folder / "images" / "a.png").read_bytes() == NOISE
+    assert (folder / "images" / "deep" / "b.txt").read_bytes() == b"b"
+    assert [entry.name for entry in folder.iterdir()] == ["images"]
 
 
 def refused(words, action, *args, **fields):
@@ -152,7 +152,7 @@ def test_a_broken_transfer_is_gone_on_with_by_the_next_command(server, tmp_path)
     server.faults = [("truncate", 1000), *[("truncate", 0)] * 3]
     refused(["set.zip", "byte 1000", "run the same command again"], get, server, tmp_path, **verified())
     assert (tmp_path / "set.zip.part").stat().st_size == 1000
-    assert not (tmp_path / "pictures").exists()
+    assert not (tmp_path / "images").exists()
     get(server, tmp_path, **verified())
     assert server.asked[-1] == "bytes=1000-"
     assert_whole(tmp_path)
@@ -197,7 +197,7 @@ def test_a_corrupted_archive_is_removed_and_fetched_anew(server, tmp_path, field
 def test_a_damaged_stream_inside_the_archive_is_found(server, tmp_path):
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as opened:
-        opened.writestr("pictures/a.txt", b"many words " * 9000)
+        opened.writestr("images/a.txt", b"many words " * 9000)
     server.files["/set.zip"] = target.getvalue()
     for place in (45, 60, 80):
         server.faults = [("corrupt", place)]
@@ -238,7 +238,7 @@ def test_redirections_end_somewhere_on_the_web(server, tmp_path):
 def test_an_encrypted_address_is_not_left_for_an_open_one():
     from urllib.request import Request
 
-    from masklab.data.download import _SafeRedirects
+    from masklab.datasets.download import _SafeRedirects
 
     request = Request("https://a.example/set.zip")
     refused(
@@ -263,17 +263,17 @@ def test_no_server_at_all(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.txt", "pictures/../../evil.txt", "/tmp/evil.txt", "C:/evil.txt", "..\\evil.txt"]
+    "name", ["../evil.txt", "images/../../evil.txt", "/tmp/evil.txt", "C:/evil.txt", "..\\evil.txt"]
 )
 def test_members_that_climb_out_are_refused(server, tmp_path, name):
-    server.files["/set.zip"] = zipped(**{"pictures/a.png": b"a", name: b"evil"})
+    server.files["/set.zip"] = zipped(**{"images/a.png": b"a", name: b"evil"})
     refused(["leaves the folder"], get, server, tmp_path / "in" / "here")
     assert not list(tmp_path.rglob("evil.txt"))
     assert list((tmp_path / "in" / "here").iterdir()) == []
 
 
 def test_members_that_are_links_are_refused(server, tmp_path):
-    link = zipfile.ZipInfo("pictures/link")
+    link = zipfile.ZipInfo("images/link")
     link.external_attr = 0o120777 << 16
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as opened:
@@ -285,11 +285,11 @@ def test_members_that_are_links_are_refused(server, tmp_path):
 def test_an_archive_without_a_folder_of_its_own_gets_one(server, tmp_path):
     server.files["/set.zip"] = zipped(**{"one/images/one.png": b"1", "two/images/two.png": b"2"})
     get(server, tmp_path)
-    assert (tmp_path / "pictures" / "two" / "images" / "two.png").read_bytes() == b"2"
+    assert (tmp_path / "images" / "two" / "images" / "two.png").read_bytes() == b"2"
 
 
 def test_a_disk_without_room_is_named(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("masklab.data.download.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("masklab.datasets.download.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     refused(["no room", "set.zip"], get, server, tmp_path)
 
 

@@ -19,15 +19,10 @@ from pycocotools.coco import COCO as ReferenceCOCO
 from pycocotools.cocoeval import COCOeval as ReferenceEval
 from rich.console import Console
 
-from masklab.errors import InputError
-from masklab.evaluation import (
-    coco_metrics,
-    matching_metrics,
-    overlaps,
-    print_report,
-    tune_score_threshold,
-    write_metrics,
-)
+from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.matching import matching_metrics, overlaps, tune_score_threshold
+from masklab.evaluation.report import print_report, write_metrics
+from masklab.utils.errors import InputError
 
 THRESHOLDS = [round(0.5 + 0.05 * n, 2) for n in range(10)]
 SIDE = 200
@@ -53,23 +48,22 @@ def bar(start: int, stop: int, row: int = 0, size: tuple[int, int] = (4, 40)) ->
 def scene(
     objects: list[tuple[int, dict[str, Any]]],
     detections: list[tuple[int, dict[str, Any], float]],
-    pictures: int = 1,
+    images: int = 1,
     classes: int = 1,
     crowds: list[tuple[int, dict[str, Any]]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth and results of class 1 from (picture, mask) and (picture, mask, score)."""
+    """Ground truth and results of class 1 from (image, mask) and (image, mask, score)."""
     annotations = [
-        {"id": n, "image_id": picture, "category_id": 1, "segmentation": mask, "iscrowd": int(n > len(objects))}
-        for n, (picture, mask) in enumerate([*objects, *(crowds or [])], 1)
+        {"id": n, "image_id": image, "category_id": 1, "segmentation": mask, "iscrowd": int(n > len(objects))}
+        for n, (image, mask) in enumerate([*objects, *(crowds or [])], 1)
     ]
     truth = {
-        "images": [{"id": n, "height": 4, "width": 40} for n in range(1, pictures + 1)],
+        "images": [{"id": n, "height": 4, "width": 40} for n in range(1, images + 1)],
         "categories": [{"id": n, "name": f"class {n}"} for n in range(1, classes + 1)],
         "annotations": annotations,
     }
     results = [
-        {"image_id": picture, "category_id": 1, "segmentation": mask, "score": score}
-        for picture, mask, score in detections
+        {"image_id": image, "category_id": 1, "segmentation": mask, "score": score} for image, mask, score in detections
     ]
     return truth, results
 
@@ -93,13 +87,13 @@ def polygon_mask(polygons: list[list[float]]) -> dict[str, Any]:
 
 
 def drawn_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Several classes, crowds, empty pictures, one crowded picture, tied scores, polygons and both RLEs."""
+    """Several classes, crowds, empty images, one crowded image, tied scores, polygons and both RLEs."""
     rng = np.random.default_rng(seed)
     images = [{"id": int(n), "height": SIDE, "width": SIDE} for n in (7, 3, 12, 40, 5)]
     categories = [{"id": 2, "name": "cell"}, {"id": 9, "name": "fruit"}, {"id": 4, "name": "never there"}]
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for image, count in zip(images, (130, 20, 0, 12, 0), strict=True):
+    for entry, count in zip(images, (130, 20, 0, 12, 0), strict=True):
         for _ in range(count):
             centre, radii = rng.uniform(0, SIDE, 2), rng.choice([6, 20, 70]) * rng.uniform(0.4, 1, 2)
             polygons = [ellipse_polygon(centre, radii)]
@@ -118,7 +112,7 @@ def drawn_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             annotations.append(
                 {
                     "id": len(annotations) + 11,
-                    "image_id": image["id"],
+                    "image_id": entry["id"],
                     "category_id": category,
                     "segmentation": segmentation,
                     "bbox": coco_mask.toBbox(mask).tolist(),
@@ -129,19 +123,19 @@ def drawn_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             for _ in range(rng.integers(0, 4)):
                 moved = [ellipse_polygon(centre + rng.normal(0, 1.5, 2), radii * rng.uniform(0.8, 1.2, 2))]
                 category = category if rng.random() < 0.9 else int(rng.choice([2, 4, 9]))
-                results.append(detection(int(image["id"]), category, moved, rng))
+                results.append(detection(int(entry["id"]), category, moved, rng))
     for _ in range(15):
-        picture = int(rng.choice([7, 3, 12, 40]))
-        results.append(detection(picture, 2, [ellipse_polygon(rng.uniform(0, SIDE, 2), np.array([9, 9]))], rng))
+        image = int(rng.choice([7, 3, 12, 40]))
+        results.append(detection(image, 2, [ellipse_polygon(rng.uniform(0, SIDE, 2), np.array([9, 9]))], rng))
     truth = {"images": images, "categories": categories, "annotations": annotations}
     return truth, [results[n] for n in rng.permutation(len(results))]
 
 
-def detection(picture: int, category: int, polygons: list[list[float]], rng: np.random.Generator) -> dict[str, Any]:
+def detection(image: int, category: int, polygons: list[list[float]], rng: np.random.Generator) -> dict[str, Any]:
     mask = polygon_mask(polygons)
     box = (coco_mask.toBbox(mask) + rng.normal(0, 0.4, 4) * [1, 1, 0, 0]).tolist()
     score = float(rng.choice([0.1, 0.5, 0.9])) if rng.random() < 0.5 else float(rng.random())
-    return {"image_id": picture, "category_id": category, "segmentation": mask, "bbox": box, "score": score}
+    return {"image_id": image, "category_id": category, "segmentation": mask, "bbox": box, "score": score}
 
 
 # ---------------------------------------------------------------- oracles
@@ -217,16 +211,16 @@ def reference_matching(truth: dict[str, Any], results: list[dict[str, Any]], sco
             options.add((sum(used), sum(u and not inside[row] for row, u in enumerate(used))))
         return max(options)
 
-    def counts(picture: int, threshold: Fraction, strict: bool) -> np.ndarray:
+    def counts(image: int, threshold: Fraction, strict: bool) -> np.ndarray:
         total = np.zeros(3, int)
         for category in truth["categories"]:
-            here = [a for a in truth["annotations"] if a["image_id"] == picture and a["category_id"] == category["id"]]
+            here = [a for a in truth["annotations"] if a["image_id"] == image and a["category_id"] == category["id"]]
             objects = [pixels(a) for a in here if not a["iscrowd"]]
             crowds = [pixels(a) for a in here if a["iscrowd"]]
             found = [
                 pixels(r)
                 for r in results
-                if r["image_id"] == picture and r["category_id"] == category["id"] and r["score"] >= score_threshold
+                if r["image_id"] == image and r["category_id"] == category["id"] and r["score"] >= score_threshold
             ]
             inside = [any(Fraction(int((f & c).sum()), int(f.sum())) > Fraction(1, 2) for c in crowds) for f in found]
             ious = [[share(f, o) for o in objects] for f in found]
@@ -239,13 +233,13 @@ def reference_matching(truth: dict[str, Any], results: list[dict[str, Any]], sco
         return Fraction(int(row[0]), int(row.sum())) if row.sum() else Fraction(1)
 
     ways: dict[str, dict[str, float]] = {"kaggle": {}, "stardist": {}, "cellpose": {}}
-    pictures = [image["id"] for image in truth["images"]]
+    images = [entry["id"] for entry in truth["images"]]
     for step in range(10):
         threshold, name = Fraction(50 + 5 * step, 100), f"{0.5 + 0.05 * step:.2f}"
-        closed = [counts(picture, threshold, strict=False) for picture in pictures]
-        above = [counts(picture, threshold, strict=True) for picture in pictures]
-        ways["kaggle"][name] = float(sum(map(ratio, above)) / len(pictures))
-        ways["cellpose"][name] = float(sum(map(ratio, closed)) / len(pictures))
+        closed = [counts(image, threshold, strict=False) for image in images]
+        above = [counts(image, threshold, strict=True) for image in images]
+        ways["kaggle"][name] = float(sum(map(ratio, above)) / len(images))
+        ways["cellpose"][name] = float(sum(map(ratio, closed)) / len(images))
         ways["stardist"][name] = float(ratio(np.sum(closed, axis=0)))
     for way in ways.values():
         way["mean"] = sum(way.values()) / 10
@@ -260,14 +254,14 @@ def small_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         start = rng.randrange(0, 8)
         return bar(start, start + rng.randrange(6, 21), rng.randrange(2))
 
-    truth, _ = scene([], [], pictures=3, classes=2)
+    truth, _ = scene([], [], images=3, classes=2)
     results = []
-    for picture, category in itertools.product((1, 2, 3), (1, 2)):
+    for image, category in itertools.product((1, 2, 3), (1, 2)):
         for _ in range(rng.randrange(4)):
             truth["annotations"].append(
                 {
                     "id": len(truth["annotations"]),
-                    "image_id": picture,
+                    "image_id": image,
                     "category_id": category,
                     "segmentation": draw(),
                     "iscrowd": int(rng.random() < 0.2),
@@ -275,7 +269,7 @@ def small_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             )
         for _ in range(rng.randrange(4)):
             score = rng.choice([0.2, 0.5, 0.8])
-            results.append({"image_id": picture, "category_id": category, "segmentation": draw(), "score": score})
+            results.append({"image_id": image, "category_id": category, "segmentation": draw(), "score": score})
     return truth, results
 
 
@@ -330,7 +324,7 @@ def test_coco_cap_matters_in_the_drawn_case() -> None:
     assert metrics["mask"]["AP_max100"] == pytest.approx(coco_metrics(truth, results, 100)["mask"]["AP"], abs=1e-12)
 
 
-def test_coco_of_some_pictures_equals_pycocotools() -> None:
+def test_coco_of_some_images_equals_pycocotools() -> None:
     truth, results = drawn_case(4)
     for chosen in ([3, 40], [12], [40]):
         assert_same(coco_metrics(truth, results, 300, chosen), reference_coco(truth, results, 300, chosen))
@@ -365,12 +359,12 @@ def test_coco_of_perfect_results_is_one() -> None:
 def test_coco_does_not_depend_on_ids() -> None:
     truth, results = drawn_case(7)
     expected = coco_metrics(truth, results, 200)
-    for image in truth["images"]:
-        image["id"] = f"picture {image['id']:03}"
+    for entry in truth["images"]:
+        entry["id"] = f"image {entry['id']:03}"
     for n, annotation in enumerate(truth["annotations"]):
-        annotation |= {"id": n, "image_id": f"picture {annotation['image_id']:03}"}
+        annotation |= {"id": n, "image_id": f"image {annotation['image_id']:03}"}
     for result in results:
-        result["image_id"] = f"picture {result['image_id']:03}"
+        result["image_id"] = f"image {result['image_id']:03}"
     assert coco_metrics(truth, results, 200) == expected
 
 
@@ -404,7 +398,7 @@ def test_shuffled_results_change_nothing() -> None:
 def broken(kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     truth, results = scene([(1, bar(0, 10))], [(1, bar(0, 10), 0.5)])
     match kind:
-        case "picture":
+        case "image":
             results[0]["image_id"] = 99
         case "class":
             results[0]["category_id"] = 99
@@ -426,7 +420,7 @@ def broken(kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("picture", "result 0.*image 99"),
+        ("image", "result 0.*image 99"),
         ("class", "result 0.*category 99"),
         ("mask", "result 0.*segmentation"),
         ("size", r"result 0.*\[4, 40\].*\[8, 80\]"),
@@ -461,22 +455,22 @@ def test_matching_of_nothing() -> None:
     nothing = matching_metrics(overlaps({"images": [], "categories": []}, []), 0.5)
     for way in ("kaggle", "stardist", "cellpose"):
         assert set(nothing[way].values()) == {None}
-    truth, _ = scene([], [], pictures=2)
+    truth, _ = scene([], [], images=2)
     empty = matching_metrics(overlaps(truth, []), 0.5)
     assert set(empty["kaggle"].values()) == {1.0} == set(empty["cellpose"].values())
     assert set(empty["stardist"].values()) == {None}
 
 
 def test_matching_worked_by_hand() -> None:
-    """Picture 1: objects of 10 pixels; IoU 8/10, a miss, a false alarm.  Picture 2: IoU 10/10.
+    """Image 1: objects of 10 pixels; IoU 8/10, a miss, a false alarm.  Image 2: IoU 10/10.
 
-    Picture 1 has TP 1, FP 1, FN 1 up to IoU 0.8 and TP 0, FP 2, FN 2 above; picture 2 has TP 1.
-    Picture 2 also has a false alarm of score 0.3, below the threshold.
+    Image 1 has TP 1, FP 1, FN 1 up to IoU 0.8 and TP 0, FP 2, FN 2 above; image 2 has TP 1.
+    Image 2 also has a false alarm of score 0.3, below the threshold.
     """
     truth, results = scene(
         objects=[(1, bar(0, 10)), (1, bar(20, 30)), (2, bar(5, 15))],
         detections=[(1, bar(0, 8), 0.9), (1, bar(30, 40), 0.8), (2, bar(5, 15), 0.5), (2, bar(30, 40), 0.3)],
-        pictures=2,
+        images=2,
     )
     metrics = matching_metrics(overlaps(truth, results), 0.5)
     low, high = (1 / 3 + 1) / 2, (0 + 1) / 2
@@ -489,7 +483,7 @@ def test_matching_worked_by_hand() -> None:
     assert metrics["score_threshold"] == 0.5
     assert set(metrics["kaggle"]) == {*(f"{t:.2f}" for t in THRESHOLDS), "mean"}
 
-    # at 0.3 the false alarm of picture 2 counts too: 1/2 there, and 2/5 and 1/6 of all
+    # at 0.3 the false alarm of image 2 counts too: 1/2 there, and 2/5 and 1/6 of all
     metrics = matching_metrics(overlaps(truth, results), 0.3)
     assert metrics["kaggle"]["0.50"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert metrics["stardist"]["0.80"] == pytest.approx(2 / 5)
@@ -515,7 +509,7 @@ def test_matching_chain_longer_than_the_recursion_limit() -> None:
         overlaps(truth, []),
         objects=np.array([count]),
         scores=np.ones(count),
-        pictures=np.zeros(count, np.int64),
+        images=np.zeros(count, np.int64),
         in_crowd=np.zeros(count, bool),
         pair_detections=np.array([d for d, _ in reversed(pairs)]),
         pair_objects=np.array([o for _, o in reversed(pairs)]),
@@ -553,7 +547,7 @@ def test_matching_equals_brute_force(seed: int) -> None:
             assert metrics[way] == pytest.approx(expected, abs=1e-12), way
 
 
-def test_matching_of_perfect_results_is_one_and_pictures_can_be_chosen() -> None:
+def test_matching_of_perfect_results_is_one_and_images_can_be_chosen() -> None:
     truth, _ = drawn_case(10)
     results = [
         {key: a[key] for key in ("image_id", "category_id", "segmentation")} | {"score": 0.7}
@@ -572,7 +566,7 @@ def test_tuning_finds_the_best_threshold() -> None:
     truth, results = scene(
         objects=[(1, bar(0, 10)), (2, bar(0, 10))],
         detections=[(1, bar(0, 10), 0.6), (2, bar(0, 10), 0.8), (1, bar(20, 30), 0.4), (2, bar(20, 30), 0.1)],
-        pictures=2,
+        images=2,
     )
     found = overlaps(truth, results)
     assert tune_score_threshold(found) == 0.5

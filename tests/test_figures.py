@@ -9,21 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from masklab.cli import main
-from masklab.config import validate
-from masklab.data.coco import CocoSplit, Picture
+from masklab.cli.app import main
+from masklab.config.schema import validate
+from masklab.datasets.coco import CocoSplit, ImageRecord
 from masklab.evaluation.matching import match, matching_metrics, overlaps
-from masklab.figures import panels
-from masklab.figures.channels import _assembled, directions, semantic
-from masklab.figures.gallery import ORANGE, SKY, YELLOW, failure_figure, find_failures, marked, show_failures
-from masklab.figures.look import Look
-from masklab.figures.objects import masks, sub_boxes
-from masklab.figures.show import show
-from masklab.instances import Instances
-from masklab.model.mask_branch import MaskLogits
-from masklab.model.masklab import build_model
-from masklab.ops.deform import moved_sub_boxes
-from masklab.weights import save_model
+from masklab.model.build import build_model
+from masklab.model.mask_head import MaskLogits
+from masklab.ops.deformable import offset_sub_boxes
+from masklab.plots import sheets as panels
+from masklab.plots.channels import _assembled, directions, semantic
+from masklab.plots.failures import ORANGE, SKY, YELLOW, failure_figure, find_failures, marked, show_failures
+from masklab.plots.inspection import Inspection
+from masklab.plots.objects import masks, sub_boxes
+from masklab.plots.show import show
+from masklab.results.instances import Instances
+from masklab.weights.checkpoint import save_model
 
 SHAPES = ("detections", "semantic", "directions", "masks", "sub_boxes")
 
@@ -43,7 +43,7 @@ def model(tiny_config, classes):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     """A grey disc on a dark ground, 40 high and 64 wide."""
     y, x = np.mgrid[:40, :64]
     values = np.where((x - 30) ** 2 + (y - 18) ** 2 < 120, 200, 30).astype(np.uint8)
@@ -54,57 +54,57 @@ def picture(tmp_path):
 
 def look_at(model, score=0.0):
     values = np.random.default_rng(0).integers(0, 255, (3, 40, 64), dtype=np.uint8)
-    return Look.at(model, "noise", values, score)
+    return Inspection.at(model, "noise", values, score)
 
 
-def holds(image, colour):
-    return bool((np.asarray(image) == np.asarray(colour)).all(axis=-1).any())
+def holds(tensor, colour):
+    return bool((np.asarray(tensor) == np.asarray(colour)).all(axis=-1).any())
 
 
-def test_every_figure_is_written(model, picture, tmp_path, capsys):
-    written = show(model, picture, tmp_path / "figures", score=0.0)
+def test_every_figure_is_written(model, image, tmp_path, capsys):
+    written = show(model, image, tmp_path / "figures", score=0.0)
     assert [path.name for path in written] == [f"disc_{name}.png" for name in SHAPES[:-1]]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in written)
     for path in written:
-        with Image.open(path) as image:
-            assert image.mode == "RGB"
-            assert 300 < image.width <= panels.PAGE, "no figure is wider than a screen"
-    assert "no sub_boxes figure: this model's box classifier has a plain crop" in capsys.readouterr().out
+        with Image.open(path) as tensor:
+            assert tensor.mode == "RGB"
+            assert 300 < tensor.width <= panels.PAGE, "no figure is wider than a screen"
+    assert "no sub_boxes figure: this model's box head has a plain crop" in capsys.readouterr().out
 
 
-def test_without_detections_the_maps_are_still_shown(model, picture, tmp_path, capsys):
-    written = show(model, picture, tmp_path, score=1.1)
+def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, capsys):
+    written = show(model, image, tmp_path, score=1.1)
     assert [path.stem for path in written] == ["disc_detections", "disc_semantic", "disc_directions"]
     out = capsys.readouterr().out
     assert "no masks figure: No detection has a score of 1.10 or more; the best of" in out
 
 
-def test_what_a_model_lacks_is_left_out(tiny_config, classes, picture, tmp_path, capsys):
+def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, capsys):
     only_semantic = tiny(tiny_config, classes, mask__direction=False, mask__refine_levels=[])
-    names = [path.stem for path in show(only_semantic, picture, tmp_path / "a", 0.0)]
+    names = [path.stem for path in show(only_semantic, image, tmp_path / "a", 0.0)]
     assert names == ["disc_detections", "disc_semantic", "disc_masks"]
     assert (
         "no directions figure: this model has no direction logits (model.mask.direction is false)"
         in capsys.readouterr().out
     )
     only_direction = tiny(tiny_config, classes, mask__semantic=False)
-    names = [path.stem for path in show(only_direction, picture, tmp_path / "b", 0.0)]
+    names = [path.stem for path in show(only_direction, image, tmp_path / "b", 0.0)]
     assert names == ["disc_detections", "disc_directions", "disc_masks"]
     assert "model.mask.semantic is false" in capsys.readouterr().out
     whole = tiny(tiny_config, classes)
     assert masks(look_at(whole)).width > masks(look_at(only_direction)).width > masks(look_at(only_semantic)).width
 
 
-def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, picture, tmp_path, capsys):
-    model = tiny(tiny_config, classes, mask__head="mask_rcnn", mask__refine_levels=[], mask__crop=28)
-    names = [path.stem for path in show(model, picture, tmp_path, 0.0)]
+def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, image, tmp_path, capsys):
+    model = tiny(tiny_config, classes, mask__head="mask_rcnn", mask__refine_levels=[], mask__mask_size=28)
+    names = [path.stem for path in show(model, image, tmp_path, 0.0)]
     assert names == ["disc_detections", "disc_masks"]
     assert "model.mask.head is mask_rcnn" in capsys.readouterr().out
 
 
 def test_sub_boxes_of_a_deformable_crop(tiny_config, classes):
     model = tiny(tiny_config, classes, box__deformable="grid")
-    torch.nn.init.constant_(model.box_classifier.offsets.bias, 2.0)
+    torch.nn.init.constant_(model.box_head.offsets.bias, 2.0)
     figure = sub_boxes(look_at(model))
     for colour in panels.plane(3).reshape(-1, 3)[[0, 2, 6, 8]]:
         pixels = (np.asarray(figure) == colour).all(axis=-1).sum()
@@ -114,17 +114,17 @@ def test_sub_boxes_of_a_deformable_crop(tiny_config, classes):
 
 def test_moved_sub_boxes_by_hand():
     box, still = torch.tensor([[10.0, 20, 40, 80]]), torch.zeros(1, 2, 2, 2)
-    grid = moved_sub_boxes(box, still, "grid")[0]
+    grid = offset_sub_boxes(box, still, "grid")[0]
     assert grid[0, 0].tolist() == pytest.approx([10, 20, 20, 40])
     assert grid[1, 1].tolist() == pytest.approx([30, 60, 40, 80])
-    assert moved_sub_boxes(box, still, "cell")[0, 0, 1].tolist() == pytest.approx([25, 20, 40, 50])
+    assert offset_sub_boxes(box, still, "cell")[0, 0, 1].tolist() == pytest.approx([25, 20, 40, 50])
     still[0, 0, 1] = torch.tensor([0.5, -0.1])  # down by half the height, left by a tenth of the width
-    assert moved_sub_boxes(box, still, "grid")[0, 0, 1].tolist() == pytest.approx([27, 50, 37, 70])
+    assert offset_sub_boxes(box, still, "grid")[0, 0, 1].tolist() == pytest.approx([27, 50, 37, 70])
 
 
 def one_object(look, box):
     """The same look with one object of which only the box matters."""
-    side = look.model.config.model.mask.crop
+    side = look.model.config.model.mask.mask_size
     found = Instances(
         look.found.size,
         np.array([box], np.float32),
@@ -201,7 +201,7 @@ def annotation(number, x, y, side=10, crowd=0):
 
 
 def boxes_as_instances(boxes, labels=None):
-    """Objects that fill their boxes, in a picture of 50 x 100."""
+    """Objects that fill their boxes, in an image of 50 x 100."""
     count = len(boxes)
     return Instances(
         (50, 100),
@@ -215,7 +215,7 @@ def boxes_as_instances(boxes, labels=None):
 
 
 CATEGORIES = [{"id": 2, "name": "disc"}, {"id": 5, "name": "box"}]
-PLACE = Picture(7, Path("drawn.png"), (50, 100))
+PLACE = ImageRecord(7, Path("drawn.png"), (50, 100))
 TRUTH = [
     annotation(1, 5, 5),
     annotation(2, 30, 5),
@@ -234,12 +234,12 @@ def test_failures_by_hand():
     assert failures.matched == 2
     assert failures.missed == [2, 4]
     assert failures.wrong == [2, 4]
-    assert [pair[:2] for pair in failures.badly_outlined] == [(1, 1)]
-    assert failures.badly_outlined[0][2] == pytest.approx(80 / 120)
-    assert failures.errors.detections.tolist() == ["right", "badly_outlined", "false", "", "false"]
+    assert [pair[:2] for pair in failures.localisation] == [(1, 1)]
+    assert failures.localisation[0][2] == pytest.approx(80 / 120)
+    assert failures.errors.detections.tolist() == ["right", "localisation", "false", "", "false"]
     assert failures.score == pytest.approx(2 / 6)
-    image = {"id": 7, "height": 50, "width": 100}
-    shared = overlaps({"images": [image], "annotations": TRUTH, "categories": CATEGORIES}, FOUND.to_coco(7))
+    tensor = {"id": 7, "height": 50, "width": 100}
+    shared = overlaps({"images": [tensor], "annotations": TRUTH, "categories": CATEGORIES}, FOUND.to_coco(7))
     assert matching_metrics(shared, 0.0)["stardist"]["0.50"] == pytest.approx(failures.score), (
         "the evaluation's own count"
     )
@@ -267,7 +267,7 @@ def test_marks_lie_on_their_objects():
     assert 0.3 < column.mean() < 1, "wrong: a broken line"
     dots = (drawn[4 * 6 : 4 * 14, 4 * 42 - 1 : 4 * 42 + 2] == YELLOW).all(axis=-1).any(axis=1)
     assert 0.2 < dots.mean() < 0.7
-    assert np.diff(dots.astype(int)).clip(0).sum() > np.diff(column.astype(int)).clip(0).sum(), "badly outlined: dots"
+    assert np.diff(dots.astype(int)).clip(0).sum() > np.diff(column.astype(int)).clip(0).sum(), "badly localised: dots"
     assert (drawn[4 * 3 : 4 * 17, 4 * 3 : 4 * 17] == 120).all(), "what is right bears no mark"
     assert (drawn[: 4 * 18, 4 * 78 :] == 120).all(), "nor does the crowd"
 
@@ -283,8 +283,8 @@ def test_long_names_are_broken_within_the_width():
 
 def test_the_legend_says_what_the_marks_mean():
     failures = find_failures(PLACE, TRUTH, CATEGORIES, FOUND)
-    picture = np.full((50, 100, 3), 120, np.uint8)
-    figure = failure_figure(failures, picture)
+    image = np.full((50, 100, 3), 120, np.uint8)
+    figure = failure_figure(failures, image)
     legend = np.asarray(figure)[-140:]
     for colour in (ORANGE, SKY, YELLOW):
         assert holds(legend, colour)
@@ -300,8 +300,8 @@ def weights(model, shapes, tmp_path_factory):
 
 
 def test_show_from_the_command_line(weights, shapes, tmp_path, capsys):
-    picture = next((shapes / "val").iterdir())
-    assert main(["show", str(weights), str(picture), "--output", str(tmp_path / "a"), "--score", "0.01"]) == 0
+    image = next((shapes / "val").iterdir())
+    assert main(["show", str(weights), str(image), "--output", str(tmp_path / "a"), "--score", "0.01"]) == 0
     assert len(list((tmp_path / "a").iterdir())) == 4
     words = ["show", str(weights), "--data", str(shapes), "--output", str(tmp_path / "b"), "--worst", "2"]
     assert main(words) == 0
@@ -310,19 +310,19 @@ def test_show_from_the_command_line(weights, shapes, tmp_path, capsys):
     assert files[-1] == "failures.png"
     assert files[0].startswith("failure_01_")
     count = len(json.loads((shapes / "val.json").read_text())["annotations"])
-    assert f"0 objects found (0 badly outlined), {count} missed" in capsys.readouterr().out
+    assert f"0 objects found (0 badly localised), {count} missed" in capsys.readouterr().out
 
 
 def test_the_worst_come_first_and_the_right_ones_never(model, shapes, tmp_path, monkeypatch):
-    """A model that finds everything in all pictures but one, where it finds nothing."""
+    """A model that finds everything in all images but one, where it finds nothing."""
     source = CocoSplit.find(shapes, "val")
     perfect = build_model(model.config, source.categories)
-    blind = source.pictures[2].path
+    blind = source.images[2].path
     values = [source.read(index, 3) for index in range(len(source))]
 
     def predict(given):
         index = next(index for index, value in enumerate(values) if np.array_equal(value, given))
-        size, objects = source.pictures[index].size, source.objects(index)
+        size, objects = source.images[index].size, source.objects(index)
         shown = 0 if index == 2 else len(objects)
         found = Instances(
             size,
@@ -349,14 +349,14 @@ def test_bad_words(weights, shapes, tmp_path, capsys):
         assert len(err.splitlines()) == 1
         return err
 
-    picture = next((shapes / "val").iterdir())
-    assert "no such picture" in fails(weights, tmp_path / "none.png", "--output", tmp_path)
-    assert "no such run folder" in fails(tmp_path / "none", picture)
+    image = next((shapes / "val").iterdir())
+    assert "no such image" in fails(weights, tmp_path / "none.png", "--output", tmp_path)
+    assert "no such run folder" in fails(tmp_path / "none", image)
     assert "name one of the two" in fails(weights, "--output", tmp_path)
-    assert "name one of the two" in fails(weights, picture, "--data", shapes)
+    assert "name one of the two" in fails(weights, image, "--data", shapes)
     assert "no such data set folder" in fails(weights, "--data", tmp_path / "none")
     assert "--worst is 0" in fails(weights, "--data", shapes, "--worst", "0")
-    assert "name another --output" in fails(weights, picture, "--output", picture)
+    assert "name another --output" in fails(weights, image, "--output", image)
 
 
 def simulate(colours, kind):
@@ -392,7 +392,7 @@ def test_colours_that_any_eyes_tell_apart(kind):
     assert min(np.linalg.norm(marks[a] - marks[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 20
 
 
-def test_pictures_are_enlarged_by_whole_factors():
+def test_images_are_enlarged_by_whole_factors():
     assert panels.shown_size((20, 30), (100, 100)) == (60, 90)
     assert panels.shown_size((200, 100), (100, 100)) == (100, 50)
     assert panels.shown_size((1, 4000), (100, 100)) == (1, 100)

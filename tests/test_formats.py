@@ -9,13 +9,15 @@ import yaml
 from contracts import fails
 from PIL import Image
 
-from masklab.cli import main
-from masklab.config import merge, validate
-from masklab.data.check import check
-from masklab.data.coco import CocoSplit
-from masklab.data.formats import convert, open_split, split_names
-from masklab.data.layouts import read_labels
-from masklab.ops import rle
+from masklab.cli.app import main
+from masklab.config.nested import merge
+from masklab.config.schema import validate
+from masklab.datasets.check import check
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.convert import convert
+from masklab.datasets.layouts.masks import read_labels
+from masklab.datasets.open import open_split, split_names
+from masklab.masks import encode, rle
 from masklab.structures import ClassTable
 
 SIZE = (20, 30)
@@ -45,13 +47,13 @@ def write(path, values):
         Image.fromarray(values).save(path)
 
 
-def picture(path, size=SIZE):
+def image(path, size=SIZE):
     write(path, np.full((*size, 3), 120, np.uint8))
 
 
 def masks(split, index):
-    """The masks of a picture as whole bitmaps: a slow, plain way."""
-    height, width = split.pictures[index].size
+    """The masks of an image as whole bitmaps: a slow, plain way."""
+    height, width = split.images[index].size
     objects = split.objects(index)
     return [rle.window(objects.runs(row), (height, width), (0, 0, width, height)) for row in range(len(objects))]
 
@@ -61,7 +63,7 @@ def expected(labels):
 
 
 def assert_masks(split, labels_by_stem=LABELS):
-    for index, entry in enumerate(split.pictures):
+    for index, entry in enumerate(split.images):
         stem = entry.path.stem.removesuffix("_img")
         found, wanted = masks(split, index), expected(labels_by_stem[stem])
         assert len(found) == len(wanted)
@@ -73,20 +75,20 @@ def assert_masks(split, labels_by_stem=LABELS):
 
 def label_layout(folder, words=("images", "masks"), names=NAMES, ending=""):
     for name in names:
-        picture(folder / words[0] / f"{name}.png")
+        image(folder / words[0] / f"{name}.png")
         write(folder / words[1] / f"{name}{ending}.png", LABELS[name].astype(np.uint8))
 
 
 def cellpose_layout(folder, names=NAMES):
     for k, name in enumerate(names):
-        picture(folder / f"{name}{'_img' if k == 1 else ''}.png")
+        image(folder / f"{name}{'_img' if k == 1 else ''}.png")
         write(folder / f"{name}_masks.{'tif' if k else 'png'}", LABELS[name].astype(np.uint16))
         write(folder / f"{name}_flows.tif", np.zeros(SIZE, np.float32))
 
 
 def kaggle_layout(folder, names=NAMES):
     for name in names:
-        picture(folder / name / "images" / f"{name}.png")
+        image(folder / name / "images" / f"{name}.png")
         (folder / name / "masks").mkdir()
         for k, mask in enumerate(expected(LABELS[name])):
             write(folder / name / "masks" / f"{k:032x}.png", mask.astype(np.uint8) * 255)
@@ -100,7 +102,7 @@ POLYGONS = {
 
 def yolo_layout(folder, images="images", labels="labels", table=None, names=("a", "b", "c")):
     for name in names:
-        picture(folder / images / f"{name}.jpg")
+        image(folder / images / f"{name}.jpg")
         if name in POLYGONS:
             (folder / labels).mkdir(parents=True, exist_ok=True)
             (folder / labels / f"{name}.txt").write_text(POLYGONS[name])
@@ -109,13 +111,13 @@ def yolo_layout(folder, images="images", labels="labels", table=None, names=("a"
 
 def test_pool_without_objects(tmp_path):
     for name in NAMES:
-        picture(tmp_path / "images" / f"{name}.png")
+        image(tmp_path / "images" / f"{name}.png")
         write(tmp_path / "masks" / f"{name}.png", np.zeros(SIZE, np.uint8))
     split = open_split(tmp_path, "all")
     assert len(split) == 5
     assert split.most_objects == 0
     assert split.ground_truth["annotations"] == []
-    assert "5 pictures (5 without objects), 0 objects" in split.summary()
+    assert "5 images (5 without objects), 0 objects" in split.summary()
     convert(tmp_path, tmp_path / "out")
     assert len(CocoSplit.find(tmp_path / "out", "val")) == 1
 
@@ -134,8 +136,8 @@ def test_pool_without_objects(tmp_path):
 def test_every_layout_gives_the_same_masks(tmp_path, make):
     make(tmp_path)
     split = open_split(tmp_path, "all")
-    assert [p.path.stem.removesuffix("_img") for p in split.pictures] == list(NAMES)
-    assert [p.size for p in split.pictures] == [SIZE] * 5
+    assert [p.path.stem.removesuffix("_img") for p in split.images] == list(NAMES)
+    assert [p.size for p in split.images] == [SIZE] * 5
     assert split.categories == ClassTable((1,), ("object",))
     assert_masks(split)
     assert split.read(0, 3).shape == (3, *SIZE)
@@ -164,7 +166,7 @@ def test_splits_by_folder(tmp_path, make):
     assert split_names(tmp_path) == ["test", "train", "val"]
     for name, stems in (("train", NAMES[:2]), ("val", NAMES[2:4]), ("test", NAMES[4:])):
         split = open_split(tmp_path, name)
-        assert [p.path.stem.removesuffix("_img") for p in split.pictures] == list(stems)
+        assert [p.path.stem.removesuffix("_img") for p in split.images] == list(stems)
         assert split.note == ""
         assert_masks(split)
     fails(["no split fold", "test, train, val"], open_split, tmp_path, "fold")
@@ -198,9 +200,9 @@ def test_label_images_with_a_palette_or_turned(tmp_path):
     for name in ("x.png", "x.tif"):
         with_palette.save(tmp_path / name)
         assert (read_labels(tmp_path / name) == labels).all()
-    turned = Image.fromarray(labels)
-    turned.getexif()[0x0112] = 6
-    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    transposed = Image.fromarray(labels)
+    transposed.getexif()[0x0112] = 6
+    transposed.save(tmp_path / "turned.png", exif=transposed.getexif())
     assert (read_labels(tmp_path / "turned.png") == np.rot90(labels, -1)).all()
     for dtype in (np.uint8, np.uint16):
         tifffile.imwrite(tmp_path / "white.tif", labels.astype(dtype), photometric="miniswhite")
@@ -213,7 +215,7 @@ def test_label_images_with_a_palette_or_turned(tmp_path):
 
 
 def test_encode_labels_of_nothing():
-    values, runs = rle.encode_labels(np.zeros((3, 4), np.uint8))
+    values, runs = encode.encode_labels(np.zeros((3, 4), np.uint8))
     assert len(values) == len(runs) == 0
 
 
@@ -223,10 +225,10 @@ def test_encode_labels_equals_one_mask_after_another():
         height, width = rng.integers(1, 9, 2).tolist()
         labels = rng.integers(0, rng.integers(1, 6), (height, width)) * 70_000
         labels = labels if case % 2 else labels.T.copy().T  # both orders in memory
-        values, runs = rle.encode_labels(labels)
+        values, runs = encode.encode_labels(labels)
         assert values.tolist() == [value for value in np.unique(labels).tolist() if value]
         for value, own in zip(values, runs, strict=True):
-            whole = rle.encode_windows([labels == value], [(0, 0)], labels.shape)[0]
+            whole = encode.encode_windows([labels == value], [(0, 0)], labels.shape)[0]
             assert own.tolist() == whole.tolist()
 
 
@@ -235,7 +237,7 @@ def test_a_thousand_objects_need_little_memory(tmp_path):
     labels = np.zeros((side, side), np.uint16)
     cells = labels.reshape(count, side // count, count, side // count)
     cells[:, 4:-4, :, 4:-4] = np.arange(1, count * count + 1).reshape(count, 1, count, 1)
-    picture(tmp_path / "images/a.png", (side, side))
+    image(tmp_path / "images/a.png", (side, side))
     write(tmp_path / "masks/a.png", labels)
     tracemalloc.start()
     split = open_split(tmp_path, "all")
@@ -296,8 +298,8 @@ def test_yolo_splits(tmp_path, places, table):
     yolo_layout(tmp_path, *places[:2], table, ("a", "c"))
     yolo_layout(tmp_path, *places[2:], table, ("b",))
     assert split_names(tmp_path) == ["train", "val"]
-    assert [p.path.stem for p in open_split(tmp_path, "train").pictures] == ["a", "c"]
-    assert [p.path.stem for p in open_split(tmp_path, "val").pictures] == ["b"]
+    assert [p.path.stem for p in open_split(tmp_path, "train").images] == ["a", "c"]
+    assert [p.path.stem for p in open_split(tmp_path, "val").images] == ["b"]
     assert open_split(tmp_path, "val").objects(0).labels.tolist() == [1]
 
 
@@ -305,8 +307,8 @@ def test_yolo_splits_by_lists(tmp_path):
     yolo_layout(tmp_path, table={"train": "one.txt", "val": "two.txt"})
     (tmp_path / "one.txt").write_text("./images/a.jpg\n./images/c.jpg\n")
     (tmp_path / "two.txt").write_text(f"{tmp_path}/images/b.jpg\n")
-    assert [p.path.name for p in open_split(tmp_path, "train").pictures] == ["a.jpg", "c.jpg"]
-    assert [p.path.name for p in open_split(tmp_path, "val").pictures] == ["b.jpg"]
+    assert [p.path.name for p in open_split(tmp_path, "train").images] == ["a.jpg", "c.jpg"]
+    assert [p.path.name for p in open_split(tmp_path, "val").images] == ["b.jpg"]
     (tmp_path / "two.txt").write_text("../b.jpg\n")
     fails(["two.txt", "../b.jpg", "not in"], open_split, tmp_path, "val")
 
@@ -346,12 +348,12 @@ def test_polygons_outside_are_skipped_and_counted(tmp_path):
 
 def many(folder, count=40):
     for k in range(count):
-        picture(folder / "images" / f"p{k}.png", (4, 4))
+        image(folder / "images" / f"p{k}.png", (4, 4))
         write(folder / "masks" / f"p{k}.png", np.eye(4, dtype=np.uint8))
 
 
 def names_of(split):
-    return {p.path.name for p in split.pictures}
+    return {p.path.name for p in split.images}
 
 
 def test_drawn_splits_are_a_fair_and_lasting_share(tmp_path):
@@ -365,7 +367,7 @@ def test_drawn_splits_are_a_fair_and_lasting_share(tmp_path):
     assert names_of(open_split(tmp_path, "val", None, 0.2, 1)) != val
     assert len(open_split(tmp_path, "val", None, 0.001)) == 1
     assert len(open_split(tmp_path, "train", None, 0.999)) == 1
-    assert "val is 8 of 40 pictures, drawn by file name and seed 0" in open_split(tmp_path, "train").summary()
+    assert "val is 8 of 40 images, drawn by file name and seed 0" in open_split(tmp_path, "train").summary()
     many(tmp_path, 44)
     assert len(names_of(open_split(tmp_path, "val")) & val) >= 7
     for bad in (0, 1, -0.5, float("nan")):
@@ -396,7 +398,7 @@ def test_an_archive_unpacked_into_a_folder_of_its_own_is_named(tmp_path):
     assert len(open_split(tmp_path / "stage1_train", "train")) == 4
 
 
-def test_train_without_val_lends_it_pictures(tmp_path):
+def test_train_without_val_lends_it_images(tmp_path):
     many(tmp_path / "train")
     many(tmp_path / "pool")
     (tmp_path / "pool").rename(tmp_path.parent / f"{tmp_path.name}-pool")
@@ -413,9 +415,9 @@ def test_coco_without_val(tmp_path, shapes):
     assert len(val) == 2
     assert names_of(train) | names_of(val) == names_of(source)
     assert not names_of(train) & names_of(val)
-    objects = {p.path.name: source.objects(k).flat_runs.tolist() for k, p in enumerate(source.pictures)}
+    objects = {p.path.name: source.objects(k).flat_runs.tolist() for k, p in enumerate(source.images)}
     for split in (train, val):
-        for k, p in enumerate(split.pictures):
+        for k, p in enumerate(split.images):
             assert split.objects(k).flat_runs.tolist() == objects[p.path.name]
     assert len(open_split(shapes, "train")) == len(source)
 
@@ -455,8 +457,8 @@ def test_label_images_there_and_back(tmp_path):
     seen = set()
     for name in ("train", "val"):
         split = CocoSplit.find(tmp_path / "dst", name)
-        assert {f"images/{n}" for n in names_of(split)} == set(lists[name]["pictures"])
-        for index, entry in enumerate(split.pictures):
+        assert {f"images/{n}" for n in names_of(split)} == set(lists[name]["images"])
+        for index, entry in enumerate(split.images):
             back = np.zeros(SIZE, np.int64)
             for number, mask in enumerate(masks(split, index), 1):
                 back[mask != 0] = number
@@ -478,7 +480,7 @@ def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
     found = {}
     for name in ("train", "val"):
         split = CocoSplit.find(tmp_path / "dst", name)
-        found |= {p.path.stem: masks(split, k) for k, p in enumerate(split.pictures)}
+        found |= {p.path.stem: masks(split, k) for k, p in enumerate(split.images)}
         found["skipped"] = found.get("skipped", 0) + split.skipped["empty mask"]
     assert found.pop("skipped") == 1
     assert (found["a"].pop() == (overlapping > 0)).all()
@@ -494,10 +496,10 @@ def test_coco_stays_as_it_is(tmp_path, shapes):
         assert (before.read(1, 3) == after.read(1, 3)).all()
 
 
-def test_pictures_of_the_same_name_stay_apart(tmp_path):
+def test_images_of_the_same_name_stay_apart(tmp_path):
     table = {"train": ["x/images", "y/images"], "val": "x/images"}
     for side, place in ((4, "x"), (6, "y")):
-        picture(tmp_path / f"src/{place}/images/a.png", (side, side))
+        image(tmp_path / f"src/{place}/images/a.png", (side, side))
         (tmp_path / f"src/{place}/labels").mkdir()
         (tmp_path / f"src/{place}/labels/a.txt").write_text("0 0 0 1 0 1 1 0 1\n")
     (tmp_path / "src/data.yaml").write_text(yaml.safe_dump({"names": ["tile"], **table}))
@@ -507,12 +509,12 @@ def test_pictures_of_the_same_name_stay_apart(tmp_path):
     assert [split.objects(k).areas.tolist() for k in range(2)] == [[16], [36]]
 
 
-def test_pictures_in_ome_tiff_find_their_masks(tmp_path):
+def test_images_in_ome_tiff_find_their_masks(tmp_path):
     for name, mask in zip("abcd", ("a.tif", "b.ome.tif", "c_masks.png", "d.ome.png"), strict=True):
         write(tmp_path / f"images/{name}.ome.tif", np.full(SIZE, 120, np.uint8))
         write(tmp_path / "masks" / mask, LABELS[name].astype(np.uint8))
     split = open_split(tmp_path, "all")
-    assert [p.path.name for p in split.pictures] == [f"{name}.ome.tif" for name in "abcd"]
+    assert [p.path.name for p in split.images] == [f"{name}.ome.tif" for name in "abcd"]
     for index, name in enumerate("abcd"):
         for found, wanted in zip(masks(split, index), expected(LABELS[name]), strict=True):
             assert (found == wanted).all()
@@ -527,16 +529,16 @@ def test_a_new_folder_below_a_file_is_refused(tmp_path, capsys):
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, capsys):
     label_layout(tmp_path / "src")
-    (tmp_path / "src/masks/e.png").write_bytes(b"no picture")
+    (tmp_path / "src/masks/e.png").write_bytes(b"no image")
     assert main(["data", "convert", str(tmp_path / "src"), str(tmp_path / "dst")]) == 2
     assert "e.png" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
     write(tmp_path / "src/masks/e.png", LABELS["e"].astype(np.uint8))
     assert main(["data", "convert", str(tmp_path / "src"), str(tmp_path / "dst"), "--val_fraction", "0.4"]) == 0
     out = capsys.readouterr().out
-    assert "val is 2 of 5 pictures" in out
+    assert "val is 2 of 5 images" in out
     assert "" not in out.splitlines(), "no bars where nobody watches"
-    assert "3 pictures (0 without objects)" in out
+    assert "3 images (0 without objects)" in out
     assert main(["data", "convert", str(tmp_path / "src"), str(tmp_path / "dst")]) == 2
     assert "not empty" in capsys.readouterr().err
 
@@ -547,7 +549,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, capsys):
 def test_a_folder_of_nothing_known(tmp_path):
     words = ["holds no data set", "COCO", "YOLO", "label images", "Cellpose", "Kaggle", str(tmp_path)]
     fails(words, open_split, tmp_path, "train")
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     fails(words, open_split, tmp_path, "train")
     fails(["nowhere"], open_split, tmp_path / "nowhere", "train")
     fails(["../x"], open_split, tmp_path, "../x")
@@ -571,13 +573,13 @@ def grey(values):
     [
         (lambda folder: (folder / "masks/c.png").unlink(), ["c.png has no mask", "1 of 5"]),
         (lambda folder: (folder / "images/c.png").unlink(), ["masks/c.png", "missing"]),
-        (lambda folder: picture(folder / "images/c.jpg"), ["c.jpg", "same mask"]),
+        (lambda folder: image(folder / "images/c.jpg"), ["c.jpg", "same mask"]),
         (lambda folder: write(folder / "masks/c.tif", LABELS["c"].astype(np.uint8)), ["c.png", "c.tif"]),
-        (lambda folder: picture(folder / "masks/c.png"), ["masks/c.png", "3 channels", "grey"]),
+        (lambda folder: image(folder / "masks/c.png"), ["masks/c.png", "3 channels", "grey"]),
         (grey(np.zeros((30, 20), np.uint8)), ["masks/c.png is 20 wide and 30 high", "30 wide and 20 high"]),
         (lambda folder: (folder / "masks/c.png").write_bytes(b""), ["masks/c.png"]),
     ],
-    ids=["no mask", "no picture", "two pictures", "two masks", "colours", "size", "damaged"],
+    ids=["no mask", "no image", "two images", "two masks", "colours", "size", "damaged"],
 )
 def test_label_images_that_cannot_be_used(tmp_path, change, words):
     label_layout(tmp_path)
@@ -585,15 +587,15 @@ def test_label_images_that_cannot_be_used(tmp_path, change, words):
     fails(words, open_split, tmp_path, "all")
 
 
-def test_what_is_wrong_with_single_pictures_can_be_collected(tmp_path):
+def test_what_is_wrong_with_single_images_can_be_collected(tmp_path):
     label_layout(tmp_path)
-    (tmp_path / "images/a.png").write_bytes(b"no picture")
+    (tmp_path / "images/a.png").write_bytes(b"no image")
     write(tmp_path / "masks/b.png", np.zeros((30, 20), np.uint8))
     faults = []
     split = open_split(tmp_path, "all", faults=faults)
     assert [fault[:3] for fault in faults] == [(1, "images/a.png", True), (2, "images/b.png", False)]
     assert "EXIF orientation applied" in faults[1].reason
-    assert [(p.image_id, p.path.stem) for p in split.pictures] == list(enumerate("bcde", 2))
+    assert [(p.image_id, p.path.stem) for p in split.images] == list(enumerate("bcde", 2))
     assert len(split.objects(0)) == 0
     assert len(split.objects(1)) == len(expected(LABELS["c"]))
 
@@ -613,7 +615,7 @@ def test_label_tiffs_that_cannot_be_used(tmp_path, values, words):
 
 
 def test_masks_that_are_not_exact(tmp_path):
-    picture(tmp_path / "m.jpg")
+    image(tmp_path / "m.jpg")
     fails(["m.jpg", "PNG or TIFF"], read_labels, tmp_path / "m.jpg")
 
 
@@ -623,7 +625,7 @@ def test_kaggle_folders_that_cannot_be_used(tmp_path):
     fails(["b/masks/zz.png", "3 wide", "30 wide"], open_split, tmp_path, "all")
     for path in (tmp_path / "c/images/c.png", *(tmp_path / "c/masks").iterdir()):
         path.unlink()
-    fails([f"{tmp_path}/c", "0 pictures"], open_split, tmp_path, "all")
+    fails([f"{tmp_path}/c", "0 images"], open_split, tmp_path, "all")
 
 
 @pytest.mark.parametrize(
@@ -636,7 +638,7 @@ def test_kaggle_folders_that_cannot_be_used(tmp_path):
         ("names: {a: b}", ["names"]),
         ("names: [leaf, x, y, fruit]\ntrain: /etc\n", ["data.yaml", "/etc", "not in"]),
         ("names: [leaf, x, y, fruit]\ntrain: ../..\n", ["data.yaml", "../..", "not in"]),
-        ("names: [leaf, x, y, fruit]\ntrain: labels\n", ["labels", "no picture"]),
+        ("names: [leaf, x, y, fruit]\ntrain: labels\n", ["labels", "no image"]),
         ("names: [leaf, x, y, fruit]\ntrain: [images, 5]\n", ["data.yaml: train", "must be paths"]),
         ("names: [leaf, x, y, fruit]\ntrain: images\npath: [a]\n", ["data.yaml", "path"]),
         ("names: [leaf, [x], y, fruit]\ntrain: images\n", ["data.yaml", "name"]),
@@ -655,21 +657,21 @@ def test_yolo_labels_that_cannot_be_used(tmp_path):
     fails(["data.yaml", "dataset.yaml"], open_split, tmp_path, "all")
     (tmp_path / "dataset.yaml").unlink()
     (tmp_path / "labels/z.txt").touch()
-    fails(["labels/z.txt", "no picture"], open_split, tmp_path, "all")
+    fails(["labels/z.txt", "no image"], open_split, tmp_path, "all")
     (tmp_path / "labels/z.txt").unlink()
     (tmp_path / "data.yaml").unlink()
     fails([str(tmp_path / "labels"), "no data.yaml"], open_split, tmp_path, "all")
     for path in (tmp_path / "labels").iterdir():
         path.unlink()
     (tmp_path / "data.yaml").write_text("names: [leaf]")
-    fails(["none of the pictures", "labels/a.txt"], open_split, tmp_path, "all")
+    fails(["none of the images", "labels/a.txt"], open_split, tmp_path, "all")
 
 
 # ---- training on what was never COCO
 
 
 def test_training_reads_label_images_and_writes_the_split_down(tmp_path, tiny_config):
-    from masklab.evaluation.run import evaluate
+    from masklab.evaluation.evaluate import evaluate
     from masklab.training.fit import train
 
     for name in NAMES:
@@ -680,8 +682,8 @@ def test_training_reads_label_images_and_writes_the_split_down(tmp_path, tiny_co
     config = validate(merge(tiny_config.model_dump(), {"train": {"steps": 1, "validate_every": 1}}), "tests")
     model = train(config, tmp_path / "data", tmp_path / "run")
     lists = json.loads((tmp_path / "run/split.json").read_text())
-    assert len(lists["train"]["pictures"]) == 4
-    assert lists["val"]["pictures"] == [f"images/{n}" for n in names_of(open_split(tmp_path / "data", "val"))]
+    assert len(lists["train"]["images"]) == 4
+    assert lists["val"]["images"] == [f"images/{n}" for n in names_of(open_split(tmp_path / "data", "val"))]
     assert model.classes == ClassTable((1,), ("object",))
     metrics = evaluate(model, tmp_path / "data", "all")
-    assert metrics["measured"]["pictures"] == 5
+    assert metrics["measured"]["images"] == 5

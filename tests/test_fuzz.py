@@ -24,7 +24,7 @@ import yaml
 from hostile import (
     Child,
     read_any_data,
-    read_any_picture,
+    read_any_image,
     read_any_recipe,
     read_any_run,
     read_any_weights,
@@ -166,7 +166,7 @@ def assert_sentence(message):
 @pytest.fixture(scope="module")
 def child():
     process = Child(
-        ("masklab.data.check", "masklab.evaluation.inputs", "masklab.weights", "masklab.training.checkpoints")
+        ("masklab.datasets.check", "masklab.evaluation.inputs", "masklab.weights.checkpoint", "masklab.training.resume")
     )
     yield process
     process.stop()
@@ -231,13 +231,13 @@ def damaged_files(files):
     return st.sampled_from(sorted(files)).flatmap(lambda name: st.tuples(st.just(name), damages(len(files[name]))))
 
 
-# Pictures
+# Images
 
 HEIGHT, WIDTH = 24, 20
 
 
 def drawn(channels, top, dtype):
-    """A smooth picture (H, W, channels), as cameras and microscopes make them."""
+    """A smooth image (H, W, channels), as cameras and microscopes make them."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     values = np.stack([(np.sin(x / (3 + k)) + np.cos(y / (4 + k)) + 2) / 4 for k in range(channels)], axis=-1)
     return (values * top).astype(dtype)
@@ -245,8 +245,8 @@ def drawn(channels, top, dtype):
 
 def by_pillow(values, form, **options):
     buffer = io.BytesIO()
-    picture = values if isinstance(values, Image.Image) else Image.fromarray(values)
-    picture.save(buffer, form, **options)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -268,8 +268,8 @@ def deep_png(values, size=None):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def pictures():
-    """Small pictures of every kind, by kind and file name."""
+def images():
+    """Small images of every kind, by kind and file name."""
     rgb, grey = drawn(3, 255, np.uint8), drawn(1, 65535, np.uint16)[:, :, 0]
     palette = Image.fromarray(rgb).convert("P")
     planes = drawn(5, 1, np.float32).transpose(2, 0, 1).copy()
@@ -308,8 +308,8 @@ def pictures():
     }
 
 
-def picture_is_well_formed(name, content, damage):
-    """Whether a damaged picture is a whole picture of its kind: in PNG never, elsewhere where nothing is missing."""
+def image_is_well_formed(name, content, damage):
+    """Whether a damaged image is a whole image of its kind: in PNG never, elsewhere where nothing is missing."""
     if name.endswith(".png"):
         return False
     if name.endswith((".tif", ".tiff")):
@@ -364,12 +364,12 @@ def consistent_page(content, order, place):
     return struct.unpack_from(order + "I", content, place + 2 + 12 * number)[0]
 
 
-@pytest.mark.parametrize("kind", list(pictures()))
-def test_pictures(kind, child, tmp_path):
-    files, originals = pictures()[kind], {}
+@pytest.mark.parametrize("kind", list(images()))
+def test_images(kind, child, tmp_path):
+    files, originals = images()[kind], {}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        outcome = child.call(read_any_picture, tmp_path / name)
+        outcome = child.call(read_any_image, tmp_path / name)
         assert outcome.kind == "read", outcome
         assert outcome.value["parts agree"]
         originals[name] = outcome.value
@@ -378,8 +378,8 @@ def test_pictures(kind, child, tmp_path):
         name, damage = case
         content = damaged(files[name], damage)
         (tmp_path / name).write_bytes(content)
-        outcome = child.call(read_any_picture, tmp_path / name)
-        return verdict(outcome, originals[name], partial(picture_is_well_formed, name, content, damage))
+        outcome = child.call(read_any_image, tmp_path / name)
+        return verdict(outcome, originals[name], partial(image_is_well_formed, name, content, damage))
 
     explore(kind, damaged_files(files), look)
 
@@ -586,7 +586,7 @@ def labels(number, dtype):
 
 
 def label_files(kind):
-    """A data set of one of the formats that keep masks as pictures."""
+    """A data set of one of the formats that keep masks as images."""
     png = {k: by_pillow(labels(k, np.uint16), "PNG") for k in range(4)}
     tiff = {k: by_tifffile(labels(k, np.int32), rowsperstrip=4) for k in range(4)}
     zipped = {k: by_tifffile(labels(k, np.uint16), compression="zlib") for k in range(4)}
@@ -602,9 +602,9 @@ def label_files(kind):
 
 
 @pytest.mark.parametrize("kind", ["label images", "Cellpose", "Kaggle"])
-def test_masks_kept_as_pictures(kind, child, tmp_path):
+def test_masks_kept_as_images(kind, child, tmp_path):
     files = label_files(kind)
-    explore_data(kind, child, tmp_path, files, sorted(files), picture_is_well_formed)
+    explore_data(kind, child, tmp_path, files, sorted(files), image_is_well_formed)
 
 
 # Recipes, weights and run folders
@@ -617,8 +617,8 @@ model:
   rpn:
     anchor_sizes: [12, 24, 48]
     channels: 32
-  box: {crop: 6, max_detections: 20}
-pictures:
+  box: {roi_size: 6, max_detections: 20}
+image:
   scale: 1.0
   mean: [0.5, 0.25, 0.125]
 train: {steps: 400, learning_rate: 1.5e-3, seed: 7}
@@ -672,8 +672,8 @@ def test_recipes(child, tmp_path):
 @pytest.fixture(scope="module")
 def weights(tiny_config, classes, tmp_path_factory):
     """The bytes of a small weights file."""
-    from masklab.model.masklab import build_model
-    from masklab.weights import save_model
+    from masklab.model.build import build_model
+    from masklab.weights.checkpoint import save_model
 
     small = {"backbone": tiny_config.model.backbone.model_copy(update={"width": 0.0625})}
     config = tiny_config.model_copy(update={"model": tiny_config.model.model_copy(update=small)})
@@ -706,7 +706,7 @@ def with_header(weights, facts):
 
 def header_is_well_formed(facts, found, original):
     """Whether what was read is what the header says, of a kind that it may be, over the same tensors."""
-    from masklab.config import flatten
+    from masklab.config.nested import flatten
 
     threshold, table, config = (json.loads(facts[name]) for name in ("score_threshold", "classes", "config"))
     there = flatten(found["config"])
@@ -743,7 +743,7 @@ def test_headers_of_weights(child, weights, tmp_path):
 def test_run_folders(child, tiny_config, tmp_path):
     import torch
 
-    record = {"checkpoint": "resume.ckpt", "data": {"train": {"annotations_sha256": "ab", "pictures": 3}}, "starts": []}
+    record = {"checkpoint": "resume.ckpt", "data": {"train": {"annotations_sha256": "ab", "images": 3}}, "starts": []}
     buffer = io.BytesIO()
     torch.save({"global_step": 2, "state_dict": {"weight": torch.arange(600.0)}}, buffer)
     files = {
@@ -773,7 +773,7 @@ def test_run_folders(child, tiny_config, tmp_path):
 
 
 def claims_to_be_huge():
-    """Pictures of a few hundred bytes whose headers claim 100,000 x 100,000, or as much as they can."""
+    """Images of a few hundred bytes whose headers claim 100,000 x 100,000, or as much as they can."""
     rgb, side = drawn(3, 255, np.uint8), 100_000
     jpeg, bmp = bytearray(by_pillow(rgb, "JPEG")), bytearray(by_pillow(rgb, "BMP"))
     frame = jpeg.index(b"\xff\xc0")
@@ -824,7 +824,7 @@ def taller(content, side, one_segment=False):
 def test_a_header_that_claims_too_much_is_refused(name, child, tmp_path):
     path = tmp_path / name
     path.write_bytes(claims_to_be_huge()[name])
-    outcome = child.call(read_any_picture, path)
+    outcome = child.call(read_any_image, path)
     assert outcome.kind == "refused", outcome
     assert_sentence(outcome.value)
     assert str(path) in outcome.value
@@ -832,7 +832,7 @@ def test_a_header_that_claims_too_much_is_refused(name, child, tmp_path):
 
 
 OTHERS = {
-    "a program in a picture's clothes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+    "a program in an image's clothes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
     "an icon": by_pillow(Image.new("RGB", (16, 16)), "ICO"),
     "a bomb": zlib.compress(bytes(10**6)),
     "nothing": b"",
@@ -840,10 +840,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_what_is_no_known_picture_is_refused(what, child, tmp_path):
+def test_what_is_no_known_image_is_refused(what, child, tmp_path):
     for name in ("x.png", "x.jpg", "x.tif"):
         (tmp_path / name).write_bytes(OTHERS[what])
-        outcome = child.call(read_any_picture, tmp_path / name)
+        outcome = child.call(read_any_image, tmp_path / name)
         assert outcome.kind == "refused", outcome
         assert_sentence(outcome.value)
         TALLY[NAMED, "refused"] += 1
@@ -853,19 +853,19 @@ def annotated(**fields):
     return lambda values: values["annotations"][0].update(fields)
 
 
-def pictured(**fields):
+def shown(**fields):
     return lambda values: values["images"][0].update(fields)
 
 
 BROKEN = {  # what is wrong in a COCO file, and whether it is refused or reported
     **{
-        f"a path that climbs out: {name[:30]!r}": (pictured(file_name=name), "refused")
+        f"a path that climbs out: {name[:30]!r}": (shown(file_name=name), "refused")
         for name in ("../1.png", "a/../../1.png", "/etc/passwd", "..\\1.png", "\\1.png", "C:\\1.png", "1.png\0", "..")
     },
-    "a name too long for a file": (pictured(file_name="a/" * 5000), "refused"),
-    "a name of two lines": (pictured(file_name="1.png\n2.png"), "refused"),
-    "100,000 x 100,000": (pictured(height=100_000, width=100_000), "refused"),
-    "no pixels": (pictured(height=0), "refused"),
+    "a name too long for a file": (shown(file_name="a/" * 5000), "refused"),
+    "a name of two lines": (shown(file_name="1.png\n2.png"), "refused"),
+    "100,000 x 100,000": (shown(height=100_000, width=100_000), "refused"),
+    "no pixels": (shown(height=0), "refused"),
     "NaN points": (annotated(segmentation=[[float("nan")] * 8]), "reported"),
     "two points": (annotated(segmentation=[[1, 1, 5, 5]]), "reported"),
     "points at infinity": (annotated(segmentation=[[1, 1, float("inf"), 1, 5, 5]]), "reported"),
@@ -967,14 +967,14 @@ def test_ten_thousand_categories_are_read(child, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["COCO", "YOLO", "label images"])
-def test_five_thousand_objects_in_a_picture_are_read(kind, child, tmp_path):
+def test_five_thousand_objects_in_an_image_are_read(kind, child, tmp_path):
     """A grid of 100 x 50 squares, two pixels wide and two apart."""
     corners = [(4 * column + 1, 4 * row + 1) for row in range(50) for column in range(100)]
-    picture = by_pillow(np.zeros((201, 402, 3), np.uint8), "PNG")
+    image = by_pillow(np.zeros((201, 402, 3), np.uint8), "PNG")
     outlines = [[x, y, x + 2, y, x + 2, y + 2, x, y + 2] for x, y in corners]
-    files = {"images/train/1.png": picture, "images/val/1.png": small_png(1)}
+    files = {"images/train/1.png": image, "images/val/1.png": small_png(1)}
     if kind == "COCO":
-        values, files = coco_values(), coco_files() | {"train/1.png": picture}
+        values, files = coco_values(), coco_files() | {"train/1.png": image}
         values["images"][0].update(width=402, height=201)
         values["annotations"] = [
             {"id": k, "image_id": 1, "category_id": 3, "segmentation": [outline]} for k, outline in enumerate(outlines)
@@ -993,7 +993,7 @@ def test_five_thousand_objects_in_a_picture_are_read(kind, child, tmp_path):
     write_data(tmp_path, files)
     outcome = child.call(read_any_data, tmp_path)
     assert outcome.kind == "read", outcome
-    _, _, boxes, found, masks, _ = outcome.value["splits"]["train"]["pictures"][0]
+    _, _, boxes, found, masks, _ = outcome.value["splits"]["train"]["images"][0]
     assert len(boxes) == len(masks) == len(found) == 5000, outcome.value["refused"]
     expected = np.array([(x, y, x + 2, y + 2) for x, y in corners], np.float32)
     assert np.array_equal(boxes[np.lexsort((boxes[:, 0], boxes[:, 1]))], expected)

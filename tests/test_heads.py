@@ -4,21 +4,24 @@ import reference
 import torch
 from contracts import assert_finite_and_connected, assert_instances
 
-from masklab.config import load_recipe, validate
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import InstanceDataset, collate
-from masklab.errors import InputError
+from masklab.config.recipe import load_recipe
+from masklab.config.schema import validate
+from masklab.datasets.coco import CocoSplit
 from masklab.model import masklab as masklab_module
-from masklab.model.baselines import FCISHead, MaskRCNNHead, part_table
+from masklab.model.alternatives import FCISHead, MaskRCNNHead, part_table
+from masklab.model.build import build_model
 from masklab.model.cost import model_cost
-from masklab.model.masklab import build_model
 from masklab.model.refinement import SharedRefinement
-from masklab.ops.crop import Rois, crop_and_resize, crop_channels
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.crop_channels import crop_channels
+from masklab.ops.rois import Rois
+from masklab.training.data.loader import InstanceDataset, collate
 from masklab.training.step import TrainingStep
-from masklab.weights import load_model, save_model
+from masklab.utils.errors import InputError
+from masklab.weights.checkpoint import load_model, save_model
 
-MASK_RCNN = {"head": "mask_rcnn", "crop": 28, "refine_levels": []}
-FCIS = {"head": "fcis", "crop": 15, "refine_levels": []}
+MASK_RCNN = {"head": "mask_rcnn", "mask_size": 28, "refine_levels": []}
+FCIS = {"head": "fcis", "mask_size": 15, "refine_levels": []}
 SHARED = {"refinement": "shared", "refine_channels": 16}
 VARIANTS = pytest.mark.parametrize("mask", [MASK_RCNN, FCIS, SHARED], ids=["mask_rcnn", "fcis", "shared"])
 
@@ -34,17 +37,17 @@ def build(tiny_config, classes, mask):
     return build_model(variant(tiny_config, mask), classes)
 
 
-def random_rois(count, pictures=2):
+def random_rois(count, images=2):
     generator = torch.Generator().manual_seed(2)
     first = torch.rand(count, 2, generator=generator) * 0.5
     return Rois(
         torch.cat([first, first + 0.1 + torch.rand(count, 2, generator=generator) * 0.4], dim=1),
-        torch.randint(0, pictures, (count,), generator=generator),
+        torch.randint(0, images, (count,), generator=generator),
     )
 
 
 def drawn_batch(shapes, config, rows):
-    """Pictures as they were drawn, with targets of the size that ``config`` asks for."""
+    """Images as they were drawn, with targets of the size that ``config`` asks for."""
     dataset = InstanceDataset(CocoSplit.find(shapes, "train"), config, augmented=False)
     return collate([dataset[row] for row in rows], 8, "exact")
 
@@ -55,7 +58,7 @@ def row_with_objects(shapes):
 
 
 @VARIANTS
-def test_a_picture_without_boxes(tiny_config, classes, mask):
+def test_an_image_without_boxes(tiny_config, classes, mask):
     model = build(tiny_config, classes, mask).eval()
     found = model.segment(np.zeros((3, 50, 60), np.uint8), np.zeros((0, 4)), np.zeros(0))
     assert len(found) == 0
@@ -80,7 +83,7 @@ def test_losses_are_finite_and_reach_every_parameter(shapes, tiny_config, classe
 
 
 @VARIANTS
-def test_masks_of_one_picture_are_learnt(shapes, tiny_config, classes, mask):
+def test_masks_of_one_image_are_learnt(shapes, tiny_config, classes, mask):
     """With annotated boxes, which is what the masks are trained on."""
     model = build(tiny_config, classes, mask).train()
     step, batch = TrainingStep(model), drawn_batch(shapes, model.config, [row_with_objects(shapes)])
@@ -101,35 +104,35 @@ def test_save_load_predict(tiny_config, classes, mask, tmp_path):
     model = build(tiny_config, classes, mask).eval()
     save_model(model, tmp_path / "model.safetensors")
     again = load_model(tmp_path / "model.safetensors")
-    picture = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
-    found, expected = again.predict(picture), model.predict(picture)
+    image = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
+    found, expected = again.predict(image), model.predict(image)
     assert_instances(found, again)
-    assert found.masks.shape[1:] == (again.config.model.mask.crop,) * 2
+    assert found.masks.shape[1:] == (again.config.model.mask.mask_size,) * 2
     np.testing.assert_allclose(found.masks, expected.masks, atol=1e-5)
 
 
 @VARIANTS
 def test_boxes_in_chunks_equal_boxes_at_once(tiny_config, classes, mask, monkeypatch):
-    """And what is made once a picture is made once, however many chunks there are."""
+    """And what is made once an image is made once, however many chunks there are."""
     model = build(tiny_config, classes, mask).eval()
     corners = torch.rand(9, 2) * 40
     boxes = torch.cat([corners, corners + 5 + torch.rand(9, 2) * 40], dim=1).numpy()
-    labels, picture = np.arange(9) % 3, np.random.default_rng(0).integers(0, 255, (3, 90, 90), dtype=np.uint8)
-    whole = model.segment(picture, boxes, labels)
+    labels, image = np.arange(9) % 3, np.random.default_rng(0).integers(0, 255, (3, 90, 90), dtype=np.uint8)
+    whole = model.segment(image, boxes, labels)
     calls = []
-    (model.refinement.mix if mask is SHARED else model.mask_branch).register_forward_hook(lambda *_: calls.append(1))
+    (model.refinement.mix if mask is SHARED else model.mask_head).register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setattr(masklab_module, "BOXES_AT_ONCE", 2)
-    np.testing.assert_allclose(model.segment(picture, boxes, labels).masks, whole.masks, atol=1e-5)
+    np.testing.assert_allclose(model.segment(image, boxes, labels).masks, whole.masks, atol=1e-5)
     assert len(calls) == 1
 
 
 @VARIANTS
 def test_bf16_keeps_the_logit_in_float32(tiny_config, classes, mask):
     model = build(tiny_config, classes, mask).eval()
-    rois, labels = random_rois(4, pictures=1), torch.tensor([0, 1, 2, 0])
+    rois, labels = random_rois(4, images=1), torch.tensor([0, 1, 2, 0])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         features = model.backbone(torch.randn(1, 3, 97, 113))
-        logits = model.mask_branch.coarse_masks(model.mask_branch(features.conv4), rois, labels)
+        logits = model.mask_head.coarse_masks(model.mask_head(features.conv4), rois, labels)
         if model.refinement is not None:
             logits = model.refinement(logits, model.refinement.maps(features), rois)
     assert logits.dtype == torch.float32
@@ -167,7 +170,7 @@ def test_a_channel_for_each_sample_of_each_box():
     channels = torch.randint(0, 6, (60, 41, 41))
     found = crop_channels(features, rois, (41, 41), channels)  # more than one chunk
     some = torch.tensor([0, 38, 39, 59])
-    crops = crop_and_resize(features, Rois(rois.boxes[some], rois.pictures[some]), (41, 41))
+    crops = crop_and_resize(features, Rois(rois.boxes[some], rois.batch_index[some]), (41, 41))
     expected = crops.gather(1, channels[some][:, None])[:, 0]
     torch.testing.assert_close(found[some], expected, atol=1e-5, rtol=0)
 
@@ -205,7 +208,7 @@ def test_mask_rcnn_samples_lie_midway_between_the_two_they_become():
         head.enlarge.weight.fill_(1)
         head.classes.weight.fill_(1)
     ramp = (torch.arange(9.0)[:, None] * 3 + torch.arange(11.0)).view(1, 1, 9, 11)
-    rois = random_rois(6, pictures=1)
+    rois = random_rois(6, images=1)
     found = head.coarse_masks(ramp, rois, torch.zeros(6, dtype=torch.long))
     expected = crop_and_resize(ramp, rois, (28, 28))
     pairs = torch.nn.functional.avg_pool2d(expected, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -242,7 +245,10 @@ def test_shared_maps_of_all_levels_lie_on_the_same_pixels():
     ("mask", "message"),
     [
         ({"head": "fcis"}, "head fcis has no refinement but refine_levels"),
-        ({"head": "mask_rcnn", "crop": 41, "refine_levels": []}, "head mask_rcnn doubles its crop but crop is 41"),
+        (
+            {"head": "mask_rcnn", "mask_size": 41, "refine_levels": []},
+            "head mask_rcnn doubles its crop but mask_size is 41",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_both_names(tiny_config, mask, message):

@@ -1,4 +1,4 @@
-"""One picture's result: its views agree with each other and with pycocotools."""
+"""One image's result: its views agree with each other and with pycocotools."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as oracle
 
-from masklab.instances import Instances
-from masklab.ops import masks as ops
-from masklab.visualize import overlay
+from masklab.masks import polygons as trace
+from masklab.masks import threshold as ops
+from masklab.results.instances import Instances
+from masklab.results.overlay import overlay
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 SIZE = (40, 60)
@@ -32,7 +33,7 @@ def instances(n: int = 5, seed: int = 0, size: tuple[int, int] = SIZE) -> Instan
 def test_no_objects() -> None:
     empty = instances(0)
     assert len(empty) == 0
-    assert repr(empty) == "Instances(0 objects; picture 40 x 60)"
+    assert repr(empty) == "Instances(0 objects; image 40 x 60)"
     assert empty.rles() == []
     assert empty.polygons() == []
     assert empty.to_coco(3) == []
@@ -45,7 +46,7 @@ def test_no_objects() -> None:
 def test_repr_says_what_was_found() -> None:
     one = instances(1)
     assert repr(one).startswith("Instances(1 object: 1 ")
-    assert repr(one).endswith("picture 40 x 60)")
+    assert repr(one).endswith("image 40 x 60)")
     many = repr(instances(30))
     assert "30 objects" in many
     assert "newt" in many
@@ -74,7 +75,7 @@ def test_all_views_show_the_same_masks() -> None:
         assert mask.shape == SIZE
         assert (mask == found.mask(n)).all()
         assert (oracle.decode(segmentation) == mask).all()
-        filled = sum(ops._signed_area(ring) for polygon in polygons for ring in polygon)
+        filled = sum(trace._signed_area(ring) for polygon in polygons for ring in polygon)
         assert filled == mask.sum()
     assert sum(mask.any() for mask in masks) > 8
 
@@ -93,8 +94,8 @@ def test_above_keeps_those_at_least_as_good() -> None:
 
 def test_masks_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    encode = ops.masks_to_runs
-    monkeypatch.setattr(ops, "masks_to_runs", lambda *args: calls.append(1) or encode(*args))
+    encode = ops.encode_masks
+    monkeypatch.setattr(ops, "encode_masks", lambda *args: calls.append(1) or encode(*args))
     found = instances(4)
     found.rles(), found.label_map(), found.polygons(), found.to_coco(1), list(found.full_masks())
     found.above(0.1).rles()
@@ -103,10 +104,10 @@ def test_masks_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_coco_results_survive_json() -> None:
     found = instances(6)
-    entries = json.loads(json.dumps(found.to_coco("picture-7")))
+    entries = json.loads(json.dumps(found.to_coco("image-7")))
     assert len(entries) == 6
     for n, entry in enumerate(entries):
-        assert entry["image_id"] == "picture-7"
+        assert entry["image_id"] == "image-7"
         assert entry["category_id"] == (7, 1, 90)[found.labels[n]]
         x, y, w, h = entry["bbox"]
         np.testing.assert_allclose([x, y, x + w, y + h], found.boxes[n], rtol=1e-6)
@@ -124,16 +125,16 @@ def test_coord_mode_is_used() -> None:
     assert other.above(0.0).rles() == other.rles()
 
 
-def test_overlay_of_nothing_is_the_picture() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (3, 600, 520), np.uint8)
-    found = overlay(picture, instances(0, size=(600, 520)))
+def test_overlay_of_nothing_is_the_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 600, 520), np.uint8)
+    found = overlay(image, instances(0, size=(600, 520)))
     assert isinstance(found, Image.Image)
-    assert (np.asarray(found) == picture.transpose(1, 2, 0)).all()
+    assert (np.asarray(found) == image.transpose(1, 2, 0)).all()
 
 
-def test_overlay_enlarges_small_pictures_by_a_whole_factor() -> None:
-    picture = np.zeros((3, 40, 60), np.uint8)
-    found = overlay(picture, instances(5))
+def test_overlay_enlarges_small_images_by_a_whole_factor() -> None:
+    image = np.zeros((3, 40, 60), np.uint8)
+    found = overlay(image, instances(5))
     assert found.mode == "RGB"
     assert found.width * 40 == found.height * 60
     assert found.height % 40 == 0
@@ -146,13 +147,13 @@ def test_overlay_does_not_enlarge_a_strip_beyond_reason() -> None:
 
 @pytest.mark.parametrize("n", [3, 200])
 def test_overlay_paints_objects_and_leaves_the_rest(n: int) -> None:
-    picture = np.full((3, 600, 700), 90, np.uint8)
+    image = np.full((3, 600, 700), 90, np.uint8)
     scene = instances(n, size=(600, 700))
-    changed = (np.asarray(overlay(picture, scene, min_score=0.0)) != 90).any(axis=2)
+    changed = (np.asarray(overlay(image, scene, min_score=0.0)) != 90).any(axis=2)
     labels = scene.label_map() > 0
     assert changed[labels].mean() > 0.99
     assert changed[:, :].mean() < 0.8
-    assert not (np.asarray(overlay(picture, scene, min_score=1.1)) != 90).any()
+    assert not (np.asarray(overlay(image, scene, min_score=1.1)) != 90).any()
 
 
 def test_overlay_shows_a_small_object_on_a_large_one_that_scores_better() -> None:

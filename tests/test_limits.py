@@ -13,12 +13,11 @@ from contracts import fails
 from PIL import Image
 from rich.console import Console
 
-from masklab.cli import main
-from masklab.data.coco import CocoSplit
-from masklab.data.objects import Objects
-from masklab.evaluation import coco_metrics, matching_metrics, overlaps, print_report
-from masklab.evaluation.errors import KINDS, find_errors
-from masklab.evaluation.limits import (
+from masklab.cli.app import main
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.objects import Objects
+from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.error_analysis import (
     Boxes,
     neighbour_gaps,
     propose,
@@ -26,16 +25,19 @@ from masklab.evaluation.limits import (
     stage_overlaps,
     with_annotated_masks,
 )
-from masklab.evaluation.run import evaluate
-from masklab.instances import Instances
-from masklab.model.masklab import build_model
-from masklab.weights import save_model
+from masklab.evaluation.errors import ERROR_TYPES, find_errors
+from masklab.evaluation.evaluate import evaluate
+from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.evaluation.report import print_report
+from masklab.model.build import build_model
+from masklab.results.instances import Instances
+from masklab.weights.checkpoint import save_model
 
 WIDTH = 24
 
 
 def row(text, label=1):
-    """A mask in a picture of one row: "..##" covers the third and the fourth pixel."""
+    """A mask in an image of one row: "..##" covers the third and the fourth pixel."""
     bits = [character == "#" for character in text.ljust(WIDTH, ".")]
     counts = [0] * bits[0] + [len(list(group)) for _, group in groupby(bits)]
     covered = [place for place, bit in enumerate(bits) if bit] or [0]
@@ -65,20 +67,20 @@ CASES = {
     "nothing found": (["####"], [], ["missed"], []),
     "nothing there": ([], ["####"], [], ["false"]),
     "IoU 3/4": (["####"], ["###"], ["right"], ["right"]),
-    "IoU 2/3": (["######"], ["####"], ["badly_outlined"], ["badly_outlined"]),
-    "IoU 3/8": (["########"], ["###"], ["badly_outlined"], ["badly_outlined"]),
-    "IoU 4/15": (["####"], ["###############"], ["badly_outlined"], ["badly_outlined"]),
+    "IoU 2/3": (["######"], ["####"], ["localisation"], ["localisation"]),
+    "IoU 3/8": (["########"], ["###"], ["localisation"], ["localisation"]),
+    "IoU 4/15": (["####"], ["###############"], ["localisation"], ["localisation"]),
     "IoU 1/12": (["############"], ["#"], ["missed"], ["false"]),
     "the best of two attempts, no pieces": (
         ["........####"],
         ["..........##############", ".....#####"],
-        ["badly_outlined"],
-        ["false", "badly_outlined"],
+        ["localisation"],
+        ["false", "localisation"],
     ),
     "beside a found one": (["####"], ["####", "...#####"], ["right"], ["right", "false"]),
-    "found twice": (["####"], ["####", "###"], ["right"], ["right", "doubled"]),
-    "a piece of a found one": (["######"], ["####", "....##"], ["badly_outlined"], ["badly_outlined", "doubled"]),
-    "a blob over a found one": (["####"], ["####", "###########"], ["right"], ["right", "doubled"]),
+    "found twice": (["####"], ["####", "###"], ["right"], ["right", "duplicate"]),
+    "a piece of a found one": (["######"], ["####", "....##"], ["localisation"], ["localisation", "duplicate"]),
+    "a blob over a found one": (["####"], ["####", "###########"], ["right"], ["right", "duplicate"]),
     "merged, matched with one": (["####", "....####"], ["########"], ["merged"] * 2, ["merged"]),
     "merged, matched with none": (["####", "......####"], ["##########"], ["merged"] * 2, ["merged"]),
     "merged with a little one": (["######", "......##"], ["########"], ["merged"] * 2, ["merged"]),
@@ -99,20 +101,20 @@ CASES = {
         ["####", "......####"],
         ["####", "......####", "##########"],
         ["right", "right"],
-        ["right", "right", "doubled"],
+        ["right", "right", "duplicate"],
     ),
     "split in two": (["#########"], ["####", "....####"], ["split"], ["split", "split"]),
     "split, and a blob": (
         ["#########"],
         ["####", "....####", "####################"],
         ["split"],
-        ["split", "split", "doubled"],
+        ["split", "split", "duplicate"],
     ),
     "of two pieces one is enough": (
         ["########"],
         ["####", "....###"],
-        ["badly_outlined"],
-        ["badly_outlined", "doubled"],
+        ["localisation"],
+        ["localisation", "duplicate"],
     ),
     "of another class": (["####"], [("####", 2)], ["missed"], ["false"]),
 }
@@ -177,7 +179,7 @@ def reference_kinds(truth, results, errors):
                     object_kinds[k] = "merged"
     for n, k in mate.items():
         if kinds[n] == "":
-            kinds[n] = object_kinds[k] = "right" if share(masks[n], things[k]) >= 0.75 else "badly_outlined"
+            kinds[n] = object_kinds[k] = "right" if share(masks[n], things[k]) >= 0.75 else "localisation"
     left = [n for n in masks if kinds[n] == ""]
     tries = {}
     for n in left:
@@ -192,14 +194,14 @@ def reference_kinds(truth, results, errors):
             for n in pieces:
                 kinds[n] = "split"
         elif close:
-            kinds[max(close)[1]] = object_kinds[k] = "badly_outlined"
+            kinds[max(close)[1]] = object_kinds[k] = "localisation"
         else:
             object_kinds[k] = "missed"
     for n in left:
         if kinds[n] == "":
             k = tries[n][1] if n in tries else None
             found = k is not None and object_kinds[k] != "missed" and (covers(n, k) or lies_in(n, k))
-            kinds[n] = "doubled" if found else "false"
+            kinds[n] = "duplicate" if found else "false"
     return kinds, object_kinds
 
 
@@ -228,7 +230,7 @@ def test_errors_equal_dense_pixels_and_every_thing_has_one_kind():
         total = len(truth["annotations"]) - shared.crowds.sum() + (errors.detections != "").sum() - tp
         expected = matching_metrics(shared, 0.5)["stardist"]["0.50"]
         assert expected == (pytest.approx(tp / total) if total else None)
-    assert met == {*KINDS, ""}
+    assert met == {*ERROR_TYPES, ""}
 
 
 def test_annotated_masks_by_hand():
@@ -293,7 +295,7 @@ def test_stages_and_recall_by_hand():
 def weights(tiny_config, shapes, tmp_path_factory):
     torch.manual_seed(0)
     model = build_model(tiny_config, CocoSplit.find(shapes, "val").categories)
-    path = tmp_path_factory.mktemp("limits") / "tiny.safetensors"
+    path = tmp_path_factory.mktemp("error_analysis") / "tiny.safetensors"
     save_model(model, path)
     return path
 
@@ -306,7 +308,7 @@ def printed(metrics, width=100):
 
 def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     target = tmp_path / "val.json"
-    words = ["evaluate", str(weights), "--data", str(shapes), "--limits", "true", "--output", str(target)]
+    words = ["evaluate", str(weights), "--data", str(shapes), "--error_analysis", "true", "--output", str(target)]
     assert main([*words, "--flips", "horizontal", "--scales", "0.8"]) == 0
     out = capsys.readouterr().out
     for title in ("boxes or outlines", "Where boxes are lost", "Errors at the score threshold"):
@@ -314,26 +316,26 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     metrics = json.loads(target.read_text())
     views = {"flips": "horizontal", "scales": [0.8]}
     assert {key: metrics["measured"][key] for key in views} == views
-    limits, truth = metrics["limits"], json.loads((shapes / "val.json").read_text())
+    error_analysis, truth = metrics["error_analysis"], json.loads((shapes / "val.json").read_text())
     in_boxes = evaluate(weights, shapes, ground_truth_boxes=True, **views)
-    assert limits["annotated_boxes"] == in_boxes["mask"]
-    assert limits["annotated_masks"]["AP"] >= metrics["mask"]["AP"]
-    recall, count = limits["recall"], len(truth["annotations"])
+    assert error_analysis["annotated_boxes"] == in_boxes["mask"]
+    assert error_analysis["annotated_masks"]["AP"] >= metrics["mask"]["AP"]
+    recall, count = error_analysis["recall"], len(truth["annotations"])
     assert recall["all"]["objects"] == sum(recall[group]["objects"] for group in ("touching", "near", "apart")) == count
     assert recall["all"]["detections"]["0.50"] >= recall["all"]["found"]["0.50"]
-    assert sum(kind["objects"] for kind in limits["errors"].values()) == count
+    assert sum(kind["objects"] for kind in error_analysis["errors"].values()) == count
     for width in (80, 100):
         text = printed(metrics, width)
         assert "…" not in text
         assert "None" not in text
-    fails(["ground_truth_boxes"], lambda: evaluate(weights, shapes, ground_truth_boxes=True, limits=True))
+    fails(["ground_truth_boxes"], lambda: evaluate(weights, shapes, ground_truth_boxes=True, error_analysis=True))
     assert main([*words, "--scales", "9"]) == 2
     assert "scales holds 9" in capsys.readouterr().err
 
 
-def test_proposals_are_in_the_pictures_pixels(tiny_config, classes):
+def test_proposals_are_in_the_images_pixels(tiny_config, classes):
     model = build_model(
-        tiny_config.model_copy(update={"pictures": tiny_config.pictures.model_copy(update={"scale": 2.0})}), classes
+        tiny_config.model_copy(update={"image": tiny_config.image.model_copy(update={"scale": 2.0})}), classes
     )
     boxes = propose(model, np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
     assert boxes.shape == (40, 4) or len(boxes) < 40
@@ -342,13 +344,13 @@ def test_proposals_are_in_the_pictures_pixels(tiny_config, classes):
     assert boxes[:, 3].max() == pytest.approx(30, abs=1e-3)
 
 
-def test_grey_and_colour_pictures_are_measured_apart(tiny_config, shapes, tmp_path, monkeypatch):
+def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path, monkeypatch):
     """A model that finds everything in colour and nothing in grey."""
     folder = tmp_path / "both"
     shutil.copytree(shapes, folder)
     source = CocoSplit.find(folder, "val")
-    for picture in source.pictures[:3]:
-        Image.open(picture.path).convert("L").convert("RGB").save(picture.path)
+    for image in source.images[:3]:
+        Image.open(image.path).convert("L").convert("RGB").save(image.path)
     model, colour = build_model(tiny_config, source.categories), source.objects(3)
     runs = [colour.runs(n) for n in range(len(colour))]
 
@@ -356,28 +358,26 @@ def test_grey_and_colour_pictures_are_measured_apart(tiny_config, shapes, tmp_pa
         shown = 0 if (values[0] == values[1]).all() else len(colour)
         masks, scores = np.ones((shown, 3, 3), np.float32), np.ones(shown, np.float32)
         names, ids = source.categories.names, source.categories.ids
-        found = Instances(
-            source.pictures[3].size, colour.boxes[:shown], scores, colour.labels[:shown], masks, names, ids
-        )
+        found = Instances(source.images[3].size, colour.boxes[:shown], scores, colour.labels[:shown], masks, names, ids)
         found.__dict__["runs"] = runs[:shown]
         return found
 
     monkeypatch.setattr(model, "predict", predict)
     metrics = evaluate(model, folder)
     text = printed(metrics, 80)
-    assert "kind of picture" in text
+    assert "kind of image" in text
     assert "…" not in text
-    parts = metrics["by_kind"]
-    assert [parts[kind]["pictures"] for kind in ("grey", "colour")] == [3, 1]
+    parts = metrics["by_colour"]
+    assert [parts[kind]["images"] for kind in ("grey", "colour")] == [3, 1]
     assert parts["colour"]["objects"] == len(colour)
     assert parts["grey"]["objects"] == sum(len(source.objects(n)) for n in range(3))
     assert parts["grey"]["mask"]["AP"] == 0
     assert parts["grey"]["matching"]["stardist"]["mean"] == 0
     assert parts["colour"]["mask"]["AP"] == pytest.approx(1)
     assert parts["colour"]["matching"]["kaggle"]["mean"] == 1
-    for picture in source.pictures[3:]:
-        Image.open(picture.path).convert("L").convert("RGB").save(picture.path)
-    assert "by_kind" not in evaluate(model, folder), "of one kind only"
+    for image in source.images[3:]:
+        Image.open(image.path).convert("L").convert("RGB").save(image.path)
+    assert "by_colour" not in evaluate(model, folder), "of one kind only"
 
 
 def test_coco_metrics_of_annotated_masks_and_boxes_are_perfect():

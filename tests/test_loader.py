@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from masklab.config import Config
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import InstanceDataset, StreamSampler, collate, train_loader
-from masklab.data.shapes import draw_shapes
-from masklab.errors import InputError
+from masklab.config.schema import Config
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.synthetic.shapes import draw_shapes
 from masklab.structures import Targets
+from masklab.training.data.loader import InstanceDataset, StreamSampler, collate, train_loader
+from masklab.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def split(tmp_path_factory):
 def make_config(steps=8, workers=0, model=None, **augment):
     return Config.model_validate(
         {
-            "model": {"mask": {"crop": 9, "train_masks": 6}, **(model or {})},
-            "pictures": {"scale": 1.0, "augment": augment},
+            "model": {"mask": {"mask_size": 9, "train_masks": 6}, **(model or {})},
+            "image": {"scale": 1.0, "augment": augment},
             "train": {"steps": steps, "batch_size": 3, "workers": workers, "seed": 4},
         }
     )
 
 
-LIVELY = {"scale_jitter": (0.6, 1.5), "crop": 64, "vertical_flip": True, "brightness": 0.2}
+LIVELY = {"scale_jitter": (0.6, 1.5), "crop_size": 64, "vertical_flip": True, "brightness": 0.2}
 
 
 def assert_same(one, two):
@@ -40,13 +40,13 @@ def assert_same(one, two):
         assert all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
 
 
-def test_no_pictures(tmp_path):
+def test_no_images(tmp_path):
     folder = draw_shapes(tmp_path / "set", {"train": 0})
-    with pytest.raises(InputError, match=r"train\.json has no pictures to train on; name another split\."):
+    with pytest.raises(InputError, match=r"train\.json has no images to train on; name another split\."):
         train_loader(CocoSplit.find(folder, "train"), make_config())
 
 
-def test_pictures_without_objects(split):
+def test_images_without_objects(split):
     empty = next(k for k in range(len(split)) if len(split.objects(k)) == 0)
     sample = InstanceDataset(split, make_config())[empty]
     batch = collate([sample, sample], 8, "exact")
@@ -58,7 +58,7 @@ def test_one_batch_holds_what_it_says(split):
     config = make_config(**LIVELY)
     batches = list(train_loader(split, config))
     assert len(batches) == len(train_loader(split, config)) == 8
-    ids = {picture.image_id for picture in split.pictures}
+    ids = {image.image_id for image in split.images}
     for batch in batches:
         assert batch.images.shape[:2] == (3, 3)
         assert batch.images.dtype == torch.float32
@@ -66,9 +66,9 @@ def test_one_batch_holds_what_it_says(split):
         assert all((side - 1) % 8 == 0 for side in batch.images.shape[2:])
         assert set(batch.image_ids) <= ids
         assert (batch.sizes.amax(0) + 8 > torch.tensor(batch.images.shape[2:])).all()
-        for image, (height, width), targets in zip(batch.images, batch.sizes.tolist(), batch.targets, strict=True):
-            assert image[:, height:].abs().sum() == image[:, :, width:].abs().sum() == 0
-            assert image[:, :height, :width].abs().min(dim=0).values.median() > 0
+        for tensor, (height, width), targets in zip(batch.images, batch.sizes.tolist(), batch.targets, strict=True):
+            assert tensor[:, height:].abs().sum() == tensor[:, :, width:].abs().sum() == 0
+            assert tensor[:, :height, :width].abs().min(dim=0).values.median() > 0
             assert (targets.boxes[:, 2:] <= torch.tensor([width, height])).all()
             assert (targets.boxes[:, 2:] - targets.boxes[:, :2] >= 2).all()
             assert len(targets.masks) == min(6, len(targets.boxes))
@@ -87,7 +87,7 @@ def test_sizes_follow_the_stride_and_the_mode():
     assert batch.images.sum() == 3 * (70 * 33 + 30 * 90)
 
 
-def test_stream_goes_round_every_picture():
+def test_stream_goes_round_every_image():
     batches = list(StreamSampler(range(7), 3, 14, seed=1))
     positions = [position for batch in batches for position, _ in batch]
     indices = [index for batch in batches for _, index in batch]
@@ -102,7 +102,7 @@ def test_stream_goes_round_every_picture():
     assert [position for position, _ in far] == [2 * 10**8, 2 * 10**8 + 1]
 
 
-def test_pictures_that_are_not_grey_come_as_often_as_wanted(tmp_path):
+def test_images_that_are_not_grey_come_as_often_as_wanted(tmp_path):
     folder = draw_shapes(tmp_path / "set", {"train": 5}, size=(64, 80))
     for name in sorted((folder / "train").iterdir())[:3]:
         Image.open(name).convert("L").save(name)
@@ -132,21 +132,19 @@ def test_the_stream_neither_reads_nor_moves_global_randomness(split):
     assert_same(first, next(iter(train_loader(split, make_config(**LIVELY)))))
 
 
-def test_a_picture_changes_from_round_to_round(split):
+def test_an_image_changes_from_round_to_round(split):
     dataset = InstanceDataset(split, make_config(**LIVELY))
     assert torch.equal(dataset[5, 2][0], dataset[5, 2][0])
     assert not torch.equal(dataset[5, 2][0], dataset[16, 2][0])
-    assert dataset[5, 2][2] == split.pictures[2].image_id
+    assert dataset[5, 2][2] == split.images[2].image_id
 
 
-def test_without_augmentation_pictures_are_only_resized(split):
+def test_without_augmentation_images_are_only_resized(split):
     config = make_config(**LIVELY)
-    image, targets, image_id = InstanceDataset(split, config, augmented=False)[3]
-    assert image.shape == (3, 64, 80)
+    tensor, targets, image_id = InstanceDataset(split, config, augmented=False)[3]
+    assert tensor.shape == (3, 64, 80)
     assert image_id == 4
-    restored = image * torch.tensor(config.pictures.std).view(3, 1, 1) + torch.tensor(config.pictures.mean).view(
-        3, 1, 1
-    )
+    restored = tensor * torch.tensor(config.image.std).view(3, 1, 1) + torch.tensor(config.image.mean).view(3, 1, 1)
     assert np.abs(restored.numpy() * 255 - split.read(3, 3)).max() < 0.01
     assert targets.boxes.numpy() == pytest.approx(
         split.objects(3).boxes[np.isin(split.objects(3).boxes, targets.boxes).all(axis=1)]
@@ -157,14 +155,14 @@ def test_without_augmentation_pictures_are_only_resized(split):
 @pytest.mark.filterwarnings("error")
 def test_one_channel(split):
     config = Config.model_validate(
-        {"model": {"backbone": {"in_channels": 1}}, "pictures": {"mean": [0.5], "std": [0.2], "scale": 0.5}}
+        {"model": {"backbone": {"in_channels": 1}}, "image": {"mean": [0.5], "std": [0.2], "scale": 0.5}}
     )
-    image, _, _ = InstanceDataset(split, config)[0]
-    assert image.shape == (1, 32, 40)
+    tensor, _, _ = InstanceDataset(split, config)[0]
+    assert tensor.shape == (1, 32, 40)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_is_one_sentence(tmp_path, workers):
+def test_an_unreadable_image_is_one_sentence(tmp_path, workers):
     folder = draw_shapes(tmp_path / "set", {"train": 3})
     Image.new("RGB", (10, 12)).save(folder / "train/00001.png")
     loader = train_loader(CocoSplit.find(folder, "train"), make_config(workers=workers))

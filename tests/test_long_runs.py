@@ -20,21 +20,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import masklab.files
 import masklab.training.module
-from masklab.cli import main
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import StreamSampler, train_loader
-from masklab.errors import BrokenLossError, InputError
-from masklab.model.masklab import build_model
+import masklab.utils.files
+from masklab.cli.app import main
+from masklab.datasets.coco import CocoSplit
+from masklab.model.build import build_model
 from masklab.training import memory
-from masklab.training.checkpoints import Start, open_run
+from masklab.training.data.loader import StreamSampler, train_loader
+from masklab.training.distributed import Processes, launched
 from masklab.training.fit import train
 from masklab.training.log import read_log
-from masklab.training.module import Average, TrainingModule, check_finite, split_batch
-from masklab.training.processes import Processes, launched
+from masklab.training.module import ExponentialMovingAverage, TrainingModule, check_finite, split_batch
 from masklab.training.record import read_record, refuse_other_settings
-from masklab.weights import load_model, read_notes, save_model
+from masklab.training.resume import Start, open_run
+from masklab.utils.errors import BrokenLossError, InputError
+from masklab.weights.checkpoint import load_model, read_notes, save_model
 
 needs_fork = pytest.mark.skipif(
     "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system does not fork processes"
@@ -44,7 +44,7 @@ needs_fork = pytest.mark.skipif(
 def in_another_process(task, *arguments, **environment):
     """Start ``task`` in a process of its own, forked from one that has done nothing but the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["masklab.cli", "masklab.training.fit", "pytest"])
+    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.fit", "pytest"])
     process = context.Process(target=_run, args=(task, arguments, environment))
     process.start()
     return process
@@ -57,7 +57,7 @@ def _run(task, arguments, environment):
 
 
 def printing(path, words):
-    """The command line, with what it prints in a file, and of which pictures the figures are computed."""
+    """The command line, with what it prints in a file, and of which images the figures are computed."""
     measure = masklab.training.module.coco_metrics
 
     def seen(truth, results, cap, scored):
@@ -85,7 +85,7 @@ def killed_on_the_way(where, number, words):
             os.kill(os.getpid(), signal.SIGKILL)
         check(losses, step, image_ids)
 
-    masklab.files.os.replace, masklab.training.module.check_finite = replace, check_step
+    masklab.utils.files.os.replace, masklab.training.module.check_finite = replace, check_step
     return main(words)
 
 
@@ -159,7 +159,7 @@ def test_a_run_is_not_resumed_on_other_data(shapes, tiny_config, tmp_path, monke
     values = json.loads((data / "val.json").read_text())
     values["annotations"].pop()
     (data / "val.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"val\.json or its pictures have changed"):
+    with pytest.raises(InputError, match=r"val\.json or its images have changed"):
         train(tiny_config, data, tmp_path / "run", resume=True)
 
 
@@ -183,7 +183,7 @@ def test_a_run_says_how_it_came_about(shapes, tiny_config, tmp_path):
     (start,) = record["starts"]
     assert {"torch", "masklab", "python"} <= set(start["versions"])
     assert start["command"]
-    assert record["data"]["train"]["pictures"] == 8
+    assert record["data"]["train"]["images"] == 8
     assert len(record["data"]["val"]["annotations_sha256"]) == 64
     assert set(json.loads((run / "split.json").read_text())) == {"train", "val"}
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 1
@@ -367,7 +367,7 @@ def test_a_damaged_record_is_named(tmp_path, tiny_config, text):
 def test_the_average_is_that_of_the_weights_at_each_step():
     network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
     nn.init.constant_(network[0].weight, 8.0)
-    average = Average(network, 0.5)
+    average = ExponentialMovingAverage(network, 0.5)
     values = [2.0, 4.0, 0.0, 1.0]
     expected = 8.0
     for step, value in enumerate(values, 1):
@@ -378,7 +378,7 @@ def test_the_average_is_that_of_the_weights_at_each_step():
         expected = kept * expected + (1 - kept) * value
     assert average.network[0].weight.item() == pytest.approx(expected)
     assert average.network[1].num_batches_tracked == 4
-    far = Average(network, 0.9)
+    far = ExponentialMovingAverage(network, 0.9)
     nn.init.constant_(network[0].weight, 3.0)
     far.update(network, 10**6)
     assert far.network[0].weight.item() == pytest.approx(0.9 * 1 + 0.1 * 3)
@@ -410,7 +410,7 @@ def gradients(config, classes, batch, shares=1, **settings):
 
 
 def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
-    """With group norm, all of them, samples included: also where pictures have no objects or few proposals."""
+    """With group norm, all of them, samples included: also where images have no objects or few proposals."""
     config = changed(tiny_config, train={"batch_size": 4})
     split = CocoSplit.find(shapes, "train")
     batch = next(iter(train_loader(split, config)))
@@ -427,7 +427,7 @@ def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
             torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_batch_is_cut_into_no_more_parts_than_pictures(shapes, tiny_config):
+def test_a_batch_is_cut_into_no_more_parts_than_images(shapes, tiny_config):
     batch = next(iter(train_loader(CocoSplit.find(shapes, "train"), tiny_config)))
     assert [part.image_ids for part in split_batch(batch, 5)] == [[i] for i in batch.image_ids]
 
@@ -442,10 +442,10 @@ def test_processes_share_the_stream_without_overlap():
 
 @needs_fork
 def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
-    """As torchrun starts them, over gloo: one process never sees an object, and there are three pictures to validate on."""
+    """As torchrun starts them, over gloo: one process never sees an object, and there are three images to validate on."""
     data = tmp_path / "data"
     shutil.copytree(shapes, data)
-    settings = {"steps": 2, "validate_every": 1, "validate_pictures": 3, "learning_rate": 0.01, "optimizer": "sgd"}
+    settings = {"steps": 2, "validate_every": 1, "validate_images": 3, "learning_rate": 0.01, "optimizer": "sgd"}
     config = changed(tiny_config, train=settings)
     values = json.loads((data / "train.json").read_text())
     ids = [image["id"] for image in values["images"]]
@@ -482,7 +482,7 @@ def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
     assert shown == [f"{float(row['loss']):.3f}" for row in two if row["loss"]], "all processes' losses, not its own"
     assert "step" not in (tmp_path / "1").read_text()
     scored = [re.findall(r"^scored (.*)", (tmp_path / name).read_text(), re.MULTILINE) for name in ("alone", "0", "1")]
-    assert scored[0] == scored[1] == scored[2] == ["[1, 2, 3] [1, 2, 3]"] * 2, "each picture once, by both"
+    assert scored[0] == scored[1] == scored[2] == ["[1, 2, 3] [1, 2, 3]"] * 2, "each image once, by both"
 
 
 def test_processes_of_another_launcher_are_refused(tiny_config, monkeypatch):
@@ -522,15 +522,15 @@ def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_
     monkeypatch.setattr(memory, "fits", fits)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"train\.batch_size is auto but there is no CUDA GPU to measure: give"):
-            memory.settle_batch_size(config, split, tmp_path, start, Processes())
+            memory.resolve_batch_size(config, split, tmp_path, start, Processes())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = memory.settle_batch_size(config, split, tmp_path, start, Processes())
+    found = memory.resolve_batch_size(config, split, tmp_path, start, Processes())
     assert found.train.batch_size == 4
     assert tried == [2, 4, 8]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(found.model_dump(mode="json")))
-    resumed = memory.settle_batch_size(config, split, tmp_path, Start(3, tmp_path / "resume.ckpt"), Processes())
+    resumed = memory.resolve_batch_size(config, split, tmp_path, Start(3, tmp_path / "resume.ckpt"), Processes())
     assert resumed.train.batch_size == 4
     assert len(tried) == 3, "what was found stays"
     (tmp_path / "config.yaml").write_text("")
     go_on = Start(3, tmp_path / "resume.ckpt")
-    fails(["config.yaml"], memory.settle_batch_size, config, split, tmp_path, go_on, Processes())
+    fails(["config.yaml"], memory.resolve_batch_size, config, split, tmp_path, go_on, Processes())

@@ -1,4 +1,4 @@
-"""Soft masks back in the picture: paste, run lengths, label maps and polygons against slow versions."""
+"""Soft masks back in the image: paste, run lengths, label maps and polygons against slow versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
-from masklab.ops import masks as ops
-from masklab.ops import rle
+from masklab.masks import encode, label_map, paste, polygons, rle
+from masklab.masks import threshold as ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 MODES = ["exact", "tf"]
@@ -29,7 +29,7 @@ def slow_sample(mask: np.ndarray, y: float, x: float) -> float:
 
 
 def slow_paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """One pixel at a time, on the whole picture."""
+    """One pixel at a time, on the whole image."""
     h, w = size
     x1, y1, x2, y2 = (float(edge) for edge in box)
     canvas = np.zeros(size, np.float32)
@@ -47,7 +47,7 @@ def slow_paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], mode: s
     return canvas
 
 
-def canvas_of(regions: ops.Regions, n: int, size: tuple[int, int]) -> np.ndarray:
+def canvas_of(regions: paste.Regions, n: int, size: tuple[int, int]) -> np.ndarray:
     canvas = np.zeros(size, np.float32)
     x1, y1, x2, y2 = regions.boxes[n]
     canvas[y1:y2, x1:x2] = regions.region(n)
@@ -55,7 +55,7 @@ def canvas_of(regions: ops.Regions, n: int, size: tuple[int, int]) -> np.ndarray
 
 
 def scene(seed: int, count: int, size: tuple[int, int], samples: int = 7) -> tuple[np.ndarray, np.ndarray]:
-    """Random masks in boxes of which many reach outside, some are thin, some cover the picture."""
+    """Random masks in boxes of which many reach outside, some are thin, some cover the image."""
     rng = np.random.default_rng(seed)
     h, w = size
     corners = rng.uniform(-0.3, 1.1, (count, 2)) * (w, h)
@@ -67,30 +67,30 @@ def scene(seed: int, count: int, size: tuple[int, int], samples: int = 7) -> tup
 @pytest.mark.parametrize("mode", MODES)
 def test_no_objects(mode: str) -> None:
     masks, boxes = np.zeros((0, 5, 5), np.float32), np.zeros((0, 4), np.float32)
-    regions = ops.paste(masks, boxes, (6, 8), mode)
+    regions = paste.paste(masks, boxes, (6, 8), mode)
     assert regions.boxes.shape == (0, 4)
     assert regions.values.size == 0
     assert regions.offsets.tolist() == [0]
     assert ops.masks_to_rle(masks, boxes, (6, 8), mode) == []
-    assert ops.label_map([], np.zeros(0), (2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert label_map.label_map([], np.zeros(0), (2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_the_papers_library_by_hand() -> None:
     mask = np.array([[[0, 1, 2]] * 3], np.float32)
     box = np.array([[0.25, 0.25, 0.75, 0.75]], np.float32) * 5
-    regions = ops.paste(mask, box, (5, 5), "tf")
+    regions = paste.paste(mask, box, (5, 5), "tf")
     expected = np.zeros((5, 5))
     expected[1:4] = [0, 0, 1, 2, 0]
     np.testing.assert_allclose(canvas_of(regions, 0, (5, 5)), expected, atol=1e-6)
 
 
 def test_exact_mode_by_hand() -> None:
-    """Over columns 1..4 of a picture the pixels' centres are at 1/8, 3/8, 5/8, 7/8 of the box."""
+    """Over columns 1..4 of an image the pixels' centres are at 1/8, 3/8, 5/8, 7/8 of the box."""
     mask = np.array([[[0, 1]] * 2], np.float32)
-    regions = ops.paste(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7), "exact")
+    regions = paste.paste(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7), "exact")
     assert regions.boxes.tolist() == [[1, 1, 5, 2]]
     np.testing.assert_allclose(regions.region(0), [[0.125, 0.375, 0.625, 0.875]])
-    assert ops.masks_to_runs(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7))[0].tolist() == [10, 1, 2, 1, 7]
+    assert ops.encode_masks(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7))[0].tolist() == [10, 1, 2, 1, 7]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -99,7 +99,7 @@ def test_paste_equals_the_slow_version(mode: str, samples: int, monkeypatch: pyt
     size = (13, 18)
     masks, boxes = scene(0, 40, size, samples)
     monkeypatch.setattr(ops, "STRIP", 50)
-    regions = ops.paste(masks, boxes, size, mode)
+    regions = paste.paste(masks, boxes, size, mode)
     for n in range(len(masks)):
         expected = slow_paste(masks[n], boxes[n], size, mode)
         np.testing.assert_allclose(canvas_of(regions, n, size), expected, atol=2e-5)
@@ -126,18 +126,18 @@ def test_boxes_without_a_pixel_give_empty_masks(mode: str, box: tuple[float, ...
     """And leave the object after them alone."""
     boxes = np.array([box, (0, 0, 10, 8), box], np.float32)
     masks = np.ones((3, 5, 5), np.float32)
-    regions = ops.paste(masks, boxes, (8, 10), mode)
+    regions = paste.paste(masks, boxes, (8, 10), mode)
     assert regions.region(0).size == 0
     assert regions.region(2).size == 0
     assert (regions.region(1) == 1).all()
-    assert [rle.area(runs) for runs in ops.masks_to_runs(masks, boxes, (8, 10), mode)] == [0, 80, 0]
+    assert [rle.area(runs) for runs in ops.encode_masks(masks, boxes, (8, 10), mode)] == [0, 80, 0]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rle_equals_pycocotools_on_the_whole_picture(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rle_equals_pycocotools_on_the_whole_image(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (13, 18)
     masks, boxes = scene(1, 60, size)
-    regions = ops.paste(masks, boxes, size, mode)
+    regions = paste.paste(masks, boxes, size, mode)
     expected = [
         oracle.encode(np.asfortranarray(canvas_of(regions, n, size) > 0.5, np.uint8))["counts"].decode()
         for n in range(len(masks))
@@ -157,36 +157,36 @@ def test_runs_equal_the_pasted_pixels_above_a_half(mode: str, samples: int, monk
     masks, boxes = scene(2, 80, size, samples)
     masks[::2] = np.round(masks[::2] * 4) / 4
     monkeypatch.setattr(ops, "STRIP", 700)
-    regions = ops.paste(masks, boxes, size, mode)
-    expected, lengths = rle.encode_flat(regions.values > 0.5, regions.boxes, size)
-    found = ops.masks_to_runs(masks, boxes, size, mode)
+    regions = paste.paste(masks, boxes, size, mode)
+    expected, lengths = encode.encode_flat(regions.values > 0.5, regions.boxes, size)
+    found = ops.encode_masks(masks, boxes, size, mode)
     assert [len(runs) for runs in found] == lengths.tolist()
     assert np.concatenate(found).tolist() == expected.tolist()
 
 
 def test_half_is_background() -> None:
-    runs = ops.masks_to_runs(np.full((1, 3, 3), 0.5, np.float32), np.array([[0, 0, 4, 4]], np.float32), (4, 4))
+    runs = ops.encode_masks(np.full((1, 3, 3), 0.5, np.float32), np.array([[0, 0, 4, 4]], np.float32), (4, 4))
     assert runs[0].tolist() == [16]
 
 
-def runs_of(mask: np.ndarray) -> rle.Runs:
-    return rle.encode_windows([mask], [(0, 0)], (mask.shape[0], mask.shape[1]))[0]
+def runs_of(mask: np.ndarray) -> rle.RLE:
+    return encode.encode_windows([mask], [(0, 0)], (mask.shape[0], mask.shape[1]))[0]
 
 
 def test_label_map_by_hand() -> None:
     low, high, hidden = np.zeros((3, 4), bool), np.zeros((3, 4), bool), np.zeros((3, 4), bool)
     low[:2, :3], high[1:, 1:3], hidden[2, 1] = True, True, True
-    labels = ops.label_map([runs_of(m) for m in (low, high, hidden)], np.array([0.5, 0.9, 0.1]), (3, 4))
+    labels = label_map.label_map([runs_of(m) for m in (low, high, hidden)], np.array([0.5, 0.9, 0.1]), (3, 4))
     assert labels.dtype == np.int32
     assert labels.tolist() == [[2, 2, 2, 0], [2, 1, 1, 0], [0, 1, 1, 0]]
 
 
 def test_equal_scores_show_the_earlier() -> None:
     full = runs_of(np.ones((2, 2), bool))
-    assert (ops.label_map([full, full, full], np.ones(3), (2, 2)) == 1).all()
+    assert (label_map.label_map([full, full, full], np.ones(3), (2, 2)) == 1).all()
 
 
-def slow_fill(found: list[ops.Polygon], shape: tuple[int, int]) -> np.ndarray:
+def slow_fill(found: list[polygons.Polygon], shape: tuple[int, int]) -> np.ndarray:
     """Even-odd rule at every pixel's centre, over the rings of all polygons."""
     filled = np.zeros(shape, bool)
     for ring in (ring for polygon in found for ring in polygon):
@@ -198,20 +198,20 @@ def slow_fill(found: list[ops.Polygon], shape: tuple[int, int]) -> np.ndarray:
 
 
 def test_polygons_by_hand() -> None:
-    assert ops.polygons(np.zeros((3, 3), bool)) == []
-    (square,) = ops.polygons(np.ones((2, 3), bool), origin=(10, 20))
+    assert polygons.polygons(np.zeros((3, 3), bool)) == []
+    (square,) = polygons.polygons(np.ones((2, 3), bool), origin=(10, 20))
     assert [ring.tolist() for ring in square] == [[[10, 20], [13, 20], [13, 22], [10, 22]]]
     ring = np.ones((3, 3), bool)
     ring[1, 1] = False
-    ((outer, hole),) = ops.polygons(ring)
+    ((outer, hole),) = polygons.polygons(ring)
     assert outer.tolist() == [[0, 0], [3, 0], [3, 3], [0, 3]]
     assert sorted(hole.tolist()) == [[1, 1], [1, 2], [2, 1], [2, 2]]
-    assert ops._signed_area(outer) == 9
-    assert ops._signed_area(hole) == -1
+    assert polygons._signed_area(outer) == 9
+    assert polygons._signed_area(hole) == -1
 
 
 def test_pixels_that_touch_at_a_corner_are_two_polygons() -> None:
-    found = ops.polygons(np.array([[1, 0], [0, 1]], bool))
+    found = polygons.polygons(np.array([[1, 0], [0, 1]], bool))
     assert [[ring.tolist() for ring in polygon] for polygon in found] == [
         [[[0, 0], [1, 0], [1, 1], [0, 1]]],
         [[[1, 1], [2, 1], [2, 2], [1, 2]]],
@@ -221,7 +221,7 @@ def test_pixels_that_touch_at_a_corner_are_two_polygons() -> None:
 def test_a_hole_that_touches_the_outside_at_a_corner() -> None:
     mask = np.ones((3, 3), bool)
     mask[0, 0] = mask[1, 1] = False
-    ((outer, hole),) = ops.polygons(mask)
+    ((outer, hole),) = polygons.polygons(mask)
     assert len(outer) == 6
     assert len(hole) == 4
 
@@ -231,8 +231,8 @@ def test_island_in_a_lake() -> None:
     mask[1:6, 1:6] = False
     mask[2:5, 2:5] = True
     mask[3, 3] = False
-    found = ops.polygons(mask)
-    assert [[ops._signed_area(ring) for ring in polygon] for polygon in found] == [[49, -25], [9, -1]]
+    found = polygons.polygons(mask)
+    assert [[polygons._signed_area(ring) for ring in polygon] for polygon in found] == [[49, -25], [9, -1]]
 
 
 @pytest.mark.parametrize("density", [0.1, 0.4, 0.6, 0.9])
@@ -240,15 +240,15 @@ def test_polygons_fill_to_the_region(density: float) -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
         mask = rng.random(rng.integers(1, 12, 2)) < density
-        found = ops.polygons(mask)
+        found = polygons.polygons(mask)
         assert (slow_fill(found, mask.shape) == mask).all()
         for outer, *holes in found:
-            assert ops._signed_area(outer) > 0
+            assert polygons._signed_area(outer) > 0
             alone = slow_fill([[outer, *holes]], mask.shape)
             inside = slow_fill([[outer]], mask.shape)
             assert (alone <= mask).all(), "a polygon with its own holes covers foreground only"
             for hole in holes:
-                assert ops._signed_area(hole) < 0
+                assert polygons._signed_area(hole) < 0
                 assert (slow_fill([[hole]], mask.shape) <= inside).all()
         for ring in (ring for polygon in found for ring in polygon):
             assert len({tuple(point) for point in ring.tolist()}) == len(ring), "no ring meets itself"
@@ -256,9 +256,9 @@ def test_polygons_fill_to_the_region(density: float) -> None:
             assert ((steps[:, 0] == 0) != (np.roll(steps, -1, axis=0)[:, 0] == 0)).all(), "every point is a corner"
 
 
-def test_polygons_from_runs_lie_in_the_picture() -> None:
+def test_polygons_from_runs_lie_in_the_image() -> None:
     mask = np.zeros((9, 11), bool)
     mask[4:7, 5:8] = True
-    ((ring,),) = ops.runs_to_polygons(runs_of(mask), (9, 11))
+    ((ring,),) = polygons.rle_to_polygons(runs_of(mask), (9, 11))
     assert ring.tolist() == [[5, 4], [8, 4], [8, 7], [5, 7]]
-    assert ops.runs_to_polygons(np.array([99]), (9, 11)) == []
+    assert polygons.rle_to_polygons(np.array([99]), (9, 11)) == []

@@ -5,14 +5,17 @@ from contracts import assert_instances
 from PIL import Image
 from torchvision.ops import nms
 
-from masklab.config import RPNConfig, load_recipe, recipe_names, validate
-from masklab.errors import InputError
-from masklab.instances import Instances
+from masklab.config.model import RPNConfig
+from masklab.config.recipe import load_recipe, recipe_names
+from masklab.config.schema import validate
+from masklab.masks.paste import paste
+from masklab.model.build import build_model
 from masklab.model.cost import model_cost
-from masklab.model.masklab import build_model
 from masklab.model.rpn import RPN, RPNOutput
-from masklab.ops.crop import Rois, crop_and_resize
-from masklab.ops.masks import paste
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.rois import Rois
+from masklab.results.instances import Instances
+from masklab.utils.errors import InputError
 
 
 @pytest.fixture
@@ -50,8 +53,8 @@ def test_proposals_are_the_best_boxes_that_survive_suppression():
     output = RPNOutput(torch.randn(2, len(anchors), 2), torch.randn(2, len(anchors), 4), anchors)
     found = rpn.propose(output, sizes((40, 50), (20, 30)))
     assert found.boxes.shape == (2, 5, 4)
-    for picture, (height, width) in enumerate([(40, 50), (20, 30)]):
-        boxes = found.boxes[picture, : found.real[picture]]
+    for image, (height, width) in enumerate([(40, 50), (20, 30)]):
+        boxes = found.boxes[image, : found.num_valid[image]]
         assert (boxes >= 0).all()
         assert (boxes[:, 2] <= width).all()
         assert (boxes[:, 3] <= height).all()
@@ -64,12 +67,12 @@ def test_detections_keep_their_promises(model):
     assert found.boxes.shape == (2, cap, 4)
     assert found.masks.shape == (2, cap, 15, 15)
     for n, (height, width) in enumerate([(97, 113), (80, 100)]):
-        real = torch.arange(cap) < found.count[n]
-        assert (found.scores[n][~real] == 0).all()
-        assert (found.masks[n][~real] == 0).all()
-        assert (found.boxes[n][real][:, 2] <= width).all()
-        assert (found.boxes[n][real][:, 3] <= height).all()
-        assert (found.scores[n][real].diff() <= 0).all()
+        num_valid = torch.arange(cap) < found.num_valid[n]
+        assert (found.scores[n][~num_valid] == 0).all()
+        assert (found.masks[n][~num_valid] == 0).all()
+        assert (found.boxes[n][num_valid][:, 2] <= width).all()
+        assert (found.boxes[n][num_valid][:, 3] <= height).all()
+        assert (found.scores[n][num_valid].diff() <= 0).all()
 
 
 def test_a_batch_of_two_equals_two_singles(model):
@@ -78,22 +81,22 @@ def test_a_batch_of_two_equals_two_singles(model):
         together = model(batch, both)
         for n in range(2):
             alone = model(batch[n : n + 1], both[n : n + 1])
-            count = int(alone.count[0])
-            assert together.count[n] == count
+            count = int(alone.num_valid[0])
+            assert together.num_valid[n] == count
             torch.testing.assert_close(together.boxes[n, :count], alone.boxes[0, :count], atol=1e-3, rtol=1e-4)
             torch.testing.assert_close(together.masks[n, :count], alone.masks[0, :count], atol=1e-3, rtol=1e-3)
 
 
 def test_no_detections(model):
     with torch.no_grad():
-        model.box_classifier.classes.bias.copy_(torch.tensor([-50.0, -50, -50, 50]))
+        model.box_head.classes.bias.copy_(torch.tensor([-50.0, -50, -50, 50]))
         found = model(images(1), sizes((97, 113)))
-    assert found.count.tolist() == [0]
+    assert found.num_valid.tolist() == [0]
     assert found.masks.shape == (1, 20, 15, 15)
 
 
 def test_coarse_mask_starts_as_half_semantic_plus_direction(model):
-    branch, features = model.mask_branch, model.backbone(images(1))
+    branch, features = model.mask_head, model.backbone(images(1))
     logits = branch(features.conv4)
     boxes = model.rois(torch.tensor([[10.0, 20, 60, 70]]), torch.zeros(1, dtype=torch.long), images(1))
     label = torch.tensor([1])
@@ -106,11 +109,11 @@ def test_coarse_mask_starts_as_half_semantic_plus_direction(model):
 
 
 def test_hand_worked_coarse_value(model):
-    from masklab.model.mask_branch import MaskLogits
+    from masklab.model.mask_head import MaskLogits
 
     logits = MaskLogits(torch.full((1, 3, 4, 4), 2.0), torch.full((1, 32, 4, 4), -1.0))
     box = Rois(torch.tensor([[0.0, 0, 1, 1]]), torch.zeros(1, dtype=torch.long))
-    assert (model.mask_branch.coarse_masks(logits, box, torch.tensor([0])) == 0).all()
+    assert (model.mask_head.coarse_masks(logits, box, torch.tensor([0])) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_hand_worked_coarse_value(model):
         {"refine_levels": []},
         {"refine_levels": ["conv1", "conv2", "conv3"]},
         {"directions": 6, "distance_bins": 1, "distance_metric": "l2_corner"},
-        {"rates": [4, 8]},
+        {"dilations": [4, 8]},
     ],
 )
 def test_every_variant_of_the_mask_branch_runs(tiny_config, classes, mask):
@@ -145,19 +148,17 @@ def test_crop_then_paste_gives_the_mask_back(coord_mode):
     np.testing.assert_allclose(pasted.region(0), smooth[y1:y2, x1:x2].numpy(), atol=0.01)
 
 
-def test_predict_takes_any_kind_of_picture(model, tmp_path):
+def test_predict_takes_any_kind_of_image(model, tmp_path):
     values = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
-    picture = Image.fromarray(values.transpose(1, 2, 0))
-    picture.save(tmp_path / "picture.png")
-    results = model.predict(
-        [tmp_path / "picture.png", str(tmp_path / "picture.png"), picture, values, torch.tensor(values)]
-    )
+    image = Image.fromarray(values.transpose(1, 2, 0))
+    image.save(tmp_path / "image.png")
+    results = model.predict([tmp_path / "image.png", str(tmp_path / "image.png"), image, values, torch.tensor(values)])
     for found in results:
         assert isinstance(found, Instances)
         assert found.size == (70, 90)
         assert_instances(found, model)
         np.testing.assert_array_equal(found.boxes, results[0].boxes)
-    assert len(model.predict(picture)) == len(results[0])
+    assert len(model.predict(image)) == len(results[0])
 
 
 def test_predict_takes_any_view_of_an_array(model):
@@ -169,12 +170,12 @@ def test_predict_takes_any_view_of_an_array(model):
 
 
 def test_segment_answers_for_the_boxes_it_is_given(model):
-    picture = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
-    found = model.predict(picture)
-    again = model.segment(picture, found.boxes, found.labels)
+    image = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
+    found = model.predict(image)
+    again = model.segment(image, found.boxes, found.labels)
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-3)
     np.testing.assert_allclose(again.masks, found.masks, atol=1e-3)
-    assert len(model.segment(picture, np.zeros((0, 4)), np.zeros(0))) == 0
+    assert len(model.segment(image, np.zeros((0, 4)), np.zeros(0))) == 0
 
 
 def test_predict_leaves_the_training_mode_alone(model):
@@ -197,28 +198,28 @@ def test_predict_refuses_other_values(model, values):
         model.predict(values)
 
 
-def test_predict_at_another_scale_answers_in_the_pictures_own_pixels(tiny_config, classes):
+def test_predict_at_another_scale_answers_in_the_images_own_pixels(tiny_config, classes):
     values = tiny_config.model_dump()
-    values["pictures"]["scale"] = 2.0
+    values["image"]["scale"] = 2.0
     model = build_model(validate(values, "test"), classes).eval()
     found = model.predict(np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
     assert_instances(found, model)
 
 
-def test_predict_pictures_smaller_than_a_cell(model):
+def test_predict_images_smaller_than_a_cell(model):
     assert_instances(model.predict(np.full((3, 1, 3), 128, np.uint8)), model)
 
 
-def test_flipping_the_picture_mirrors_the_direction_table(model):
-    """Feature maps of a mirrored picture, read through the mirrored table, give the mirrored mask."""
-    table = model.mask_branch.table
+def test_flipping_the_image_mirrors_the_direction_table(model):
+    """Feature maps of a mirrored image, read through the mirrored table, give the mirrored mask."""
+    table = model.mask_head.table
     features = torch.randn(1, 32, 9, 9)
     middle = Rois(torch.tensor([[0.1, 0.2, 0.9, 0.8]]), torch.zeros(1, dtype=torch.long))
-    from masklab.ops.crop import crop_channels
+    from masklab.ops.crop_channels import crop_channels
 
     plain = crop_channels(features, middle, (15, 15), table)
-    mirrored = crop_channels(features.flip(3), middle, (15, 15), table.flip(1).contiguous())
-    torch.testing.assert_close(mirrored, plain.flip(2), atol=1e-5, rtol=0)
+    hflip = crop_channels(features.flip(3), middle, (15, 15), table.flip(1).contiguous())
+    torch.testing.assert_close(hflip, plain.flip(2), atol=1e-5, rtol=0)
 
 
 DEFORMABLE = {"model": {"box": {"deformable": "grid"}}}
@@ -233,14 +234,14 @@ def test_cost_of_the_papers_model():
         "mask conv5": (14.965, 224.1),
         "mask maps": (0.230, 3.4),
         "region proposal network": (4.765, 71.5),
-        "box classifier conv5": (14.965, 219.7),
+        "box head conv5": (14.965, 219.7),
         "deformable crop offsets": (4.917, 1.5),
         "refinement": (0.719, 120.8),
     }
     for part, (parameters, macs) in expected.items():
         assert costs[part].parameters / 1e6 == pytest.approx(parameters, rel=0.01), part
         assert costs[part].macs / 1e9 == pytest.approx(macs, rel=0.01, abs=0.05), part
-    assert costs["box classifier linear"].parameters / 1e6 == pytest.approx(0.822, rel=0.01)
+    assert costs["box head linear"].parameters / 1e6 == pytest.approx(0.822, rel=0.01)
     assert costs["total"].parameters / 1e6 == pytest.approx(68.92, rel=0.01)
     assert costs["total"].macs / 1e9 == pytest.approx(1066, rel=0.01)
 

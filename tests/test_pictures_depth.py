@@ -9,25 +9,18 @@ import tifffile
 import torch
 from PIL import Image
 
-from masklab.config import Config, PictureConfig, validate
-from masklab.data.coco import CocoSplit
-from masklab.data.kind import resolve_pictures
-from masklab.data.loader import InstanceDataset, open_picture
-from masklab.errors import InputError
-from masklab.model.masklab import build_model
-from masklab.pictures import (
-    brightness,
-    displayed,
-    normalise,
-    picture_kind,
-    read_limits,
-    read_picture,
-    read_window,
-    value_limits,
-)
-from masklab.predict import predict_folder
+from masklab.config.image import ImageConfig
+from masklab.config.schema import Config, validate
+from masklab.datasets.coco import CocoSplit
+from masklab.images.intensity import displayed, intensity_range, normalise, rescale_intensity
+from masklab.images.read import channels_and_dtype, read_image, read_intensity_range, read_window
+from masklab.inference.folder import predict_folder
+from masklab.model.build import build_model
+from masklab.training.auto import resolve_image_fields
+from masklab.training.data.loader import InstanceDataset, open_training_image
 from masklab.training.fit import train
-from masklab.weights import load_model
+from masklab.utils.errors import InputError
+from masklab.weights.checkpoint import load_model
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 65536, (70, 90, 5), dtype=np.uint16)  # (H, W, C)
@@ -79,9 +72,9 @@ def test_png_of_every_mode_keeps_its_numbers(tmp_path, dtype, channels):
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
         Image.fromarray(values[:, :, 0] if channels == 1 else values, mode).save(tmp_path / "a.png")
     colours = channels if channels % 2 else channels - 1
-    assert picture_kind(tmp_path / "a.png") == (colours, dtype)
+    assert channels_and_dtype(tmp_path / "a.png") == (colours, dtype)
     for wanted in (None, channels, 3, 1):
-        found = read_picture(tmp_path / "a.png", wanted)
+        found = read_image(tmp_path / "a.png", wanted)
         assert found.dtype == dtype
         assert found.flags.writeable
         if wanted == channels or (wanted is None and colours == channels):
@@ -98,13 +91,13 @@ def test_palette_bits_and_portable_greymaps(tmp_path):
     few = (as_type(np.uint8, 3) // 86) * 85  # 27 colours
     palette = Image.fromarray(few).convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
     palette.save(tmp_path / "p.png")
-    assert (read_picture(tmp_path / "p.png", 3) == channels_first(np.asarray(palette.convert("RGB")))).all()
-    assert picture_kind(tmp_path / "p.png") == (3, np.uint8)
+    assert (read_image(tmp_path / "p.png", 3) == channels_first(np.asarray(palette.convert("RGB")))).all()
+    assert channels_and_dtype(tmp_path / "p.png") == (3, np.uint8)
     Image.fromarray(DEEP[:, :, 0] > 999).save(tmp_path / "1.png")
-    assert (read_picture(tmp_path / "1.png", None)[0] == 255 * (DEEP[:, :, 0] > 999)).all()
+    assert (read_image(tmp_path / "1.png", None)[0] == 255 * (DEEP[:, :, 0] > 999)).all()
     (tmp_path / "a.pgm").write_bytes(b"P5 90 70 65535\n" + DEEP[:, :, 0].astype(">u2").tobytes())
-    assert (read_picture(tmp_path / "a.pgm", None) == DEEP[None, :, :, 0]).all()
-    assert read_picture(tmp_path / "a.pgm", 3).dtype == np.uint16
+    assert (read_image(tmp_path / "a.pgm", None) == DEEP[None, :, :, 0]).all()
+    assert read_image(tmp_path / "a.pgm", 3).dtype == np.uint16
 
 
 LAYOUTS = {
@@ -128,7 +121,7 @@ LAYOUTS = {
 
 
 def write_tiff(path, layout, dtype):
-    """Write a picture; returns what should be read, (C, H, W)."""
+    """Write an image; returns what should be read, (C, H, W)."""
     options, channels = LAYOUTS[layout]
     values = as_type(dtype, channels)
     planes = channels > 3 and layout != "samples"
@@ -143,8 +136,8 @@ def test_tiff_of_every_layout_keeps_its_numbers_and_gives_any_window(tmp_path, l
     path = tmp_path / "a.tif"
     expected = write_tiff(path, layout, dtype)
     _, height, width = expected.shape
-    assert picture_kind(path)[0] == len(expected)
-    found = read_picture(path, len(expected))
+    assert channels_and_dtype(path)[0] == len(expected)
+    found = read_image(path, len(expected))
     assert found.dtype == dtype
     assert found.dtype.isnative
     assert (found == expected).all()
@@ -156,23 +149,23 @@ def test_tiff_of_every_layout_keeps_its_numbers_and_gives_any_window(tmp_path, l
 
 @pytest.mark.parametrize("layout", ["plain", "tiled", "page tiles", "turned tiles", "samples"])
 def test_percentiles_of_a_thinned_file_are_those_of_the_whole(tmp_path, monkeypatch, layout):
-    monkeypatch.setattr("masklab.pictures.SAMPLE", 700)
+    monkeypatch.setattr("masklab.images.intensity.SAMPLE", 700)
     path = tmp_path / "a.tif"
     expected = write_tiff(path, layout, np.uint16)
     thin = expected[:, ::3, ::3].reshape(len(expected), -1)  # 6300 / 9 = 700
-    low, high = read_limits(path, None, (10, 90))
+    low, high = read_intensity_range(path, None, (10, 90))
     np.testing.assert_allclose([low, high], np.percentile(thin, (10, 90), axis=1))
-    assert (low, high) == value_limits(torch.from_numpy(expected), (10, 90))
+    assert (low, high) == intensity_range(torch.from_numpy(expected), (10, 90))
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint32, np.float64, np.float16])
 def test_other_numbers_become_float32(tmp_path, dtype):
     tifffile.imwrite(tmp_path / "a.tif", (DEEP[:, :, 0] // 2 % 2000).astype(dtype))
-    found = read_picture(tmp_path / "a.tif", None)
+    found = read_image(tmp_path / "a.tif", None)
     assert found.dtype == np.float32
     assert (found[0] == DEEP[:, :, 0] // 2 % 2000).all()
     tifffile.imwrite(tmp_path / "c.tif", np.zeros((4, 4), np.complex64))
-    assert "c.tif holds no numbers" in sentence(read_picture, tmp_path / "c.tif", 1)
+    assert "c.tif holds no numbers" in sentence(read_image, tmp_path / "c.tif", 1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -181,8 +174,8 @@ def test_deep_colour_is_turned_upright(tmp_path, orientation):
     exif[274] = orientation
     write_deep_png(tmp_path / "deep.png", as_type(np.uint16, 3), exif.tobytes().removeprefix(b"Exif\0\0"))
     Image.fromarray(as_type(np.uint16, 3).astype(np.uint8)).save(tmp_path / "flat.png", exif=exif)
-    deep = read_picture(tmp_path / "deep.png", 3)
-    assert (deep.astype(np.uint8) == read_picture(tmp_path / "flat.png", 3)).all()
+    deep = read_image(tmp_path / "deep.png", 3)
+    assert (deep.astype(np.uint8) == read_image(tmp_path / "flat.png", 3)).all()
 
 
 @pytest.mark.parametrize(("channels", "photometric"), [(4, "rgb"), (2, "minisblack")])
@@ -190,14 +183,14 @@ def test_alpha_of_a_tiff_is_dropped_unless_wanted(tmp_path, channels, photometri
     values = as_type(np.uint16, channels)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, values, photometric=photometric, extrasamples=["unassalpha"], planarconfig="contig")
-    assert picture_kind(path) == (channels - 1, np.uint16)
-    assert (read_picture(path, 3) == channels_first(values)[: channels - 1]).all()
-    assert (read_picture(path, channels) == channels_first(values)).all()
+    assert channels_and_dtype(path) == (channels - 1, np.uint16)
+    assert (read_image(path, 3) == channels_first(values)[: channels - 1]).all()
+    assert (read_image(path, channels) == channels_first(values)).all()
 
 
 def test_a_fourth_channel_that_is_not_alpha_is_not_dropped(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", channels_first(as_type(np.uint8, 4)).copy(), photometric="minisblack")
-    message = sentence(read_picture, tmp_path / "a.tif", 3)
+    message = sentence(read_image, tmp_path / "a.tif", 3)
     assert "4 channels" in message
     assert "in_channels 4" in message
 
@@ -206,20 +199,20 @@ def test_stacks_are_refused(tmp_path):
     for axes, shape in (("ZYX", (4, 16, 16)), ("TYX", (4, 16, 16)), ("ZCYX", (3, 2, 16, 16)), ("CYXS", (2, 16, 16, 3))):
         path = tmp_path / f"{axes}.ome.tif"
         tifffile.imwrite(path, np.zeros(shape, np.uint8), metadata={"axes": axes}, ome=True)
-        message = sentence(read_picture, path, 3)
+        message = sentence(read_image, path, 3)
         assert str(path) in message
         assert axes in message
         assert "save its planes" in message
     flat = tmp_path / "flat.ome.tif"
     tifffile.imwrite(flat, np.zeros((1, 5, 16, 16), np.uint8), metadata={"axes": "ZCYX"}, ome=True)
-    assert read_picture(flat, None).shape == (5, 16, 16)
+    assert read_image(flat, None).shape == (5, 16, 16)
 
 
 def test_compressions_that_pillow_must_decode(tmp_path):
     Image.fromarray(DEEP[:, :, 0]).save(tmp_path / "grey.tif", compression="tiff_lzw")
-    assert (read_picture(tmp_path / "grey.tif", None) == DEEP[None, :, :, 0]).all()
+    assert (read_image(tmp_path / "grey.tif", None) == DEEP[None, :, :, 0]).all()
     Image.fromarray(as_type(np.uint8, 3)).save(tmp_path / "rgb.tif", compression="tiff_lzw")
-    assert (read_picture(tmp_path / "rgb.tif", 3) == channels_first(as_type(np.uint8, 3))).all()
+    assert (read_image(tmp_path / "rgb.tif", 3) == channels_first(as_type(np.uint8, 3))).all()
     with tifffile.TiffFile(tmp_path / "rgb.tif") as tiff:
         try:
             tiff.pages.first.decode(None, 0)
@@ -232,7 +225,7 @@ def test_compressions_that_pillow_must_decode(tmp_path):
     with tifffile.TiffFile(tmp_path / "deep.tif") as tiff:
         at = tiff.pages.first.tags[259].valueoffset
     (tmp_path / "deep.tif").write_bytes(raw[:at] + struct.pack("<H", 5) + raw[at + 2 :])  # says LZW
-    message = sentence(read_picture, tmp_path / "deep.tif", 3)
+    message = sentence(read_image, tmp_path / "deep.tif", 3)
     assert "deep.tif" in message
     assert "install imagecodecs" in message
 
@@ -241,57 +234,57 @@ def test_compressions_that_pillow_must_decode(tmp_path):
 
 
 def test_eight_bits_stay_as_they_are():
-    picture = torch.from_numpy(channels_first(as_type(np.uint8, 3)).copy())
-    assert brightness(picture, PictureConfig()) is picture
+    image = torch.from_numpy(channels_first(as_type(np.uint8, 3)).copy())
+    assert rescale_intensity(image, ImageConfig()) is image
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    assert torch.equal(normalise(picture, PictureConfig()), (picture.float() - mean * 255) / (std * 255))
+    assert torch.equal(normalise(image, ImageConfig()), (image.float() - mean * 255) / (std * 255))
 
 
-def test_a_deep_picture_is_its_eight_bit_twin():
+def test_a_deep_image_is_its_eight_bit_twin():
     flat = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
-    config = PictureConfig(mean=[0.5], std=[0.25])
+    config = ImageConfig(mean=[0.5], std=[0.25])
     deep = (flat.to(torch.int32) * 257).to(torch.uint16)
     for twin in (deep, flat.float() / 255):
         before = twin.clone()
-        assert (brightness(twin, config) - flat).abs().max() < 1e-4
-        assert (normalise(brightness(twin, config), config) - normalise(flat, config)).abs().max() < 1e-5
+        assert (rescale_intensity(twin, config) - flat).abs().max() < 1e-4
+        assert (normalise(rescale_intensity(twin, config), config) - normalise(flat, config)).abs().max() < 1e-5
         assert torch.equal(twin, before)
     assert (displayed(deep.numpy(), config) == flat.numpy()).all()
 
 
 def test_value_range_by_hand():
-    picture = torch.tensor([0, 100, 300, 500, 65535], dtype=torch.int32).to(torch.uint16).view(1, 1, 5)
-    config = PictureConfig(value_range=(100, 500))
-    assert brightness(picture, config).flatten().tolist() == [0, 0, 127.5, 255, 255]
-    assert brightness(torch.tensor([[[100, 255]]], dtype=torch.uint8), config).flatten().tolist() == pytest.approx(
-        [0, 155 / 400 * 255]
-    )
+    image = torch.tensor([0, 100, 300, 500, 65535], dtype=torch.int32).to(torch.uint16).view(1, 1, 5)
+    config = ImageConfig(value_range=(100, 500))
+    assert rescale_intensity(image, config).flatten().tolist() == [0, 0, 127.5, 255, 255]
+    assert rescale_intensity(
+        torch.tensor([[[100, 255]]], dtype=torch.uint8), config
+    ).flatten().tolist() == pytest.approx([0, 155 / 400 * 255])
 
 
 def test_percentiles_by_hand():
     ramp = torch.arange(101, dtype=torch.float32).view(1, 1, 101)
-    config = PictureConfig(percentiles=(10, 90))
-    pictures = torch.cat((ramp, ramp * 7 - 3))  # each channel on its own
-    found = brightness(pictures, config)
+    config = ImageConfig(percentiles=(10, 90))
+    images = torch.cat((ramp, ramp * 7 - 3))  # each channel on its own
+    found = rescale_intensity(images, config)
     assert found[0, 0, [0, 10, 50, 90, 100]].tolist() == pytest.approx([0, 0, 127.5, 255, 255])
     assert torch.allclose(found[0], found[1], atol=1e-3)
     holes = ramp.clone()
     holes[0, 0, 30] = torch.nan
     holes[0, 0, 31] = torch.inf
-    assert brightness(holes, config)[0, 0, [30, 31]].tolist() == [0, 255]
+    assert rescale_intensity(holes, config)[0, 0, [30, 31]].tolist() == [0, 255]
     flat = torch.full((1, 4, 4), 700.0)
-    assert brightness(flat, config).unique().tolist() == [0]
+    assert rescale_intensity(flat, config).unique().tolist() == [0]
     flat[0, 0, 0] = 900
-    assert brightness(flat, config).unique().tolist() == [0, 255]
-    assert brightness(torch.full((1, 4, 4), torch.nan), config).unique().tolist() == [0]
+    assert rescale_intensity(flat, config).unique().tolist() == [0, 255]
+    assert rescale_intensity(torch.full((1, 4, 4), torch.nan), config).unique().tolist() == [0]
 
 
 def test_floats_beyond_one_are_refused_by_name():
-    picture = torch.tensor([[[0.0, 4095.0]]])
-    message = sentence(brightness, picture, PictureConfig(), None, "cells.tif")
+    image = torch.tensor([[[0.0, 4095.0]]])
+    message = sentence(rescale_intensity, image, ImageConfig(), None, "cells.tif")
     assert message.startswith("cells.tif holds numbers from 0 to 4095")
-    assert "pictures.value_range" in message
-    assert brightness(torch.tensor([[[0.0, 1.0005]]]), PictureConfig()).max() == 255
+    assert "image.value_range" in message
+    assert rescale_intensity(torch.tensor([[[0.0, 1.0005]]]), ImageConfig()).max() == 255
 
 
 @pytest.mark.parametrize(
@@ -305,12 +298,12 @@ def test_floats_beyond_one_are_refused_by_name():
     ],
 )
 def test_contradictions_are_refused(fields, words):
-    assert words in sentence(validate, {"pictures": fields}, "test")
+    assert words in sentence(validate, {"image": fields}, "test")
 
 
 def test_displayed_shows_three_channels():
     values = channels_first(as_type(np.uint8, 5)).copy()
-    config = PictureConfig()
+    config = ImageConfig()
     assert (displayed(values, config) == values[:3]).all()
     for count in (1, 2):
         assert (displayed(values[:count], config) == values[:1]).all()
@@ -320,20 +313,20 @@ def test_displayed_shows_three_channels():
 # ---- training and prediction see the same
 
 
-def make_split(folder, pictures, write, name="train"):
-    """A data set of pictures (C, H, W), each with one object in the middle."""
+def make_split(folder, images, write, name="train"):
+    """A data set of images (C, H, W), each with one object in the middle."""
     (folder / name).mkdir(parents=True)
-    images, annotations = [], []
-    for n, values in enumerate(pictures):
+    entries, annotations = [], []
+    for n, values in enumerate(images):
         file = write(folder / name, n, values)
         _, height, width = values.shape
-        images.append({"id": n, "file_name": file, "height": height, "width": width})
+        entries.append({"id": n, "file_name": file, "height": height, "width": width})
         x, y, w, h = width // 4, height // 4, width // 2, height // 2
         ring = [x, y, x + w, y, x + w, y + h, x, y + h]
         annotations.append(
             {"id": n + 1, "image_id": n, "category_id": 1, "bbox": [x, y, w, h], "area": w * h, "segmentation": [ring]}
         )
-    values = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
+    values = {"images": entries, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
     (folder / f"{name}.json").write_text(json.dumps(values))
     return CocoSplit.find(folder, name)
 
@@ -349,17 +342,17 @@ def to_png(folder, n, values):
 
 
 def scene(channels, seed=0, size=(64, 80)):
-    """A deep picture with a bright square in the middle: (C, H, W) uint16 in a narrow range."""
+    """A deep image with a bright square in the middle: (C, H, W) uint16 in a narrow range."""
     rng = np.random.default_rng(seed)
     values = rng.integers(900, 1100, (channels, *size))
     values[:, size[0] // 4 : 3 * size[0] // 4, size[1] // 4 : 3 * size[1] // 4] += 800 + 100 * seed
     return values.astype(np.uint16)
 
 
-def deep_config(tiny_config, channels, **pictures):
+def deep_config(tiny_config, channels, **images):
     values = tiny_config.model_dump()
     values["model"]["backbone"]["in_channels"] = channels
-    values["pictures"] |= {"mean": [0.4] * channels, "std": [0.3] * channels, **pictures}
+    values["image"] |= {"mean": [0.4] * channels, "std": [0.3] * channels, **images}
     return validate(values, "test")
 
 
@@ -376,19 +369,19 @@ def test_training_and_prediction_share_the_percentiles(tmp_path, tiny_config, cl
 
 @pytest.mark.parametrize("percentiles", [None, (1, 99)])
 @pytest.mark.parametrize("write", [to_tiff, lambda *args: to_tiff(*args, tile=(16, 32), compression="zlib")])
-def test_a_window_shows_what_the_whole_picture_shows_there(tmp_path, monkeypatch, tiny_config, write, percentiles):
-    """Crops of files that give windows equal those of files that are read whole, and of the normalised picture."""
-    monkeypatch.setattr("masklab.pictures.SAMPLE", 1000)
-    picture = scene(3)
-    change = {"horizontal_flip": False, "crop": 24}
+def test_a_window_shows_what_the_whole_image_shows_there(tmp_path, monkeypatch, tiny_config, write, percentiles):
+    """Crops of files that give windows equal those of files that are read whole, and of the normalised image."""
+    monkeypatch.setattr("masklab.images.intensity.SAMPLE", 1000)
+    image = scene(3)
+    change = {"horizontal_flip": False, "crop_size": 24}
     config = deep_config(tiny_config, 3, percentiles=percentiles, augment=change)
-    windows = make_split(tmp_path / "windows", [picture], write)
-    whole = make_split(tmp_path / "whole", [picture], to_png)
-    bright = normalise(brightness(torch.from_numpy(picture), config.pictures), config.pictures)
+    windows = make_split(tmp_path / "windows", [image], write)
+    whole = make_split(tmp_path / "whole", [image], to_png)
+    bright = normalise(rescale_intensity(torch.from_numpy(image), config.image), config.image)
     places = set()
     for position in range(5):
-        seen, geometry, _ = open_picture(windows, config, position, 0)
-        again, same, _ = open_picture(whole, config, position, 0)
+        seen, geometry, _ = open_training_image(windows, config, position, 0)
+        again, same, _ = open_training_image(whole, config, position, 0)
         assert torch.equal(seen, again)
         assert torch.equal(geometry, same)
         x1, y1, x2, y2 = geometry.view().astype(int).tolist()
@@ -397,11 +390,11 @@ def test_a_window_shows_what_the_whole_picture_shows_there(tmp_path, monkeypatch
     assert len(places) > 1
 
 
-def test_deep_pictures_are_recoloured_without_rounding(tmp_path, tiny_config):
-    change = {"brightness": 0.3, "contrast": 0.3, "invert": 0.5, "saturation": 0.2, "hue": 0.1, "crop": 32}
+def test_deep_images_are_recoloured_without_rounding(tmp_path, tiny_config):
+    change = {"brightness": 0.3, "contrast": 0.3, "invert": 0.5, "saturation": 0.2, "hue": 0.1, "crop_size": 32}
     config = deep_config(tiny_config, 3, percentiles=(1, 99), augment=change)
     split = make_split(tmp_path, [scene(3)], to_tiff)
-    image, _, _ = open_picture(split, config, 1, 0)
+    image, _, _ = open_training_image(split, config, 1, 0)
     back = image * 0.3 * 255 + 0.4 * 255
     assert back.min() > -0.01
     assert back.max() < 255.01
@@ -427,14 +420,14 @@ def test_a_huge_tiff_is_read_by_windows(tmp_path):
     split = CocoSplit.find(tmp_path, "train")
     split.objects(0)
     for percentiles in (None, [1, 99]):
-        pictures = {"scale": 1.0, "augment": {"crop": 512}, "percentiles": percentiles}
-        dataset = InstanceDataset(split, Config.model_validate({"pictures": pictures}))
+        images = {"scale": 1.0, "augment": {"crop_size": 512}, "percentiles": percentiles}
+        dataset = InstanceDataset(split, Config.model_validate({"image": images}))
         tracemalloc.start()
         image = dataset[3, 0][0]
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert image.shape == (3, 512, 512)
-        assert peak < 50e6  # the picture has 400e6 bytes
+        assert peak < 50e6  # the image has 400e6 bytes
 
 
 def test_of_a_compressed_tiff_only_the_tiles_of_a_window_are_decoded(tmp_path):
@@ -447,51 +440,51 @@ def test_of_a_compressed_tiff_only_the_tiles_of_a_window_are_decoded(tmp_path):
     tracemalloc.stop()
     assert (part == 7).all()
     assert size == (side, side)
-    assert peak < 8e6  # the picture has 34e6 bytes
+    assert peak < 8e6  # the image has 34e6 bytes
 
 
-# ---- what a recipe leaves to the pictures
+# ---- what a recipe leaves to the images
 
 
-def test_grey_and_colour_pictures_are_three_channels(tmp_path):
+def test_grey_and_colour_images_are_three_channels(tmp_path):
     split = make_split(tmp_path, [as_type(np.uint8, 3).transpose(2, 0, 1)], lambda *args: to_tiff(*args))
-    assert resolve_pictures(Config(), split).model.backbone.in_channels == 3
+    assert resolve_image_fields(Config(), split).model.backbone.in_channels == 3
     mixed = make_split(tmp_path / "mixed", [scene(1), scene(3)], lambda folder, n, values: to_png(folder, n, values))
-    config = resolve_pictures(Config(), mixed)
+    config = resolve_image_fields(Config(), mixed)
     assert config.model.backbone.in_channels == 3
-    assert config.pictures.mean == Config().pictures.mean
-    assert config.pictures.percentiles == (0.1, 99.9)
-    own = Config.model_validate({"pictures": {"value_range": [0, 4095]}})
-    assert resolve_pictures(own, mixed).pictures == own.pictures
+    assert config.image.mean == Config().image.mean
+    assert config.image.percentiles == (0.1, 99.9)
+    own = Config.model_validate({"image": {"value_range": [0, 4095]}})
+    assert resolve_image_fields(own, mixed).image == own.image
 
 
 def test_eight_bits_leave_the_configuration_alone(shapes):
     config = Config()
-    assert resolve_pictures(config, CocoSplit.find(shapes, "train")).pictures == config.pictures
+    assert resolve_image_fields(config, CocoSplit.find(shapes, "train")).image == config.image
 
 
 def test_mean_and_deviation_of_other_channels_are_measured(tmp_path, capsys):
     values = np.zeros((5, 40, 40), np.uint8)
     values[1], values[2, :20] = 255, 255
     split = make_split(tmp_path, [values, values], to_tiff)
-    config = resolve_pictures(Config(), split)
+    config = resolve_image_fields(Config(), split)
     assert config.model.backbone.in_channels == 5
-    assert config.pictures.mean == [0, 1, 0.5, 0, 0]
-    assert config.pictures.std == [0.01, 0.01, 0.5, 0.01, 0.01]
-    assert config.pictures.percentiles is None
+    assert config.image.mean == [0, 1, 0.5, 0, 0]
+    assert config.image.std == [0.01, 0.01, 0.5, 0.01, 0.01]
+    assert config.image.percentiles is None
     assert "in_channels 5" in capsys.readouterr().out
     validate(config.model_dump(), "test")
 
 
-def test_pictures_must_agree_on_their_channels(tmp_path):
+def test_images_must_agree_on_their_channels(tmp_path):
     split = make_split(tmp_path, [scene(4), scene(5)], to_tiff)
-    message = sentence(resolve_pictures, Config(), split)
+    message = sentence(resolve_image_fields, Config(), split)
     assert "0.tif has 4 channels" in message
     assert "1.tif has 5" in message
 
 
 def test_empty_split_keeps_three_channels(tmp_path):
-    assert resolve_pictures(Config(), make_split(tmp_path, [], to_tiff)).model.backbone.in_channels == 3
+    assert resolve_image_fields(Config(), make_split(tmp_path, [], to_tiff)).model.backbone.in_channels == 3
 
 
 def test_five_deep_channels_train_and_predict(tmp_path, tiny_config):
@@ -499,21 +492,21 @@ def test_five_deep_channels_train_and_predict(tmp_path, tiny_config):
         make_split(tmp_path / "set", [scene(5, seed) for seed in range(3)], to_tiff, name)
     values = tiny_config.model_dump()
     values["train"] |= {"steps": 1, "validate_every": 1}
-    values["pictures"]["augment"]["crop"] = 48
+    values["image"]["augment"]["crop_size"] = 48
     model = train(validate(values, "test"), tmp_path / "set", tmp_path / "run")
     again = load_model(tmp_path / "run")
     assert again.config == model.config.model_copy(update={"data": None, "output": None})
     assert again.config.model.backbone.in_channels == 5
-    assert again.config.pictures.percentiles == (0.1, 99.9)
-    assert len(again.config.pictures.mean) == 5
+    assert again.config.image.percentiles == (0.1, 99.9)
+    assert len(again.config.image.mean) == 5
     predict_folder(again, [tmp_path / "set/val"], tmp_path / "out", min_score=0.0)
     assert Image.open(tmp_path / "out/0.png").mode == "RGB"
     file = tmp_path / "set/val/0.tif"
-    results = [again.predict(picture) for picture in (file, scene(5), torch.from_numpy(scene(5)))]
+    results = [again.predict(image) for image in (file, scene(5), torch.from_numpy(scene(5)))]
     for result in results[1:]:
         np.testing.assert_array_equal(result.boxes, results[0].boxes)
-    doubled = again.predict(scene(5) * 2)  # percentiles follow
-    np.testing.assert_allclose(doubled.boxes, results[0].boxes, atol=1e-2)
+    duplicate = again.predict(scene(5) * 2)  # percentiles follow
+    np.testing.assert_allclose(duplicate.boxes, results[0].boxes, atol=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -523,15 +516,15 @@ def model(tiny_config, classes):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "YCbCr"])
-def test_predict_takes_pillow_pictures_of_every_mode(model, mode):
+def test_predict_takes_pillow_images_of_every_mode(model, mode):
     grey = as_type(np.uint8, 0)
     if mode == "I;16":
-        picture = Image.fromarray(DEEP[:, :, 0])
+        image = Image.fromarray(DEEP[:, :, 0])
     elif mode == "F":
-        picture = Image.fromarray(grey.astype(np.float32) / 255)
+        image = Image.fromarray(grey.astype(np.float32) / 255)
     else:
-        picture = Image.fromarray(as_type(np.uint8, 3)).convert(mode)
-    found = model.predict(picture)
+        image = Image.fromarray(as_type(np.uint8, 3)).convert(mode)
+    found = model.predict(image)
     assert found.size == (70, 90)
     if mode in ("RGB", "RGBA", "I;16", "F"):
         values = {"I;16": DEEP[None, :, :, 0], "F": grey[None].astype(np.float32) / 255}
@@ -553,10 +546,10 @@ def test_predict_leaves_the_given_numbers_alone(model):
     assert (values == before).all()
 
 
-def test_a_float_picture_beyond_one_is_named_and_left_out(model, tmp_path, capsys):
+def test_a_float_image_beyond_one_is_named_and_left_out(model, tmp_path, capsys):
     tifffile.imwrite(tmp_path / "far.tif", np.full((40, 40), 4095, np.float32))
     tifffile.imwrite(tmp_path / "near.tif", np.full((40, 40), 0.5, np.float32))
     message = sentence(predict_folder, model, [tmp_path], tmp_path / "out")
-    assert "1 of 2 pictures" in message
+    assert "1 of 2 images" in message
     assert f"{tmp_path / 'far.tif'} holds numbers from 4095 to 4095" in capsys.readouterr().err
     assert (tmp_path / "out/near.png").is_file()

@@ -11,35 +11,28 @@ from safetensors import safe_open
 from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
-from masklab.cli import main
-from masklab.config import validate
-from masklab.data.coco import CocoSplit
-from masklab.data.objects import Objects
-from masklab.data.semantic import IGNORED, collate_semantic, follow, paint, semantic_loader
-from masklab.data.transforms import Geometry, quarter_turn
-from masklab.errors import BrokenLossError, InputError
+from masklab.cli.app import main
+from masklab.config.schema import validate
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.objects import Objects
+from masklab.masks import encode
 from masklab.model.backbone import FrozenBatchNorm
-from masklab.model.masklab import build_model
+from masklab.model.build import build_model
 from masklab.model.segmentation import build_segmentation, save_segmentation
-from masklab.ops import rle
 from masklab.training import pretrain as module
+from masklab.training.data.semantic import IGNORED, collate_semantic, rasterize, semantic_loader, warp
+from masklab.training.data.transforms import Geometry, quarter_turn
 from masklab.training.fit import train
-from masklab.training.pretrain import (
-    PretrainModule,
-    confusion,
-    label_map,
-    pixel_loss,
-    pretrain,
-    segmentation_scores,
-)
-from masklab.weights import load_model, save_model
+from masklab.training.pretrain import PretrainModule, confusion, label_map, pixel_loss, pretrain, segmentation_scores
+from masklab.utils.errors import BrokenLossError, InputError
+from masklab.weights.checkpoint import load_model, save_model
 
 BACKGROUND = 7
 
 
 def runs_of(mask):
     height, width = mask.shape
-    return rle.encode_windows([mask], [(0, 0, width, height)], (height, width))[0]
+    return encode.encode_windows([mask], [(0, 0, width, height)], (height, width))[0]
 
 
 def drawing(*lines, ink="#"):
@@ -66,8 +59,8 @@ def tensors_of(path):
 # Maps of classes
 
 
-def test_a_picture_without_objects_is_background():
-    labels = paint(Objects.build((3, 5), [], []), BACKGROUND)
+def test_an_image_without_objects_is_background():
+    labels = rasterize(Objects.build((3, 5), [], []), BACKGROUND)
     assert labels.shape == (3, 5)
     assert labels.dtype == np.uint8
     assert (labels == BACKGROUND).all()
@@ -79,21 +72,21 @@ def test_small_objects_lie_over_large_ones_and_both_over_crowds():
     crowd = drawing(".....#", "....##", "...###", "....##")
     for masks, labels in (([large, small], [0, 1]), ([small, large], [1, 0])):
         objects = Objects.build((4, 6), [runs_of(m) for m in masks], labels, [(3, 0, 6, 4)], [runs_of(crowd)])
-        found = ["".join("?" if v == IGNORED else str(v) for v in row) for row in paint(objects, BACKGROUND)]
+        found = ["".join("?" if v == IGNORED else str(v) for v in row) for row in rasterize(objects, BACKGROUND)]
         assert found == ["00007?", "00111?", "0000??", "7777??"]
 
 
 def test_a_crowd_of_which_only_the_box_is_known_is_ignored_by_its_box():
-    labels = paint(Objects.build((4, 6), [], [], [(2.5, 1, 4.2, 3)]), BACKGROUND)
+    labels = rasterize(Objects.build((4, 6), [], [], [(2.5, 1, 4.2, 3)]), BACKGROUND)
     assert (labels == IGNORED).nonzero()[0].tolist() == [1, 1, 1, 2, 2, 2]
     assert (labels == IGNORED).nonzero()[1].tolist() == [2, 3, 4, 2, 3, 4]
 
 
-def coco_split(folder, picture, annotations):
-    """A split of one picture."""
+def coco_split(folder, image, annotations):
+    """A split of one image."""
     (folder / "train").mkdir()
-    Image.fromarray(picture).convert("RGB").save(folder / "train" / "a.png")
-    height, width = picture.shape
+    Image.fromarray(image).convert("RGB").save(folder / "train" / "a.png")
+    height, width = image.shape
     values = {
         "images": [{"id": 1, "file_name": "a.png", "height": height, "width": width}],
         "annotations": [{"id": i, "image_id": 1, "category_id": 3} | a for i, a in enumerate(annotations)],
@@ -111,7 +104,7 @@ def test_crowds_of_a_coco_file_are_ignored_where_they_are(tmp_path):
         {"segmentation": "?", "bbox": [6, 4, 2, 2], "iscrowd": 1},
         {"segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "iscrowd": 0},
     ]
-    labels = paint(coco_split(tmp_path, np.zeros((6, 8), np.uint8), annotations).objects(0), 1)
+    labels = rasterize(coco_split(tmp_path, np.zeros((6, 8), np.uint8), annotations).objects(0), 1)
     expected = np.ones((6, 8), np.uint8)
     expected[3, 4] = expected[4:, 6:] = IGNORED
     expected[:2, :2] = 0
@@ -130,7 +123,7 @@ def test_painting_equals_painting_whole_masks():
                 if mask.sum() == area:
                     expected[mask] = label
         objects = Objects.build((9, 11), [runs_of(mask) for mask in masks], classes.tolist())
-        np.testing.assert_array_equal(paint(objects, BACKGROUND), expected)
+        np.testing.assert_array_equal(rasterize(objects, BACKGROUND), expected)
 
 
 @pytest.mark.parametrize(
@@ -144,16 +137,16 @@ def test_painting_equals_painting_whole_masks():
         lambda x: transforms.horizontal_flip(quarter_turn(transforms.crop(x, 0, 3, 6, 4), 1)),
     ],
 )
-def test_a_map_follows_its_picture(change):
+def test_a_map_follows_its_image(change):
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (7, 10)).astype(np.uint8))
-    np.testing.assert_array_equal(follow(labels.numpy(), change(Geometry.identity((7, 10)))), change(labels[None])[0])
+    np.testing.assert_array_equal(warp(labels.numpy(), change(Geometry.identity((7, 10)))), change(labels[None])[0])
 
 
 def test_a_resized_map_takes_the_nearest_pixel():
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    grown = follow(labels, transforms.resize(Geometry.identity((3, 4)), [6, 8]))
+    grown = warp(labels, transforms.resize(Geometry.identity((3, 4)), [6, 8]))
     np.testing.assert_array_equal(grown, labels.repeat(2, 0).repeat(2, 1))
-    shrunk = follow(grown, transforms.resize(Geometry.identity((6, 8)), [2, 2]))
+    shrunk = warp(grown, transforms.resize(Geometry.identity((6, 8)), [2, 2]))
     np.testing.assert_array_equal(shrunk, grown[[1, 4]][:, [2, 6]])
 
 
@@ -167,14 +160,14 @@ def test_padding_is_ignored():
     assert batch.image_ids == [1, "b"]
 
 
-def test_picture_and_map_stay_together(tmp_path, tiny_config):
+def test_image_and_map_stay_together(tmp_path, tiny_config):
     """Objects are white and the rest is black, whatever the augmentation does."""
-    picture = np.zeros((40, 60), np.uint8)
-    picture[5:25, 10:22] = picture[20:38, 40:45] = 255
-    segmentation = {"size": [40, 60], "counts": runs_of(picture > 0).tolist()}
-    split = coco_split(tmp_path, picture, [{"segmentation": segmentation, "iscrowd": 0}])
-    changes = {"vertical_flip": True, "quarter_turns": True, "crop": 32}
-    config = changed(tiny_config, pictures={"augment": changes}, train={"steps": 20})
+    image = np.zeros((40, 60), np.uint8)
+    image[5:25, 10:22] = image[20:38, 40:45] = 255
+    segmentation = {"size": [40, 60], "counts": runs_of(image > 0).tolist()}
+    split = coco_split(tmp_path, image, [{"segmentation": segmentation, "iscrowd": 0}])
+    changes = {"vertical_flip": True, "quarter_turns": True, "crop_size": 32}
+    config = changed(tiny_config, image={"augment": changes}, train={"steps": 20})
     seen = set()
     for batch in semantic_loader(split, config):
         known = batch.labels != IGNORED
@@ -225,18 +218,18 @@ class Cells(nn.Module):
 
 def test_label_maps_have_cell_i_on_pixel_8_i(tiny_config, monkeypatch):
     logits = torch.randn(1, 5, 4, 6, generator=torch.Generator().manual_seed(0))
-    picture = torch.zeros(3, 25, 41, dtype=torch.uint8)
-    labels = label_map(Cells(logits), picture, tiny_config)
+    image = torch.zeros(3, 25, 41, dtype=torch.uint8)
+    labels = label_map(Cells(logits), image, tiny_config)
     assert torch.equal(labels[::8, ::8], logits[0].argmax(dim=0))
     dense = F.interpolate(logits, size=(25, 41), mode="bilinear", align_corners=True)
     assert torch.equal(labels, dense[0].argmax(dim=0)), "as in training"
     monkeypatch.setattr(module, "VALUES_AT_ONCE", 41 * 5 * 3)
-    assert torch.equal(labels, label_map(Cells(logits), picture, tiny_config)), "strip by strip it is the same"
+    assert torch.equal(labels, label_map(Cells(logits), image, tiny_config)), "strip by strip it is the same"
 
 
-def test_label_maps_are_made_at_the_pictures_own_size(tiny_config):
+def test_label_maps_are_made_at_the_images_own_size(tiny_config):
     """A network input of half the size: own pixel x is at (x + 0.5) / 2 - 0.5."""
-    config = changed(tiny_config, pictures={"scale": 0.5})
+    config = changed(tiny_config, image={"scale": 0.5})
     ramp = torch.stack([torch.zeros(3, 4), torch.arange(4.0).expand(3, 4) - 1.2])[None]  # class 1 beyond cell 1.2
     labels = label_map(Cells(ramp), torch.zeros(3, 34, 50, dtype=torch.uint8), config)
     assert labels.shape == (34, 50)
@@ -253,14 +246,14 @@ def test_validation_equals_a_slow_version(shapes, tiny_config):
     task.log = lambda name, value, **_: logged.update({name: float(value)})
     wanted, found = [], []
     for i in range(len(split)):
-        picture = torch.from_numpy(split.read(i, 3))
-        task.validation_step((picture, i), i)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny_config.pictures.mean, tiny_config.pictures.std))
-        image = F.pad((picture / 255 - mean) / std, (0, 1, 0, 1))
+        image = torch.from_numpy(split.read(i, 3))
+        task.validation_step((image, i), i)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny_config.image.mean, tiny_config.image.std))
+        tensor = F.pad((image / 255 - mean) / std, (0, 1, 0, 1))
         with torch.no_grad():
-            dense = F.interpolate(network(image[None]), size=(97, 113), mode="bilinear", align_corners=True)
+            dense = F.interpolate(network(tensor[None]), size=(97, 113), mode="bilinear", align_corners=True)
         found.append(dense[0].argmax(dim=0)[:96, :112].flatten())
-        wanted.append(torch.from_numpy(paint(split.objects(i), 4)).flatten())
+        wanted.append(torch.from_numpy(rasterize(split.objects(i), 4)).flatten())
     task.on_validation_epoch_end()
     wanted, found = torch.cat(wanted), torch.cat(found)
     iou = [((wanted == c) & (found == c)).sum() / ((wanted == c) | (found == c)).sum() for c in range(5)]
@@ -294,7 +287,7 @@ def test_the_weights_land_in_conv1_to_conv4_and_both_copies_of_conv5(run, from_r
     assert set(lower) == {name for name in saved if not name.startswith("conv5.")}
     for name, value in lower.items():
         assert torch.equal(value, saved[name]), name
-    for conv5 in (model.mask_branch.conv5, model.box_classifier.conv5):
+    for conv5 in (model.mask_head.conv5, model.box_head.conv5):
         assert set(conv5.state_dict()) == {n.removeprefix("conv5.") for n in saved if n.startswith("conv5.")}
         for name, value in conv5.state_dict().items():
             assert torch.equal(value, saved[f"conv5.{name}"]), name
@@ -306,8 +299,8 @@ def test_a_box_classifier_drawn_anew_stays_so(run, from_run, classes):
     values["model"]["box"]["from_imagenet"] = False
     model = build_model(validate(values, "test"), classes)
     name = "0.conv1.weight"
-    assert torch.equal(model.mask_branch.conv5.state_dict()[name], saved[f"conv5.{name}"])
-    assert not torch.equal(model.box_classifier.conv5.state_dict()[name], saved[f"conv5.{name}"])
+    assert torch.equal(model.mask_head.conv5.state_dict()[name], saved[f"conv5.{name}"])
+    assert not torch.equal(model.box_head.conv5.state_dict()[name], saved[f"conv5.{name}"])
 
 
 def test_batch_norm_is_trained_and_then_frozen(run, from_run, shapes, tmp_path):
@@ -343,7 +336,7 @@ def test_imagenet_weights_are_not_looked_for(classes, tmp_path):
     [("name", "resnet34", "resnet18"), ("norm", "group", "batch"), ("width", 0.5, 0.25), ("in_channels", 1, 3)],
 )
 def test_weights_of_another_network_are_refused(from_run, shapes, tmp_path, field, value, has):
-    grey = {"pictures": {"mean": [0.5], "std": [0.2]}} if field == "in_channels" else {}
+    grey = {"image": {"mean": [0.5], "std": [0.2]}} if field == "in_channels" else {}
     config = changed(from_run, model={"backbone": {field: value}}, **grey)
     message = rf"model\.backbone\.{field} is {value} but model\.backbone\.segmentation_weights, .*best\.safetensors, was pretrained with {has}"
     with pytest.raises(InputError, match=message):
@@ -354,7 +347,7 @@ def test_weights_of_another_network_are_refused(from_run, shapes, tmp_path, fiel
 def test_other_output_strides_rates_and_weights_tags_are_welcome(from_run, classes):
     config = changed(from_run, model={"backbone": {"output_stride": 16, "name": "resnet18.tv_in1k"}})
     values = config.model_dump()
-    values["model"]["mask"]["rates"] = [2, 4]
+    values["model"]["mask"]["dilations"] = [2, 4]
     build_model(validate(values, "test"), classes)
 
 
@@ -418,7 +411,7 @@ def test_too_many_classes_are_refused(shapes, tiny_config, tmp_path):
 def test_command_line(shapes, tmp_path, capsys):
     words = ["pretrain", "shapes", "--data", str(shapes), "--output", str(tmp_path / "run"), "--train.workers", "0"]
     words += ["--train.steps", "1", "--train.batch_size", "1", "--model.backbone.width", "0.25"]
-    assert main([*words, "--train.validate_pictures", "1"]) == 0
+    assert main([*words, "--train.validate_images", "1"]) == 0
     out = capsys.readouterr().out
     assert "mean IoU" in out
     assert "pixel accuracy" in out

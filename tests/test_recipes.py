@@ -8,15 +8,17 @@ import torch
 from contracts import assert_finite_and_connected, fails
 from torch import nn
 
-from masklab.cli import main
-from masklab.config import load_recipe, merge, read_recipe, recipe_names, validate
-from masklab.errors import InputError
-from masklab.model.baselines import FCISHead, MaskRCNNHead
-from masklab.model.masklab import build_model
+from masklab.cli.app import main
+from masklab.config.nested import merge
+from masklab.config.recipe import load_recipe, read_recipe, recipe_names
+from masklab.config.schema import validate
+from masklab.model.alternatives import FCISHead, MaskRCNNHead
+from masklab.model.build import build_model
 from masklab.model.refinement import Refinement, SharedRefinement
-from masklab.paper import MODELS, TABLES, table_rows
+from masklab.paper.tables import MODELS, TABLES, table_rows
 from masklab.structures import Batch, ClassTable, Targets
 from masklab.training.step import TrainingStep
+from masklab.utils.errors import InputError
 
 # AP50 and AP75 of masks on minival, from the paper's Tables 1 to 6 and, for os16, section 4.2
 FIGURES = {
@@ -149,7 +151,7 @@ def made_of(name):
     return made | ({"stride": 16, "rpn_rate": 1, "mask_rates": [2, 4, 2]} if row == "os16" else {})
 
 
-def rates(conv5):
+def dilations(conv5):
     convs = [part for part in conv5.modules() if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3)]
     assert all(conv.padding == conv.dilation and conv.stride == (1, 1) for conv in convs)
     return [conv.dilation[0] for conv in convs]
@@ -162,20 +164,20 @@ def test_a_row_is_made_of_what_the_paper_says(name):
     config = load_recipe(name, {"model": {"backbone": {"name": "resnet50"}}})  # as ResNet-101, and sooner built
     with torch.device("meta"):
         model = build_model(config, ClassTable(tuple(range(80)), tuple(map(str, range(80)))), load_pretrained=False)
-    head = model.mask_branch
-    assert rates(head.conv5) == expected["mask_rates"]
-    assert rates(model.box_classifier.conv5) == expected["box_rates"]
+    head = model.mask_head
+    assert dilations(head.conv5) == expected["mask_rates"]
+    assert dilations(model.box_head.conv5) == expected["box_rates"]
     assert model.rpn.conv.dilation == (expected["rpn_rate"],) * 2
     assert model.rpn.objectness.out_channels == 2 * 3 * len(expected["anchors"])
     assert config.model.rpn.anchor_sizes == expected["anchors"]
     assert model.stride == model.backbone.strides["conv4"] == model.backbone.strides["conv5"] == expected["stride"]
-    assert (model.box_classifier.offsets is not None) is expected["deformable"]
-    assert config.model.box.crop == 14
+    assert (model.box_head.offsets is not None) is expected["deformable"]
+    assert config.model.box.roi_size == 14
     assert config.model.box.from_imagenet is expected["bc"]
     assert (config.model.backbone.segmentation_weights is not None) is expected["seg"]
-    assert (config.pictures.min_side, config.pictures.max_side) == expected["sides"]
-    assert config.pictures.augment.min_sides == expected["scales"]
-    assert config.model.mask.crop == expected["crop"]
+    assert (config.image.min_side, config.image.max_side) == expected["sides"]
+    assert config.image.augment.min_sides == expected["scales"]
+    assert config.model.mask.mask_size == expected["crop"]
     assert type(model.refinement) is (
         type(None) if not expected["refine"] else SharedRefinement if expected["shared"] else Refinement
     )
@@ -193,11 +195,11 @@ def test_a_row_is_made_of_what_the_paper_says(name):
 
 @cache
 def losses_after_a_step(model_json):
-    """One step of a tenth of the width on two drawn pictures, one of them empty; shared by recipes of one model."""
+    """One step of a tenth of the width on two drawn images, one of them empty; shared by recipes of one model."""
     config = validate({"model": json.loads(model_json)}, "test")
     torch.manual_seed(0)
     step = TrainingStep(build_model(config, ClassTable((1, 2), ("a", "b")), load_pretrained=False)).train()
-    crop, boxes = config.model.mask.crop, torch.tensor([[10.0, 20, 60, 90], [50.0, 30, 110, 80]])
+    crop, boxes = config.model.mask.mask_size, torch.tensor([[10.0, 20, 60, 90], [50.0, 30, 110, 80]])
     masks, none = torch.rand(2, crop, crop), torch.zeros(0, 4)
     objects = Targets(boxes, torch.tensor([0, 1]), masks, boxes, torch.arange(2), none)
     empty = Targets(none, torch.zeros(0, dtype=torch.long), masks[:0], none, torch.arange(0), none)
@@ -240,11 +242,11 @@ def test_recipes_are_listed_with_their_figures(capsys):
         ({"model": {"backbone": {"output_stride": 4}}}, ["model.backbone.output_stride", "8, 16 or 32"]),
         ({"model": {"backbone": {"width": 0.5}}}, ["model.backbone", "width is 0.5", "pretrained"]),
         ({"model": {"mask": {"directions": 1}}}, ["model.mask.directions", "greater than or equal to 2", "not 1"]),
-        ({"model": {"box": {"deformable": "grid", "crop": 7}}}, ["model.box.crop", "multiple of 2"]),
-        ({"pictures": {"scale": 2.0, "augment": {"min_sides": [300]}}}, ["scale is 2.0", "augment.min_sides"]),
-        ({"pictures": {"augment": {"min_sides": []}}}, ["min_sides"]),
-        ({"pictures": {"augment": {"scale_jitter": [1.2, 0.8]}}}, ["scale_jitter", "smaller one first"]),
-        ({"pictures": {"augment": {"scale_jitter": [0.0, 1.0]}}}, ["scale_jitter", "above 0"]),
+        ({"model": {"box": {"deformable": "grid", "roi_size": 7}}}, ["model.box.roi_size", "multiple of 2"]),
+        ({"image": {"scale": 2.0, "augment": {"min_sides": [300]}}}, ["scale is 2.0", "augment.min_sides"]),
+        ({"image": {"augment": {"min_sides": []}}}, ["min_sides"]),
+        ({"image": {"augment": {"scale_jitter": [1.2, 0.8]}}}, ["scale_jitter", "smaller one first"]),
+        ({"image": {"augment": {"scale_jitter": [0.0, 1.0]}}}, ["scale_jitter", "above 0"]),
     ],
 )
 def test_contradictions_are_refused_when_read(changes, fields):
@@ -265,8 +267,10 @@ def test_recipe_files_that_cannot_be_read_are_named(tmp_path, text):
 
 @pytest.mark.parametrize("part", ["mask", "box"])
 def test_rates_that_the_backbone_has_no_units_for_are_refused(part):
-    config = load_recipe("shapes", {"model": {part: {"rates": [1, 2, 4]}}})
-    with pytest.raises(InputError, match=rf"model\.{part}\.rates has 3 values .* model\.backbone\.name resnet18 has 2"):
+    config = load_recipe("shapes", {"model": {part: {"dilations": [1, 2, 4]}}})
+    with pytest.raises(
+        InputError, match=rf"model\.{part}\.dilations has 3 values .* model\.backbone\.name resnet18 has 2"
+    ):
         build_model(config, ClassTable((1,), ("a",)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
-from masklab.ops import rle
+from masklab.masks import coco_segmentation, encode, rle
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -46,8 +46,8 @@ def runs_of(mask: np.ndarray) -> np.ndarray:
 
 
 def test_nothing() -> None:
-    assert rle.strings_from_runs([]) == []
-    assert rle.encode_windows([], np.zeros((0, 4), np.int64), (3, 4)) == []
+    assert rle.rle_to_strings([]) == []
+    assert encode.encode_windows([], np.zeros((0, 4), np.int64), (3, 4)) == []
     empty = np.array([12], np.int64)
     assert rle.bounds(empty, (3, 4)) is None
     assert rle.area(empty) == 0
@@ -56,11 +56,11 @@ def test_nothing() -> None:
 
 
 def test_drawn_by_hand() -> None:
-    """A 3 x 4 picture; read down the columns: 000 011 110 000."""
+    """A 3 x 4 image; read down the columns: 000 011 110 000."""
     mask = np.array([[0, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0]], np.uint8)
-    runs = rle.runs_from_segmentation({"size": [3, 4], "counts": [4, 4, 4]}, (3, 4))
+    runs = coco_segmentation.rle_from_segmentation({"size": [3, 4], "counts": [4, 4, 4]}, (3, 4))
     assert runs.tolist() == [4, 4, 4]
-    assert rle.strings_from_runs([runs]) == ["444"]
+    assert rle.rle_to_strings([runs]) == ["444"]
     assert rle.area(runs) == 4
     assert rle.bounds(runs, (3, 4)) == (1, 0, 3, 3)
     assert (rle.window(runs, (3, 4), (0, 0, 4, 3)) == mask).all()
@@ -70,18 +70,18 @@ def test_drawn_by_hand() -> None:
 @pytest.mark.parametrize("masks", [random_masks(0), random_masks(1)])
 def test_strings_equal_pycocotools(masks: list[np.ndarray]) -> None:
     runs = [runs_of(mask) for mask in masks]
-    strings = rle.strings_from_runs(runs)
+    strings = rle.rle_to_strings(runs)
     assert strings == [oracle_string(mask) for mask in masks]
     for string, expected in zip(strings, runs, strict=True):
-        assert rle.runs_from_string(string).tolist() == expected.tolist()
-        assert rle.runs_from_string(string.encode()).tolist() == expected.tolist()
+        assert rle.rle_from_string(string).tolist() == expected.tolist()
+        assert rle.rle_from_string(string.encode()).tolist() == expected.tolist()
 
 
 def test_large_numbers_survive() -> None:
     rng = np.random.default_rng(0)
     masks = [rng.integers(0, 2**exponent, 50) for exponent in (1, 4, 5, 9, 10, 24, 30, 33)]
-    for runs, string in zip(masks, rle.strings_from_runs(masks), strict=True):
-        assert rle.runs_from_string(string).tolist() == runs.tolist()
+    for runs, string in zip(masks, rle.rle_to_strings(masks), strict=True):
+        assert rle.rle_from_string(string).tolist() == runs.tolist()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_large_numbers_survive() -> None:
 )
 def test_malformed_strings_are_refused(string: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        rle.runs_from_string(string)
+        rle.rle_from_string(string)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_malformed_strings_are_refused(string: str, reason: str) -> None:
         ([[1, 1, 3, 2**70, 2, 2]], "flat list"),
         ({"counts": [20]}, "no 'size'"),
         ({"size": [4, 5]}, "no 'counts'"),
-        ({"size": [5, 4], "counts": [20]}, "picture's"),
+        ({"size": [5, 4], "counts": [20]}, "image's"),
         ({"size": [4, 5], "counts": [19]}, "covers 19"),
         ({"size": [4, 5], "counts": []}, "covers 0"),
         ({"size": [4, 5], "counts": ""}, "covers 0"),
@@ -133,7 +133,7 @@ def test_malformed_strings_are_refused(string: str, reason: str) -> None:
 )
 def test_bad_segmentations_are_refused(segmentation: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        rle.runs_from_segmentation(segmentation, (4, 5))
+        coco_segmentation.rle_from_segmentation(segmentation, (4, 5))
 
 
 def test_counts_that_overflow_64_bits_are_refused() -> None:
@@ -143,7 +143,7 @@ def test_counts_that_overflow_64_bits_are_refused() -> None:
     assert sum(counts) == rest
     assert np.array(counts).sum() == size[0] * size[1], "as numpy adds"
     with pytest.raises(ValueError, match="covers"):
-        rle.runs_from_segmentation({"size": list(size), "counts": counts}, size)
+        coco_segmentation.rle_from_segmentation({"size": list(size), "counts": counts}, size)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_counts_that_overflow_64_bits_are_refused() -> None:
     ],
 )
 def test_runs_of_length_zero_are_joined(counts: list[int], expected: list[int]) -> None:
-    assert rle.runs_from_segmentation({"size": [4, 5], "counts": counts}, (4, 5)).tolist() == expected
-    string = rle.strings_from_runs([np.array(counts, np.int64)])[0]
-    assert rle.runs_from_segmentation({"size": [4, 5], "counts": string}, (4, 5)).tolist() == expected
+    assert coco_segmentation.rle_from_segmentation({"size": [4, 5], "counts": counts}, (4, 5)).tolist() == expected
+    string = rle.rle_to_strings([np.array(counts, np.int64)])[0]
+    assert coco_segmentation.rle_from_segmentation({"size": [4, 5], "counts": string}, (4, 5)).tolist() == expected
 
 
 def test_polygons_equal_pycocotools() -> None:
@@ -170,7 +170,7 @@ def test_polygons_equal_pycocotools() -> None:
         parts = [(rng.random((rng.integers(3, 9), 2)) * (w + 8, h + 8) - 4).ravel() for _ in range(rng.integers(1, 4))]
         polygons = [part.round(2).tolist() for part in parts]
         expected = oracle.decode(oracle.merge(oracle.frPyObjects(polygons, h, w)))
-        runs = rle.runs_from_segmentation(polygons, (h, w))
+        runs = coco_segmentation.rle_from_segmentation(polygons, (h, w))
         assert runs.tolist() == slow_runs(expected)
 
 
@@ -193,8 +193,8 @@ def test_area_bounds_and_window_equal_the_full_mask() -> None:
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 0.9, 1.0])
-def test_windows_encode_like_the_full_picture(density: float) -> None:
-    """Objects of every kind, those as tall as the picture, whose columns join, among them."""
+def test_windows_encode_like_the_full_image(density: float) -> None:
+    """Objects of every kind, those as tall as the image, whose columns join, among them."""
     rng = np.random.default_rng(5)
     h, w = 12, 17
     boxes, bitmaps, canvases = [], [], []
@@ -207,27 +207,27 @@ def test_windows_encode_like_the_full_picture(density: float) -> None:
         boxes.append((x1, y1, x2, y2))
         bitmaps.append(bitmap)
         canvases.append(canvas)
-    runs = rle.encode_windows(bitmaps, boxes, (h, w))
+    runs = encode.encode_windows(bitmaps, boxes, (h, w))
     assert [r.tolist() for r in runs] == [slow_runs(canvas) for canvas in canvases]
-    assert rle.strings_from_runs(runs) == [oracle_string(canvas) for canvas in canvases]
-    by_corner = rle.encode_windows(bitmaps, [box[:2] for box in boxes], (h, w))
+    assert rle.rle_to_strings(runs) == [oracle_string(canvas) for canvas in canvases]
+    by_corner = encode.encode_windows(bitmaps, [box[:2] for box in boxes], (h, w))
     assert all((a == b).all() for a, b in zip(runs, by_corner, strict=True))
 
 
 def test_neighbours_in_the_list_do_not_join() -> None:
     """One mask ends in the last pixel, the next begins in the first."""
     full = np.ones((2, 3), bool)
-    runs = rle.encode_windows([full, full, full[:, :0], full], [(0, 0), (0, 0), (1, 0), (0, 0)], (2, 3))
+    runs = encode.encode_windows([full, full, full[:, :0], full], [(0, 0), (0, 0), (1, 0), (0, 0)], (2, 3))
     assert [r.tolist() for r in runs] == [[0, 6], [0, 6], [6], [0, 6]]
 
 
 def test_windows_must_fit() -> None:
     with pytest.raises(ValueError, match="differs from its box"):
-        rle.encode_windows([np.ones((2, 2), bool)], [(0, 0, 2, 3)], (5, 5))
-    with pytest.raises(ValueError, match="leaves the picture"):
-        rle.encode_windows([np.ones((2, 2), bool)], [(4, 0, 6, 2)], (5, 5))
+        encode.encode_windows([np.ones((2, 2), bool)], [(0, 0, 2, 3)], (5, 5))
+    with pytest.raises(ValueError, match="leaves the image"):
+        encode.encode_windows([np.ones((2, 2), bool)], [(4, 0, 6, 2)], (5, 5))
     with pytest.raises(ValueError, match="bits"):
-        rle.encode_flat(np.ones(3, bool), np.array([[0, 0, 2, 2]]), (5, 5))
+        encode.encode_flat(np.ones(3, bool), np.array([[0, 0, 2, 2]]), (5, 5))
 
 
 def test_coco_annotations_equal_pycocotools() -> None:
@@ -240,7 +240,7 @@ def test_coco_annotations_equal_pycocotools() -> None:
     for annotation in content["annotations"][:800]:
         h, w = sizes[annotation["image_id"]]
         segmentation = annotation["segmentation"]
-        found = rle.runs_from_segmentation(segmentation, (h, w))
+        found = coco_segmentation.rle_from_segmentation(segmentation, (h, w))
         theirs = oracle.frPyObjects(segmentation, h, w)
         theirs = theirs if isinstance(theirs, dict) else oracle.merge(theirs)
         assert rle.area(found) == int(oracle.area(theirs))
@@ -251,6 +251,6 @@ def test_coco_annotations_equal_pycocotools() -> None:
             assert box[2] == x + wide
             assert box[1] == y
             assert box[3] == y + tall
-        assert rle.strings_from_runs([found]) == [oracle_string(oracle.decode(theirs))]
+        assert rle.rle_to_strings([found]) == [oracle_string(oracle.decode(theirs))]
         kinds.add(type(segmentation))
     assert kinds

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masklab.data.coco import CocoSplit
-from masklab.data.shapes import CLASSES, draw_shapes
-from masklab.errors import InputError
-from masklab.ops import rle
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.synthetic.shapes import CLASSES, draw_shapes
+from masklab.masks import coco_segmentation, rle
+from masklab.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +55,25 @@ def test_masks_are_the_visible_parts(drawn):
 def test_objects_differ_from_the_background(drawn):
     split = CocoSplit.find(drawn, "train")
     for index in range(5):
-        picture, objects = split.read(index, 3).astype(float), split.objects(index)
+        image, objects = split.read(index, 3).astype(float), split.objects(index)
         covered = np.zeros((96, 128), bool)
         for row in range(len(objects)):
             covered |= rle.window(objects.runs(row), (96, 128), (0, 0, 128, 96)) > 0
-        spread = picture.max(axis=0) - picture.min(axis=0)
-        assert spread[covered].mean() > spread[~covered].mean() + 20
+        evenly_spaced = image.max(axis=0) - image.min(axis=0)
+        assert evenly_spaced[covered].mean() > evenly_spaced[~covered].mean() + 20
 
 
 def test_fields_of_the_json_agree(drawn):
     values = json.loads((drawn / "train.json").read_text())
     for annotation in values["annotations"]:
-        runs = rle.runs_from_segmentation(annotation["segmentation"], (96, 128))
+        runs = coco_segmentation.rle_from_segmentation(annotation["segmentation"], (96, 128))
         x, y, width, height = annotation["bbox"]
         assert rle.area(runs) == annotation["area"] > 0
         assert rle.bounds(runs, (96, 128)) == (x, y, x + width, y + height)
     assert len({a["id"] for a in values["annotations"]}) == len(values["annotations"])
 
 
-def test_other_sizes_and_no_pictures(tmp_path):
+def test_other_sizes_and_no_images(tmp_path):
     folder = draw_shapes(tmp_path / "a", {"train": 2, "val": 0}, size=(64, 48))
     assert Image.open(folder / "train/00001.png").size == (48, 64)
     assert len(CocoSplit.find(folder, "val")) == 0

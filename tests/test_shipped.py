@@ -1,4 +1,4 @@
-"""Trained models that come with the package, weights in half precision, and the drawn picture they are tried on."""
+"""Trained models that come with the package, weights in half precision, and the drawn image they are tried on."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import masklab
-from masklab.cli import MODEL_HELP, main
-from masklab.data.nuclei import draw_nuclei
-from masklab.demo import try_nuclei
-from masklab.errors import InputError
-from masklab.model.masklab import build_model
-from masklab.weights import describe, find_weights, load_model, model_names, read_notes, save_model
+from masklab.cli.app import MODEL_HELP, main
+from masklab.cli.demo import try_nuclei
+from masklab.datasets.synthetic.nuclei import draw_nuclei
+from masklab.model.build import build_model
+from masklab.utils.errors import InputError
+from masklab.weights.checkpoint import describe, find_weights, load_model, model_names, read_notes, save_model
 
 MEGABYTES = 12
 
@@ -51,20 +51,20 @@ def ious(labels, masks):
     return np.array([[(a & b).sum() / (a | b).sum() for b in masks] for a in objects])
 
 
-# The picture
+# The image
 
 
 def test_nothing_drawn_is_dark_noise():
-    picture, labels = draw_nuclei(0, size=(64, 80))
-    assert picture.shape == (3, 64, 80)
+    image, labels = draw_nuclei(0, size=(64, 80))
+    assert image.shape == (3, 64, 80)
     assert labels.shape == (64, 80)
     assert labels.max() == 0
-    assert 4 < picture.mean() < 12
-    assert picture.std() > 1
-    assert picture.max() < 30
+    assert 4 < image.mean() < 12
+    assert image.std() > 1
+    assert image.max() < 30
 
 
-def test_the_same_seed_draws_the_same_picture(drawn):
+def test_the_same_seed_draws_the_same_image(drawn):
     again, labels = draw_nuclei(seed=0)
     assert (again == drawn[0]).all()
     assert (labels == drawn[1]).all()
@@ -72,11 +72,11 @@ def test_the_same_seed_draws_the_same_picture(drawn):
 
 
 def test_labels_are_where_the_light_is(drawn):
-    picture, labels = drawn
-    assert (picture == picture[:1]).all(), "grey"
+    image, labels = drawn
+    assert (image == image[:1]).all(), "grey"
     assert sorted(np.unique(labels)) == list(range(33))
     assert np.bincount(labels.ravel())[1:].min() > 80
-    light = picture[0].astype(float)
+    light = image[0].astype(float)
     touching = set()
     for label in range(1, 33):
         own = labels == label
@@ -228,7 +228,7 @@ def test_the_documents_give_the_figures_of_the_card():
     assert f"| boxes | {box} |" in results
     assert f"Kaggle {kaggle}, StarDist {stardist}, Cellpose {cellpose}." in results
     stained = re.search(
-        r"the (\d+) such pictures of val, with (\d+) nuclei, mask AP is ([\d.]+) and AP50 ([\d.]+)\. ", card
+        r"the (\d+) such images of val, with (\d+) nuclei, mask AP is ([\d.]+) and AP50 ([\d.]+)\. ", card
     )
     assert f"| colour: stained tissue | {' | '.join(stained.groups())} |" in results
     annotated = re.search(r"\| masks in the annotated boxes \| (\S+) \| (\S+) \| (\S+) \|", results).groups()
@@ -241,7 +241,7 @@ def test_the_documents_give_the_figures_of_the_card():
 def test_a_file_or_a_run_of_the_name_wins(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     packaged = find_weights("nuclei")
-    assert packaged.parent.parent.name == "masklab"
+    assert packaged.parent.parent.parent.name == "masklab"
     with pytest.raises(InputError):
         find_weights("./nuclei")
     (tmp_path / "nuclei").mkdir()  # of data, say
@@ -265,8 +265,8 @@ def test_an_unknown_name_lists_the_models():
 
 def test_the_command_line_knows_the_name(drawn, found, shipped, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(drawn[0].transpose(1, 2, 0)).save("picture.png")
-    assert main(["predict", "nuclei", "picture.png"]) == 0
+    Image.fromarray(drawn[0].transpose(1, 2, 0)).save("image.png")
+    assert main(["predict", "nuclei", "image.png"]) == 0
     assert len(json.loads((tmp_path / "predictions" / "predictions.json").read_text())) == len(found)
     capsys.readouterr()
     assert main(["info", "nuclei", "--height", "96", "--width", "96"]) == 0

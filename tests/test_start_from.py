@@ -7,16 +7,17 @@ from contracts import changed, fails
 from safetensors import safe_open
 
 from masklab.model.backbone import check_network
-from masklab.model.masklab import build_model
+from masklab.model.build import build_model
 from masklab.structures import ClassTable
 from masklab.training.fit import train
 from masklab.training.pretrain import pretrain
-from masklab.weights import OF_CLASSES, load_model, load_start, save_model, take_over
+from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.transfer import OF_CLASSES, load_matching, load_start
 
 
 @pytest.fixture(scope="module")
 def drawn_classes(shapes):
-    from masklab.data.formats import open_split
+    from masklab.datasets.open import open_split
 
     return open_split(shapes, "train").categories
 
@@ -39,12 +40,12 @@ def started(config, path, classes):
     config = changed(config, train={"start_from": str(path)})
     torch.manual_seed(2)
     model = build_model(config, classes, load_pretrained=False)
-    return model.eval(), take_over(model, load_start(config))
+    return model.eval(), load_matching(model, load_start(config))
 
 
 def predictions(model, kinds=("boxes", "scores", "labels", "masks")):
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 112), dtype=np.uint8)
-    found = model.predict(list(pictures))
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 112), dtype=np.uint8)
+    found = model.predict(list(images))
     assert all(len(each) > 3 for each in found)
     return [getattr(each, kind) for each in found for kind in kinds]
 
@@ -63,7 +64,7 @@ def test_a_model_started_from_a_file_is_that_model(trained, tiny_config, drawn_c
 def test_deformable_crops_begin_as_plain_ones(trained, tiny_config, drawn_classes):
     config = changed(tiny_config, model={"box": {"deformable": "grid"}})
     model, new = started(config, trained, drawn_classes)
-    assert new == ["box_classifier.offsets"]
+    assert new == ["box_head.offsets"]
     assert_same(predictions(model), predictions(load_model(trained, "cpu")))
 
 
@@ -80,7 +81,7 @@ def test_another_refinement_starts_anew_and_leaves_the_boxes_alone(trained, tiny
 @pytest.mark.parametrize(
     ("mask", "layers"),
     [
-        ({"directions": 4, "distance_bins": 8}, ["mask_branch.direction"]),  # as many channels, which mean other things
+        ({"directions": 4, "distance_bins": 8}, ["mask_head.direction"]),  # as many channels, which mean other things
         ({"refine_levels": ["conv1"]}, ["refinement.convs.0"]),
         ({"refine_levels": []}, []),
     ],
@@ -97,7 +98,7 @@ def test_only_what_fits_is_taken(trained, tiny_config, drawn_classes, mask, laye
 def test_other_classes_start_anew(trained, tiny_config, names):
     """As many or fewer; the rest is taken over."""
     model, new = started(tiny_config, trained, ClassTable(tuple(range(1, len(names) + 1)), names))
-    assert new == ["box_classifier.classes", "box_classifier.codes", "mask_branch.semantic"]
+    assert new == ["box_head.classes", "box_head.deltas", "mask_head.semantic"]
     theirs = load_model(trained, "cpu").state_dict()
     for name, value in model.state_dict().items():
         same = value.shape == theirs[name].shape and torch.equal(value, theirs[name])
@@ -111,7 +112,7 @@ def test_classes_are_known_by_their_names(trained, tiny_config, drawn_classes):
 
 @pytest.mark.parametrize("head", ["masklab", "mask_rcnn", "fcis"])
 def test_the_layers_of_classes_are_those_that_grow_with_them(tiny_config, head):
-    fields = {"head": head, "crop": 14} | ({} if head == "masklab" else {"refine_levels": []})
+    fields = {"head": head, "mask_size": 14} | ({} if head == "masklab" else {"refine_levels": []})
     config = changed(tiny_config, model={"mask": fields})
     tables = [ClassTable(tuple(range(n)), tuple(map(str, range(n)))) for n in (2, 3)]
     few, more = (build_model(config, table, load_pretrained=False).state_dict() for table in tables)

@@ -1,4 +1,4 @@
-"""The files for COCO's server: pycocotools reads them, with the listing's ids and nothing beyond 100 a picture."""
+"""The files for COCO's server: pycocotools reads them, with the listing's ids and nothing beyond 100 an image."""
 
 import contextlib
 import io
@@ -9,17 +9,17 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from masklab import submission
-from masklab.cli import main
-from masklab.errors import InputError
-from masklab.model.masklab import build_model
+from masklab.cli.app import main
+from masklab.model.build import build_model
+from masklab.paper import submission
 from masklab.structures import ClassTable
-from masklab.weights import save_model
+from masklab.utils.errors import InputError
+from masklab.weights.checkpoint import save_model
 
 
 @pytest.fixture
 def listing(shapes, tmp_path):
-    """A test split as COCO gives it out: pictures and categories, no annotations."""
+    """A test split as COCO gives it out: images and categories, no annotations."""
     truth = json.loads((shapes / "val.json").read_text())
     del truth["annotations"]
     path = tmp_path / "image_info_test-dev2017.json"
@@ -33,7 +33,7 @@ def test_pycocotools_reads_both_files(listing, shapes, tiny_config, tmp_path, mo
     model = build_model(tiny_config, ClassTable.from_categories(truth["categories"], listing))
     save_model(model, tmp_path / "model.safetensors")
     monkeypatch.setattr(submission, "DETECTIONS", 3)
-    arguments = ["submit", str(tmp_path / "model.safetensors"), "--list", str(listing), "--pictures"]
+    arguments = ["submit", str(tmp_path / "model.safetensors"), "--list", str(listing), "--images"]
     assert main([*arguments, str(shapes / "val"), "--output", str(tmp_path / "out")]) == 0
     written = capsys.readouterr().out
     with contextlib.redirect_stdout(io.StringIO()):
@@ -61,7 +61,7 @@ def test_a_listing_that_is_not_coco_is_refused(tmp_path, shapes):
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_another_size_are_refused(listing, shapes, tiny_config, classes, tmp_path):
+def test_images_of_another_size_are_refused(listing, shapes, tiny_config, classes, tmp_path):
     truth = json.loads(listing.read_text())
     truth["images"][1]["height"] += 1
     listing.write_text(json.dumps(truth))

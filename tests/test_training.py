@@ -9,14 +9,14 @@ import torch
 import yaml
 from contracts import assert_finite_and_connected, assert_instances, broken_at, changed
 
-from masklab.config import validate
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import train_loader
-from masklab.errors import BrokenLossError, InputError
-from masklab.model.masklab import build_model
+from masklab.config.schema import validate
+from masklab.datasets.coco import CocoSplit
+from masklab.model.build import build_model
 from masklab.model.rpn import RPN, RPNOutput
 from masklab.ops.boxes import box_iou
 from masklab.structures import Batch, Targets
+from masklab.training.assign import sample_anchors, sample_proposals
+from masklab.training.data.loader import train_loader
 from masklab.training.fit import train
 from masklab.training.losses import classification_loss, mask_loss
 from masklab.training.module import (
@@ -28,8 +28,8 @@ from masklab.training.module import (
     learning_rate_factor,
 )
 from masklab.training.step import TrainingStep
-from masklab.training.targets import sample_anchors, sample_proposals
-from masklab.weights import load_model, read_notes
+from masklab.utils.errors import BrokenLossError, InputError
+from masklab.weights.checkpoint import load_model, read_notes
 
 
 def targets(boxes=(), labels=None, crop=15, ignored=()):
@@ -76,10 +76,10 @@ def test_a_gradient_reaches_its_weights_however_it_lies_in_memory(tiny_config, k
     torch.testing.assert_close(stepped[1:], stepped[:1] * 2, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("pictures", [[()], [(), ()], [OBJECTS, ()], [OBJECTS]])
-def test_losses_are_finite_and_reach_every_parameter(step, pictures):
-    """Also on pictures without objects, and on a batch of nothing else."""
-    losses = step(batch(*(targets(boxes) for boxes in pictures)), seeded())
+@pytest.mark.parametrize("images", [[()], [(), ()], [OBJECTS, ()], [OBJECTS]])
+def test_losses_are_finite_and_reach_every_parameter(step, images):
+    """Also on images without objects, and on a batch of nothing else."""
+    losses = step(batch(*(targets(boxes) for boxes in images)), seeded())
     assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box", "mask_coarse", "mask_refined"}
     assert_finite_and_connected(losses, step)
 
@@ -117,13 +117,13 @@ def test_tf_coordinates_train_and_predict(tiny_config, classes):
 
 
 def test_a_run_whose_loss_breaks_stops_and_keeps_what_it_has(shapes, tiny_config, tmp_path, monkeypatch):
-    real = mask_loss
+    num_valid = mask_loss
     calls = itertools.count()
     monkeypatch.setattr(
         "masklab.training.step.mask_loss",
-        lambda *arguments: real(*arguments) * (float("nan") if next(calls) >= 4 else 1.0),
+        lambda *arguments: num_valid(*arguments) * (float("nan") if next(calls) >= 4 else 1.0),
     )
-    with pytest.raises(BrokenLossError, match=r"step 2: mask_\w+ = nan.* on pictures \d+, \d+;"):
+    with pytest.raises(BrokenLossError, match=r"step 2: mask_\w+ = nan.* on images \d+, \d+;"):
         train(
             tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"threads": 1})}),
             shapes,
@@ -151,28 +151,28 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("growth", [1.0, 2.0, 5.0])
-def test_quality_is_the_overlap_of_the_predicted_box(growth, tiny_config, classes, monkeypatch):
-    """The annotated boxes are the only positives here, and predictions are ``growth`` times as wide, as far as the picture goes."""
+@pytest.mark.parametrize("log_ratio", [1.0, 2.0, 5.0])
+def test_quality_is_the_overlap_of_the_predicted_box(log_ratio, tiny_config, classes, monkeypatch):
+    """The annotated boxes are the only positives here, and predictions are ``log_ratio`` times as wide, as far as the image goes."""
     wanted = []
     monkeypatch.setattr(
         "masklab.training.step.classification_loss",
         lambda logits, labels, normaliser: wanted.append(labels) or classification_loss(logits, labels, normaliser),
     )
     values = tiny_config.model_dump()
-    values["model"]["box"] |= {"quality": True, "append_ground_truth": True, "positive_iou": 0.999}
+    values["model"]["box"] |= {"iou_aware_score": True, "append_ground_truth": True, "positive_iou": 0.999}
     step = TrainingStep(build_model(validate(values, "test"), classes)).train()
-    codes = step.model.box_classifier.codes
+    deltas = step.model.box_head.deltas
     with torch.no_grad():
-        codes.weight.zero_()
-        codes.bias.copy_(torch.tensor([0, 0, 5 * math.log(growth), 0]).repeat(3))
+        deltas.weight.zero_()
+        deltas.bias.copy_(torch.tensor([0, 0, 5 * math.log(log_ratio), 0]).repeat(3))
     losses = step(batch(targets(OBJECTS[:2], [0, 2]), targets()), seeded())
     background = wanted[-1][:, -1]
     torch.testing.assert_close(wanted[-1].sum(dim=1), torch.ones(len(background)))
     positive = wanted[-1][:, :-1].sum(dim=1) > 0
     shares = []
     for x1, _, x2, _ in OBJECTS[:2]:
-        left, right = ((x1 + x2) / 2 + sign * growth * (x2 - x1) / 2 for sign in (-1, 1))
+        left, right = ((x1 + x2) / 2 + sign * log_ratio * (x2 - x1) / 2 for sign in (-1, 1))
         shares.append((x2 - x1) / (min(right, 113) - max(left, 0)))
     expected = torch.tensor([[shares[0], 0, 0, 1 - shares[0]], [0, 0, shares[1], 1 - shares[1]]])
     found = wanted[-1][positive]
@@ -180,18 +180,18 @@ def test_quality_is_the_overlap_of_the_predicted_box(growth, tiny_config, classe
     assert (background[~positive] == 1).all()
     assert len(background) > 2
     losses["box_class"].backward()
-    assert codes.weight.grad is None, "the overlap is a target, nothing to be made better by it"
+    assert deltas.weight.grad is None, "the overlap is a target, nothing to be made better by it"
 
 
 def test_no_gradient_reaches_the_box_codes_of_the_rpn_through_proposals(step):
     losses = step(batch(targets(OBJECTS)), seeded())
     step.zero_grad(set_to_none=True)
     (losses["box"] + losses["box_class"]).backward()
-    assert step.model.rpn.codes.weight.grad is None
+    assert step.model.rpn.deltas.weight.grad is None
 
 
 def test_masks_train_the_class_channel_and_the_selected_directions_only(step):
-    branch = step.model.mask_branch
+    branch = step.model.mask_head
     features = step.model.backbone(torch.randn(1, 3, 97, 113))
     logits = branch(features.conv4)
     for part in logits:
@@ -239,15 +239,15 @@ def test_anchors_across_the_border_propose_nothing_in_training_and_are_clipped_a
     output = RPNOutput(objectness, torch.zeros(1, len(anchors), 4), anchors)
     sizes = torch.tensor([[97, 113]])
     trained = rpn.train().propose(output, sizes)
-    assert trained.real[0] > 0
-    away = trained.boxes[0, : trained.real[0], None] - anchors[~crossing]
+    assert trained.num_valid[0] > 0
+    away = trained.boxes[0, : trained.num_valid[0], None] - anchors[~crossing]
     assert (away.abs().amax(dim=-1).amin(dim=1) < 1e-3).all()
     tested = rpn.eval().propose(output, sizes)
     best = tested.boxes[0, 0]
     clipped = torch.stack([a.clamp(min=0).minimum(torch.tensor([113.0, 97, 113, 97])) for a in anchors[crossing]])
     assert torch.isclose(best, clipped, atol=1e-4).all(dim=1).any()
-    tiny = RPNOutput(objectness[:, crossing], output.codes[:, crossing], anchors[crossing])
-    assert rpn.train().propose(tiny, sizes).real.tolist() == [0], "nothing left is no error"
+    tiny = RPNOutput(objectness[:, crossing], output.deltas[:, crossing], anchors[crossing])
+    assert rpn.train().propose(tiny, sizes).num_valid.tolist() == [0], "nothing left is no error"
 
 
 def test_sampled_proposals_follow_the_rules(tiny_config):
@@ -267,11 +267,11 @@ def test_sampled_proposals_follow_the_rules(tiny_config):
     assert not set(sample.rows[~positive].tolist()) & set(range(90, 100)), "a crowd is not background"
 
 
-def test_mask_loss_is_a_mean_over_masks_then_pictures():
+def test_mask_loss_is_a_mean_over_masks_then_images():
     logits, masks = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
     logits[0] = 100.0  # right: no loss; the other two cost ln 2 each
     owners = torch.tensor([0, 0, 1])
-    expected = (0.5 * 0.6931 + 0.6931) / 3  # the third picture has no masks
+    expected = (0.5 * 0.6931 + 0.6931) / 3  # the third image has no masks
     assert float(mask_loss(logits, masks, owners, 3)) == pytest.approx(expected, abs=1e-4)
 
 
@@ -306,8 +306,8 @@ def test_norms_and_biases_do_not_decay(step, tiny_config):
     assert all(p.dim() <= 1 for p in kept["params"])
 
 
-def test_a_broken_loss_names_step_picture_and_loss():
-    with pytest.raises(BrokenLossError, match=r"step 12: box = nan on pictures 5, cat"):
+def test_a_broken_loss_names_step_image_and_loss():
+    with pytest.raises(BrokenLossError, match=r"step 12: box = nan on images 5, cat"):
         check_finite({"box": torch.tensor(float("nan")), "mask": torch.tensor(1.0)}, 12, [5, "cat"])
     check_finite({"box": torch.tensor(1.0)}, 12, [5])
 
@@ -355,11 +355,11 @@ def test_a_run_is_resumed_without_the_weights_it_began_with(shapes, tiny_config,
     assert read_notes(tmp_path / "run" / "last.safetensors")["step"] == 4
 
 
-def test_a_split_without_pictures_to_validate_on_is_refused(shapes, tiny_config, tmp_path):
+def test_a_split_without_images_to_validate_on_is_refused(shapes, tiny_config, tmp_path):
     shutil.copytree(shapes, tmp_path / "set")
     empty = json.loads((shapes / "val.json").read_text()) | {"images": [], "annotations": []}
     (tmp_path / "set" / "val.json").write_text(json.dumps(empty))
-    with pytest.raises(InputError, match=r"val\.json has no pictures to choose the best weights by"):
+    with pytest.raises(InputError, match=r"val\.json has no images to choose the best weights by"):
         train(tiny_config, tmp_path / "set", tmp_path / "run")
 
 
@@ -393,7 +393,7 @@ def test_a_finished_run_is_not_overwritten(shapes, tiny_config, tmp_path):
 def test_the_loss_falls(shapes, tiny_config, classes):
     values = tiny_config.model_dump()
     values["train"] |= {"steps": 30, "learning_rate": 3e-3}
-    values["pictures"]["augment"] = {"horizontal_flip": False}
+    values["image"]["augment"] = {"horizontal_flip": False}
     config = validate(values, "test")
     split = CocoSplit.find(shapes, "train")
     torch.manual_seed(0)

@@ -4,12 +4,15 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from masklab.config import AugmentConfig, PictureConfig
-from masklab.data.objects import Objects, make_targets
-from masklab.data.transforms import Geometry, augment, quarter_turn
-from masklab.errors import InputError
-from masklab.ops import rle
-from masklab.pictures import network_size, normalise, padded_size, resize
+from masklab.config.image import AugmentConfig, ImageConfig
+from masklab.datasets.objects import Objects
+from masklab.images.intensity import normalise
+from masklab.images.resize import network_size, resize
+from masklab.masks import encode
+from masklab.ops.coordinates import padded_size
+from masklab.training.data.targets import make_targets
+from masklab.training.data.transforms import Geometry, augment, quarter_turn
+from masklab.utils.errors import InputError
 
 SIZE = (40, 60)
 
@@ -19,7 +22,7 @@ def generator(seed=0):
 
 
 def ramp(size):
-    """A picture whose two channels are each pixel's own x and y."""
+    """An image whose two channels are each pixel's own x and y."""
     ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
     return torch.from_numpy(np.stack((xs, ys))).float()
 
@@ -37,7 +40,7 @@ def blobs(size, count=6, seed=0):
 
 def objects_of(masks, ignored=()):
     size = masks.shape[1:]
-    runs = rle.encode_windows(list(masks), [(0, 0, size[1], size[0])] * len(masks), size)
+    runs = encode.encode_windows(list(masks), [(0, 0, size[1], size[0])] * len(masks), size)
     return Objects.build(size, runs, list(range(len(masks))), list(ignored))
 
 
@@ -50,10 +53,10 @@ def targets_of(masks, geometry, crop=9, max_masks=100, **options):
     return targets
 
 
-def assert_follows(picture, geometry, margin=3):
+def assert_follows(image, geometry, margin=3):
     """The transformed ramp tells where each pixel came from; so does the geometry."""
     height, width = geometry.canvas_size
-    assert picture.shape[1:] == (height, width)
+    assert image.shape[1:] == (height, width)
     matrix = geometry.matrix()
     source_height, source_width = geometry.source_size
     checked = 0
@@ -64,13 +67,13 @@ def assert_follows(picture, geometry, margin=3):
             if margin < x < source_width - margin and margin < y < source_height - margin:
                 near = (min(i, j, height - 1 - i, width - 1 - j)) >= margin
                 if near:
-                    assert picture[:, i, j].tolist() == pytest.approx([x, y], abs=0.1)
+                    assert image[:, i, j].tolist() == pytest.approx([x, y], abs=0.1)
                     checked += 1
     assert checked > 20
 
 
 def quarter(turns):
-    return lambda picture, geometry: (quarter_turn(picture, turns), quarter_turn(geometry, turns))
+    return lambda image, geometry: (quarter_turn(image, turns), quarter_turn(geometry, turns))
 
 
 STEPS = {
@@ -97,12 +100,12 @@ def test_geometry_follows_each_transform(name):
 def test_geometry_follows_random_compositions(seed):
     torch.manual_seed(seed)
     names = [list(STEPS)[k] for k in generator(seed).permutation(len(STEPS))[:4]]
-    picture, geometry = v2.functional.to_image(ramp(SIZE)), Geometry.identity(SIZE)
+    image, geometry = v2.functional.to_image(ramp(SIZE)), Geometry.identity(SIZE)
     for name in names:
-        if name == "crop" and min(picture.shape[1:]) < 24:
+        if name == "crop" and min(image.shape[1:]) < 24:
             continue
-        picture, geometry = STEPS[name](picture, geometry)
-    assert_follows(picture, geometry, margin=5)
+        image, geometry = STEPS[name](image, geometry)
+    assert_follows(image, geometry, margin=5)
     matrix = geometry.matrix()
     assert ((matrix[:2, :2] == 0).sum(axis=1) == 1).all()
 
@@ -114,13 +117,13 @@ def test_geometry_follows_augment(seed):
         vertical_flip=True,
         quarter_turns=True,
         scale_jitter=(0.7, 1.6),
-        crop=None if seed % 4 == 0 else 32,
+        crop_size=None if seed % 4 == 0 else 32,
     )
-    data = PictureConfig(scale=1.0, augment=change)
-    picture, geometry = augment(ramp(SIZE), Geometry.identity(SIZE), data, rng)
-    assert_follows(picture, geometry)
-    if change.crop:
-        assert max(picture.shape[1:]) <= 32
+    data = ImageConfig(scale=1.0, augment=change)
+    image, geometry = augment(ramp(SIZE), Geometry.identity(SIZE), data, rng)
+    assert_follows(image, geometry)
+    if change.crop_size:
+        assert max(image.shape[1:]) <= 32
 
 
 def test_other_transforms_that_move_pixels_are_refused():
@@ -136,14 +139,14 @@ def test_colour_leaves_the_geometry_alone():
 
 
 def test_flip_twice_and_four_quarters_are_nothing():
-    picture, geometry = ramp(SIZE), resize(Geometry.identity(SIZE), (31, 77))
+    image, geometry = ramp(SIZE), resize(Geometry.identity(SIZE), (31, 77))
     for step in (F.horizontal_flip, F.vertical_flip):
-        assert torch.equal(step(step(picture)), picture)
+        assert torch.equal(step(step(image)), image)
         assert step(step(geometry)).matrix() == pytest.approx(geometry.matrix(), abs=1e-12)
-    turned, followed = picture, geometry
+    transposed, followed = image, geometry
     for _ in range(4):
-        turned, followed = quarter_turn(turned, 1), quarter_turn(followed, 1)
-    assert torch.equal(turned, picture)
+        transposed, followed = quarter_turn(transposed, 1), quarter_turn(followed, 1)
+    assert torch.equal(transposed, image)
     assert followed.matrix() == pytest.approx(geometry.matrix(), abs=1e-12)
     assert followed.canvas_size == geometry.canvas_size
     assert quarter_turn(geometry, 3).matrix() == pytest.approx(quarter_turn(geometry, -1).matrix())
@@ -164,13 +167,13 @@ def test_geometry_by_hand():
 
 
 def test_network_size_by_hand():
-    rule = PictureConfig(min_side=600, max_side=1024)
+    rule = ImageConfig(min_side=600, max_side=1024)
     assert network_size((480, 640), rule) == (600, 800)
     assert network_size((300, 900), rule) == (341, 1024)
     assert network_size((600, 600), rule) == (600, 600)
     assert network_size((427, 640), rule) == (600, 899)
-    assert network_size((100, 50), PictureConfig(scale=0.5)) == (50, 25)
-    assert network_size((100, 50), PictureConfig(scale=0.001)) == (1, 1)
+    assert network_size((100, 50), ImageConfig(scale=0.5)) == (50, 25)
+    assert network_size((100, 50), ImageConfig(scale=0.001)) == (1, 1)
 
 
 def test_padded_size_by_hand():
@@ -180,49 +183,49 @@ def test_padded_size_by_hand():
 
 
 def test_normalise():
-    data = PictureConfig()
-    picture = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1)
+    data = ImageConfig()
+    image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
-    assert normalise(picture, data).flatten().tolist() == pytest.approx(expected, abs=1e-6)
-    assert picture.dtype == torch.uint8
+    assert normalise(image, data).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert image.dtype == torch.uint8
 
 
-def recolour(picture, seed=0, **change):
-    data = PictureConfig(scale=1.0, augment=AugmentConfig(horizontal_flip=False, **change))
-    return augment(picture, Geometry.identity((picture.shape[1], picture.shape[2])), data, generator(seed))[0]
+def recolour(image, seed=0, **change):
+    data = ImageConfig(scale=1.0, augment=AugmentConfig(horizontal_flip=False, **change))
+    return augment(image, Geometry.identity((image.shape[1], image.shape[2])), data, generator(seed))[0]
 
 
 def test_colours():
-    picture = torch.from_numpy(generator().integers(40, 200, (3, 20, 30), dtype=np.uint8))
-    assert torch.equal(recolour(picture), picture)
-    assert torch.equal(recolour(picture, invert=1.0), 255 - picture)
-    brighter = recolour(picture, brightness=0.2).float() / picture
+    image = torch.from_numpy(generator().integers(40, 200, (3, 20, 30), dtype=np.uint8))
+    assert torch.equal(recolour(image), image)
+    assert torch.equal(recolour(image, invert=1.0), 255 - image)
+    brighter = recolour(image, brightness=0.2).float() / image
     assert brighter.max() - brighter.min() < 0.03
     assert (brighter.mean() - 1).abs() > 0.01
-    contrast = recolour(picture, contrast=0.5).float()
+    contrast = recolour(image, contrast=0.5).float()
     luma = torch.tensor([0.299, 0.587, 0.114])
-    middle = torch.einsum("chw,c->hw", picture.float(), luma).mean()
-    stretched = (contrast - middle) / (picture.float() - middle)
-    stretched = stretched[(picture.float() - middle).abs() > 20]
+    middle = torch.einsum("chw,c->hw", image.float(), luma).mean()
+    stretched = (contrast - middle) / (image.float() - middle)
+    stretched = stretched[(image.float() - middle).abs() > 20]
     assert stretched.max() - stretched.min() < 0.1, "all values move away from the mean brightness by one factor"
     assert (stretched.mean() - 1).abs() > 0.05
-    negative = 255 - recolour(picture, contrast=0.5, invert=1.0).float()
+    negative = 255 - recolour(image, contrast=0.5, invert=1.0).float()
     assert (negative - contrast).abs().max() <= 1
-    dull = picture // 4 + 90
+    dull = image // 4 + 90
     for seed in range(5):
         chroma = recolour(dull, seed, saturation=0.5)
         assert not torch.equal(chroma, dull)
         assert torch.einsum("chw,c->hw", chroma.float() - dull.float(), luma).abs().max() < 1.5
-        turned = recolour(dull, seed, hue=0.5)
-        assert not torch.equal(turned, dull)
-        assert (turned.amax(dim=0).float() - dull.amax(dim=0).float()).abs().max() <= 1, "a hue keeps the value"
+        transposed = recolour(dull, seed, hue=0.5)
+        assert not torch.equal(transposed, dull)
+        assert (transposed.amax(dim=0).float() - dull.amax(dim=0).float()).abs().max() <= 1, "a hue keeps the value"
     grey = torch.full((3, 4, 4), 77, dtype=torch.uint8)
     assert torch.equal(recolour(grey, saturation=1.0, hue=0.5), grey)
-    channels = recolour(picture[:1].repeat(5, 1, 1), brightness=0.5, contrast=0.5, invert=0.5)
+    channels = recolour(image[:1].repeat(5, 1, 1), brightness=0.5, contrast=0.5, invert=0.5)
     assert channels.shape == (5, 20, 30)
-    assert torch.equal(channels, recolour(picture[:1], brightness=0.5, contrast=0.5, invert=0.5).expand(5, 20, 30))
+    assert torch.equal(channels, recolour(image[:1], brightness=0.5, contrast=0.5, invert=0.5).expand(5, 20, 30))
     with pytest.raises(InputError, match="3 channels, not 1"):
-        recolour(picture[:1], hue=0.1)
+        recolour(image[:1], hue=0.1)
 
 
 # ---- targets
@@ -269,9 +272,9 @@ def bilinear(mask, y, x):
 
 def random_geometry(seed):
     rng, size = generator(seed), (30, 40)
-    data = PictureConfig(
+    data = ImageConfig(
         scale=1.0,
-        augment=AugmentConfig(vertical_flip=True, quarter_turns=True, scale_jitter=(0.5, 2), crop=20),
+        augment=AugmentConfig(vertical_flip=True, quarter_turns=True, scale_jitter=(0.5, 2), crop_size=20),
     )
     return augment(torch.zeros(1, *size, dtype=torch.uint8), Geometry.identity(size), data, rng)[1], size
 
@@ -332,7 +335,7 @@ STEP = {
 
 
 @pytest.mark.parametrize("name", STEP)
-def test_targets_of_a_moved_picture_are_those_of_its_moved_masks(name):
+def test_targets_of_a_moved_image_are_those_of_its_moved_masks(name):
     move, move_mask = STEP[name]
     masks = blobs(SIZE, 12)
     moved = np.stack([move_mask(mask) for mask in masks])
@@ -353,8 +356,8 @@ def test_flipped_targets_are_the_targets_flipped():
     )
     torch.testing.assert_close(flipped.masks, plain.masks.flip(2), atol=1e-5, rtol=0)
     assert torch.equal(flipped.boxes[:, [2, 0]], SIZE[1] - plain.boxes[:, [0, 2]])
-    turned = targets_of(masks, quarter_turn(Geometry.identity(SIZE), 1))
-    torch.testing.assert_close(turned.masks, plain.masks.rot90(1, (1, 2)), atol=1e-5, rtol=0)
+    transposed = targets_of(masks, quarter_turn(Geometry.identity(SIZE), 1))
+    torch.testing.assert_close(transposed.masks, plain.masks.rot90(1, (1, 2)), atol=1e-5, rtol=0)
 
 
 def test_tight_box_by_hand():
@@ -431,13 +434,13 @@ def test_max_masks_draws_among_all_objects():
 
 def test_shortest_sides_are_drawn_evenly_and_bound_the_longest():
     """By hand: the shortest side becomes the pick, unless the longest would pass 1.5 times it; at test, neither."""
-    config = PictureConfig(min_side=80, max_side=120, augment=AugmentConfig(horizontal_flip=False, min_sides=[30, 60]))
+    config = ImageConfig(min_side=80, max_side=120, augment=AugmentConfig(horizontal_flip=False, min_sides=[30, 60]))
     rng, drawn = generator(), {"square": [], "wide": []}
     for _ in range(200):
         for name, size in (("square", (40, 40)), ("wide", (20, 80))):
-            picture = torch.zeros(1, *size, dtype=torch.uint8)
-            picture, geometry = augment(picture, Geometry.identity(size), config, rng)
-            assert picture.shape[1:] == geometry.canvas_size
+            image = torch.zeros(1, *size, dtype=torch.uint8)
+            image, geometry = augment(image, Geometry.identity(size), config, rng)
+            assert image.shape[1:] == geometry.canvas_size
             drawn[name].append(geometry.canvas_size)
     assert set(drawn["square"]) == {(30, 30), (60, 60)}
     assert set(drawn["wide"]) == {(11, 45), (22, 90)}

@@ -1,4 +1,4 @@
-"""Several views of a picture: their geometry by hand, what they agree on by hand, and what a flipped picture gives."""
+"""Several views of an image: their geometry by hand, what they agree on by hand, and what a flipped image gives."""
 
 import itertools
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from contracts import assert_instances, fails
 
-from masklab.model.masklab import build_model
-from masklab.model.views import PLAIN, View, agree, all_views
+from masklab.inference.test_time_augmentation import PLAIN, View, all_views, fuse_boxes
+from masklab.model.build import build_model
 
 EVERY_WAY = [View(1.0, *ways) for ways in itertools.product((False, True), repeat=3)]
 SEVERAL = {"flips": "horizontal", "scales": [0.8, 1.25]}
@@ -21,7 +21,7 @@ def model(tiny_config, classes):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 255, (3, 41, 58), dtype=np.uint8)
 
 
@@ -36,28 +36,28 @@ def test_views_are_counted_and_the_first_is_plain():
 
 @pytest.mark.parametrize("view", EVERY_WAY, ids=str)
 def test_a_box_goes_where_its_pixels_go(view):
-    """Pixels marked inside a box; the view shows picture and box, and its undoing brings both back."""
+    """Pixels marked inside a box; the view shows image and box, and its undoing brings both back."""
     size, box = (6, 9), torch.tensor([[2.0, 1, 7, 3]])
     drawn = torch.zeros(size)
     drawn[1:3, 2:7] = torch.arange(10.0).view(2, 5) + 1
     shown = view.show(drawn)
-    x1, y1, x2, y2 = view.from_picture(box, size, tuple(shown.shape))[0].long().tolist()
+    x1, y1, x2, y2 = view.from_image(box, size, tuple(shown.shape))[0].long().tolist()
     assert shown[y1:y2, x1:x2].sum() == drawn.sum()
     assert (shown[y1:y2, x1:x2] > 0).all()
     assert torch.equal(view.undo(shown), drawn)
     seen = (shown.shape[0] * 2, shown.shape[1] * 3)  # the network's size is another
-    torch.testing.assert_close(view.to_picture(view.from_picture(box, size, seen), size, seen), box)
+    torch.testing.assert_close(view.to_image(view.from_image(box, size, seen), size, seen), box)
 
 
 def test_views_by_hand():
-    """A picture 10 high and 20 wide, seen twice as large."""
+    """An image 10 high and 20 wide, seen twice as large."""
     box = torch.tensor([[1.0, 2, 4, 8]])
-    assert View(2.0).from_picture(box, (10, 20), (20, 40)).tolist() == [[2, 4, 8, 16]]
-    assert View(2.0, mirrored=True).from_picture(box, (10, 20), (20, 40)).tolist() == [[32, 4, 38, 16]]
-    assert View(2.0, upended=True).from_picture(box, (10, 20), (20, 40)).tolist() == [[2, 4, 8, 16]]
-    assert View(2.0, turned=True).from_picture(box, (10, 20), (40, 20)).tolist() == [[4, 2, 16, 8]]
-    assert View(2.0, turned=True, mirrored=True).from_picture(box, (10, 20), (40, 20)).tolist() == [[4, 2, 16, 8]]
-    assert View(2.0, turned=True, upended=True).from_picture(box, (10, 20), (40, 20)).tolist() == [[4, 32, 16, 38]]
+    assert View(2.0).from_image(box, (10, 20), (20, 40)).tolist() == [[2, 4, 8, 16]]
+    assert View(2.0, hflip=True).from_image(box, (10, 20), (20, 40)).tolist() == [[32, 4, 38, 16]]
+    assert View(2.0, vflip=True).from_image(box, (10, 20), (20, 40)).tolist() == [[2, 4, 8, 16]]
+    assert View(2.0, transposed=True).from_image(box, (10, 20), (40, 20)).tolist() == [[4, 2, 16, 8]]
+    assert View(2.0, transposed=True, hflip=True).from_image(box, (10, 20), (40, 20)).tolist() == [[4, 2, 16, 8]]
+    assert View(2.0, transposed=True, vflip=True).from_image(box, (10, 20), (40, 20)).tolist() == [[4, 32, 16, 38]]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def found(*rows):
 
 
 def test_of_nothing_nothing_is_agreed():
-    boxes, scores, labels = agree([found(), found()], 0.5, 0.0, 10)
+    boxes, scores, labels = fuse_boxes([found(), found()], 0.5, 0.0, 10)
     assert boxes.shape == (0, 4)
     assert scores.shape == labels.shape == (0,)
 
@@ -92,60 +92,60 @@ def test_of_nothing_nothing_is_agreed():
 def test_agreement_by_hand():
     first = found((0, 0, 10, 10, 0.8, 0), (50, 0, 60, 10, 0.6, 0), (0, 0, 10, 10, 0.1, 1))
     second = found((0, 0, 10, 12, 0.4, 0), (0, 0, 10, 7, 0.2, 0), (80, 0, 90, 10, 0.03, 0))
-    boxes, scores, labels = agree([first, second], 0.5, 0.02, 10)
+    boxes, scores, labels = fuse_boxes([first, second], 0.5, 0.02, 10)
     # in the second view 10 / 12 overlaps more than 7 / 10 and votes alone; what one view saw has half its score
     torch.testing.assert_close(boxes[:2], torch.tensor([[0, 0, 10, 10 + 2 / 3], [50, 0, 60, 10]]))
     torch.testing.assert_close(scores, torch.tensor([0.6, 0.3, 0.05]))
     assert labels.tolist() == [0, 0, 1]
-    assert len(agree([first, second], 0.5, 0.02, 2)[0]) == 2
-    assert len(agree([first, second], 0.5, 0.01, 9)[0]) == 4
+    assert len(fuse_boxes([first, second], 0.5, 0.02, 2)[0]) == 2
+    assert len(fuse_boxes([first, second], 0.5, 0.01, 9)[0]) == 4
 
 
 def test_one_view_agrees_with_itself():
     alone = found((0, 0, 10, 10, 0.8, 0), (4, 0, 14, 10, 0.6, 0), (0, 0, 10, 10, 0.1, 1))
-    for given, expected in zip(agree([alone], 0.5, 0.0, 10), alone, strict=True):
+    for given, expected in zip(fuse_boxes([alone], 0.5, 0.0, 10), alone, strict=True):
         torch.testing.assert_close(given, expected)
 
 
-def test_the_plain_view_is_plain_prediction(model, picture):
-    plain, again = model.predict(picture), model.predict(picture, "none", [1.0])
+def test_the_plain_view_is_plain_prediction(model, image):
+    plain, again = model.predict(image), model.predict(image, "none", [1.0])
     for name in ("boxes", "scores", "labels", "masks"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     with model.inference():
-        (boxes, scores, labels), masks = model._many_views(torch.from_numpy(picture), [PLAIN])
+        (boxes, scores, labels), masks = model._many_views(torch.from_numpy(image), [PLAIN])
     np.testing.assert_allclose(boxes, plain.boxes, atol=1e-3)
     np.testing.assert_allclose(scores, plain.scores, atol=1e-6)
     np.testing.assert_array_equal(labels, plain.labels)
     np.testing.assert_allclose(masks, plain.masks, atol=1e-3)
 
 
-def test_many_views_keep_the_promises(model, picture):
-    result = model.predict(picture, **SEVERAL)
+def test_many_views_keep_the_promises(model, image):
+    result = model.predict(image, **SEVERAL)
     assert len(result) > 3
     assert_instances(result, model)
-    assert not np.array_equal(result.scores, model.predict(picture).scores)
+    assert not np.array_equal(result.scores, model.predict(image).scores)
     assert model.predict([], **SEVERAL) == []
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(result.masks, model.segment(picture, result.boxes, result.labels).masks, atol=1e-3)
-    again = model.segment(picture, result.boxes, result.labels, **SEVERAL)
+        np.testing.assert_allclose(result.masks, model.segment(image, result.boxes, result.labels).masks, atol=1e-3)
+    again = model.segment(image, result.boxes, result.labels, **SEVERAL)
     np.testing.assert_allclose(again.masks, result.masks, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("view", "flips"),
-    [(View(mirrored=True), "horizontal"), (View(upended=True), "both"), (View(turned=True, mirrored=True), "turns")],
+    [(View(hflip=True), "horizontal"), (View(vflip=True), "both"), (View(transposed=True, hflip=True), "turns")],
     ids=str,
 )
-def test_a_flipped_picture_gives_the_flipped_result(model, picture, view, flips):
+def test_a_flipped_image_gives_the_flipped_result(model, image, view, flips):
     """The same views in another order; without them the network, whose cells begin at one corner, answers otherwise."""
-    shown = view.show(torch.from_numpy(picture)).contiguous()
-    size, seen = picture.shape[1:], tuple(shown.shape[1:])
+    shown = view.show(torch.from_numpy(image)).contiguous()
+    size, seen = image.shape[1:], tuple(shown.shape[1:])
 
     def compare(**views):
-        plain, flipped = model.predict(picture, **views), model.predict(shown, **views)
+        plain, flipped = model.predict(image, **views), model.predict(shown, **views)
         np.testing.assert_allclose(flipped.scores, plain.scores, atol=1e-5)
         np.testing.assert_array_equal(flipped.labels, plain.labels)
-        back = view.to_picture(torch.from_numpy(flipped.boxes), size, seen)
+        back = view.to_image(torch.from_numpy(flipped.boxes), size, seen)
         np.testing.assert_allclose(back, plain.boxes, atol=1e-2)
         np.testing.assert_allclose(view.undo(torch.from_numpy(flipped.masks)), plain.masks, atol=1e-3)
 
@@ -154,8 +154,8 @@ def test_a_flipped_picture_gives_the_flipped_result(model, picture, view, flips)
         compare()
 
 
-def test_no_detections_in_any_view(tiny_config, classes, picture):
+def test_no_detections_in_any_view(tiny_config, classes, image):
     model = build_model(tiny_config, classes).eval()
     with torch.no_grad():
-        model.box_classifier.classes.bias.copy_(torch.tensor([-50.0, -50, -50, 50]))
-    assert len(model.predict(picture, **SEVERAL)) == 0
+        model.box_head.classes.bias.copy_(torch.tensor([-50.0, -50, -50, 50]))
+    assert len(model.predict(image, **SEVERAL)) == 0

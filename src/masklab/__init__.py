@@ -3,9 +3,9 @@
     import masklab
 
     model = masklab.load("runs/nuclei")
-    instances = model.predict("picture.jpg")
+    instances = model.predict("image.jpg")
 
-Pictures are RGB ``(3, H, W)``; boxes ``xyxy`` in pixels, x right, y down; labels ``0..K-1``, background never
+Images are RGB ``(3, H, W)``; boxes ``xyxy`` in pixels, x right, y down; labels ``0..K-1``, background never
 among them; sizes ``(height, width)``; ``num_classes`` counts foreground.
 """
 
@@ -16,33 +16,35 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masklab.config import Config, load_recipe, recipe_names
-    from masklab.data.shapes import draw_shapes
-    from masklab.errors import BrokenLossError, InputError
-    from masklab.evaluation.run import evaluate
-    from masklab.instances import Instances
-    from masklab.model.masklab import MaskLab, build_model
+    from masklab.config.recipe import load_recipe, recipe_names
+    from masklab.config.schema import Config
+    from masklab.datasets.synthetic.shapes import draw_shapes
+    from masklab.evaluation.evaluate import evaluate
+    from masklab.model.build import build_model
+    from masklab.model.masklab import MaskLab
+    from masklab.results.instances import Instances
+    from masklab.results.overlay import overlay
     from masklab.structures import ClassTable
     from masklab.training.fit import train
-    from masklab.visualize import overlay
-    from masklab.weights import load_model as load
-    from masklab.weights import save_model as save
+    from masklab.utils.errors import BrokenLossError, InputError
+    from masklab.weights.checkpoint import load_model as load
+    from masklab.weights.checkpoint import save_model as save
 
 _HOMES = {
-    "BrokenLossError": "errors.BrokenLossError",
+    "BrokenLossError": "utils.errors.BrokenLossError",
     "ClassTable": "structures.ClassTable",
-    "Config": "config.Config",
-    "InputError": "errors.InputError",
-    "Instances": "instances.Instances",
+    "Config": "config.schema.Config",
+    "InputError": "utils.errors.InputError",
+    "Instances": "results.instances.Instances",
     "MaskLab": "model.masklab.MaskLab",
-    "build_model": "model.masklab.build_model",
-    "draw_shapes": "data.shapes.draw_shapes",
-    "evaluate": "evaluation.run.evaluate",
-    "load": "weights.load_model",
-    "load_recipe": "config.load_recipe",
-    "overlay": "visualize.overlay",
-    "recipe_names": "config.recipe_names",
-    "save": "weights.save_model",
+    "build_model": "model.build.build_model",
+    "draw_shapes": "datasets.synthetic.shapes.draw_shapes",
+    "evaluate": "evaluation.evaluate.evaluate",
+    "load": "weights.checkpoint.load_model",
+    "load_recipe": "config.recipe.load_recipe",
+    "overlay": "results.overlay.overlay",
+    "recipe_names": "config.recipe.recipe_names",
+    "save": "weights.checkpoint.save_model",
     "train": "training.fit.train",
 }
 __version__ = version("masklab")

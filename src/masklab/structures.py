@@ -1,6 +1,6 @@
 """What travels between the parts: training targets, a batch, padded detections.
 
-Letters for shapes, here and everywhere: N pictures, C channels, H x W pixels, R boxes, G annotated
+Letters for shapes, here and everywhere: N images, C channels, H x W pixels, R boxes, G annotated
 objects, M masks, K classes, P mask crop size.  Boxes are ``xyxy`` in pixels, x right, y down: a box
 that covers exactly the pixel in row 0, column 0 is ``(0, 0, 1, 1)``.  Sizes are ``(height, width)``.
 Labels run over ``0..K-1``; background never appears.
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masklab.errors import InputError
+from masklab.utils.errors import InputError
 
 
 @dataclass
 class Targets:
-    """The annotated objects of one picture, in the pixels of the network's input.
+    """The annotated objects of one image, in the pixels of the network's input.
 
     =============  ==============  =======  ==================================================
     name           shape           dtype    meaning
@@ -50,10 +50,10 @@ class Targets:
 
 @dataclass
 class Batch:
-    """Pictures padded to one size, and their targets.
+    """Images padded to one size, and their targets.
 
-    ``images`` is ``(N, C, H, W)`` float32, normalised; ``sizes`` is ``(N, 2)`` int64, each picture's
-    ``(height, width)`` before padding at the bottom and right; ``targets`` has one entry a picture;
+    ``images`` is ``(N, C, H, W)`` float32, normalised; ``sizes`` is ``(N, 2)`` int64, each image's
+    ``(height, width)`` before padding at the bottom and right; ``targets`` has one entry an image;
     ``image_ids`` are the data set's own identifiers, for messages.
     """
 
@@ -73,7 +73,7 @@ class Batch:
 
 @dataclass
 class Detections:
-    """What the model returns: the first ``count[n]`` rows of picture ``n`` are detections, best first.
+    """What the model returns: the first ``num_valid[n]`` rows of image ``n`` are detections, best first.
 
     ============  =================  =======  ==================================================
     name          shape              dtype    meaning
@@ -82,7 +82,7 @@ class Detections:
     ``scores``    ``(N, R)``         float32  class probability; 0 in the padding
     ``labels``    ``(N, R)``         int64    ``0..K-1``; 0 in the padding
     ``masks``     ``(N, R, P, P)``   float32  probability of foreground over the box
-    ``count``     ``(N,)``           int64    how many rows are real
+    ``num_valid``     ``(N,)``           int64    how many rows are real
     ============  =================  =======  ==================================================
     """
 
@@ -90,7 +90,7 @@ class Detections:
     scores: Tensor
     labels: Tensor
     masks: Tensor
-    count: Tensor
+    num_valid: Tensor
 
 
 @dataclass(frozen=True)

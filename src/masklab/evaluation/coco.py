@@ -1,4 +1,4 @@
-"""COCO average precision of masks and boxes, at any cap on the detections of a picture."""
+"""COCO average precision of masks and boxes, at any cap on the detections of an image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
-from masklab.errors import InputError
 from masklab.evaluation.inputs import EvaluationInputs, Region, read_inputs
+from masklab.utils.errors import InputError
 
 COCO_CAP = 100
 # axes of the precision array: IoU threshold, recall, class, area range, cap
-Precision = NDArray[np.float64]
+PrecisionArray = NDArray[np.float64]
 
 
 def coco_metrics(
@@ -25,8 +25,8 @@ def coco_metrics(
 ) -> dict[str, Any]:
     """COCO average precision of ``results``, a list in COCO's results format, against ``ground_truth``.
 
-    ``max_detections`` is the cap, which COCO applies to each picture and class; ``image_ids`` limits the
-    evaluation to some pictures.  Nothing is printed and no argument is changed.  The return value holds
+    ``max_detections`` is the cap, which COCO applies to each image and class; ``image_ids`` limits the
+    evaluation to some images.  Nothing is printed and no argument is changed.  The return value holds
 
     ====================  ===========================================================================
     key                   value
@@ -50,11 +50,11 @@ def coco_metrics(
     if max_detections < 1:
         raise InputError(f"max_detections is {max_detections}: give 1 or more.")
     inputs = read_inputs(ground_truth, results, image_ids)
-    caps = sorted({COCO_CAP, max_detections})
-    at, at_100 = caps.index(max_detections), caps.index(COCO_CAP)
+    all_max_detections = sorted({COCO_CAP, max_detections})
+    at, at_100 = all_max_detections.index(max_detections), all_max_detections.index(COCO_CAP)
     truth = _ground_truth(inputs)
-    masks = _precision(truth, inputs, "segm", caps)
-    boxes = _precision(truth, inputs, "bbox", caps)
+    masks = _precision(truth, inputs, "segm", all_max_detections)
+    boxes = _precision(truth, inputs, "bbox", all_max_detections)
     return {
         "mask": _summary(masks, at, at_100),
         "box": _summary(boxes, at, at_100),
@@ -78,25 +78,27 @@ def _ground_truth(inputs: EvaluationInputs) -> COCO:
 
 
 def _entry(region: Region) -> dict[str, Any]:
-    return {"image_id": region.picture + 1, "category_id": region.label + 1, "score": region.score}
+    return {"image_id": region.image + 1, "category_id": region.label + 1, "score": region.score}
 
 
-def _precision(truth: COCO, inputs: EvaluationInputs, kind: Literal["segm", "bbox"], caps: list[int]) -> Precision:
-    if kind == "segm":
+def _precision(
+    truth: COCO, inputs: EvaluationInputs, iou_type: Literal["segm", "bbox"], all_max_detections: list[int]
+) -> PrecisionArray:
+    if iou_type == "segm":
         results = [_entry(region) | {"segmentation": region.mask} for region in inputs.detections]
     else:
         results = [_entry(region) | {"bbox": region.box} for region in inputs.detections]
-    evaluation = COCOeval(truth, truth.load_res(results), kind)
-    evaluation.params.max_dets = caps
+    evaluation = COCOeval(truth, truth.load_res(results), iou_type)
+    evaluation.params.max_dets = all_max_detections
     evaluation.evaluate()
     evaluation.accumulate()
     accumulated = evaluation.eval
     assert accumulated is not None
-    precision: Precision = accumulated["precision"]
+    precision: PrecisionArray = accumulated["precision"]
     return precision
 
 
-def _summary(precision: Precision, at: int, at_100: int) -> dict[str, float | None]:
+def _summary(precision: PrecisionArray, at: int, at_100: int) -> dict[str, float | None]:
     return {
         "AP": _mean(precision[..., 0, at]),
         "AP50": _mean(precision[0, ..., 0, at]),
@@ -108,7 +110,7 @@ def _summary(precision: Precision, at: int, at_100: int) -> dict[str, float | No
     }
 
 
-def _per_class(inputs: EvaluationInputs, masks: Precision, boxes: Precision) -> dict[str, dict[str, Any]]:
+def _per_class(inputs: EvaluationInputs, masks: PrecisionArray, boxes: PrecisionArray) -> dict[str, dict[str, Any]]:
     counts = [0] * len(inputs.class_names)
     for region in inputs.objects:
         counts[region.label] += not region.crowd
@@ -123,6 +125,6 @@ def _per_class(inputs: EvaluationInputs, masks: Precision, boxes: Precision) -> 
     }
 
 
-def _mean(precision: Precision) -> float | None:
+def _mean(precision: PrecisionArray) -> float | None:
     measured = precision[precision > -1]
     return float(measured.mean()) if measured.size else None

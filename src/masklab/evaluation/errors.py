@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 from masklab.evaluation.matching import Bools, Floats, Ints, Overlaps, match
 
-BAD_OUTLINE = 0.75  # IoU below which a matched object counts as badly outlined
-LEAST_OUTLINE = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
+LOCALISATION_IOU = 0.75  # IoU below which a matched object counts as badly localised
+BACKGROUND_IOU = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
 
-KINDS = {
-    "right": f"matched, IoU {BAD_OUTLINE} or more",
-    "badly_outlined": f"IoU {LEAST_OUTLINE} to {BAD_OUTLINE} with its object",
+ERROR_TYPES = {
+    "right": f"matched, IoU {LOCALISATION_IOU} or more",
+    "localisation": f"IoU {BACKGROUND_IOU} to {LOCALISATION_IOU} with its object",
     "merged": "one detection over several objects",
     "split": "several detections in pieces of one object",
-    "doubled": "again, where an object is accounted for",
+    "duplicate": "again, where an object is accounted for",
     "false": "nothing of its class is there",
     "missed": "nothing found",
 }
 
-Kinds = NDArray[np.str_]
+ErrorTypes = NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Errors:
     ``matched`` detections, their ``owners`` among the objects and ``ious`` are `match`'s, at an IoU of 0.5.
     """
 
-    detections: Kinds
-    objects: Kinds
+    detections: ErrorTypes
+    objects: ErrorTypes
     matched: Ints
     owners: Ints
     ious: Floats
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """For each of `KINDS` the number of ``detections`` and ``objects``."""
+        """For each of `ERROR_TYPES` the number of ``detections`` and ``objects``."""
         return {
-            kind: {
-                "detections": int((self.detections == kind).sum()),
-                "objects": int((self.objects == kind).sum()),
+            error_type: {
+                "detections": int((self.detections == error_type).sum()),
+                "objects": int((self.objects == error_type).sum()),
             }
-            for kind in KINDS
+            for error_type in ERROR_TYPES
         }
 
 
@@ -63,12 +63,12 @@ def find_errors(overlaps: Overlaps, score_threshold: float) -> Errors:
                         besides its own; of these at least one is not    detection is matched with
                         matched
     ``right``           matched with an IoU of 0.75 or more              the matched one
-    ``badly_outlined``  matched with less; or the best of those that     the matched one, or that other
+    ``localisation``  matched with less; or the best of those that     the matched one, or that other
                         try for an object without a match, with an IoU   one
                         of 0.1 or more
     ``split``           one of two or more that try for an object        the object; this comes before
-                        without a match and each lie mostly in it        ``badly_outlined`` below 0.5
-    ``doubled``         tries for an object of a kind above and covers   (none)
+                        without a match and each lie mostly in it        ``localisation`` below 0.5
+    ``duplicate``         tries for an object of a kind above and covers   (none)
                         most of it or lies mostly in it
     ``false``           none of these                                    (none)
     ``missed``          (none)                                           none of these
@@ -79,10 +79,10 @@ def find_errors(overlaps: Overlaps, score_threshold: float) -> Errors:
     matched, owners, ious = match(overlaps, score_threshold)
     counted = (overlaps.scores >= score_threshold) & ~overlaps.in_crowd
     counted[matched] = True
-    kinds = np.where(ious < BAD_OUTLINE, "badly_outlined", "right")
+    types = np.where(ious < LOCALISATION_IOU, "localisation", "right")
     detections = np.where(counted, "false", "").astype("U14")
     objects = np.where(overlaps.crowds, "", "missed").astype("U14")
-    detections[matched], objects[owners] = kinds, kinds
+    detections[matched], objects[owners] = types, types
     pairs = _pairs(overlaps, counted)
     _mark_merged(pairs, matched, owners, detections, objects)
     _mark_attempts(pairs, detections, objects)
@@ -109,7 +109,7 @@ def _pairs(overlaps: Overlaps, counted: Bools) -> _Pairs:
     return _Pairs(detections, objects, ious, 2 * shared > other, 2 * shared > own)
 
 
-def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: Kinds, objects: Kinds) -> None:
+def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: ErrorTypes, objects: ErrorTypes) -> None:
     holder = np.full(len(objects), -1)
     holder[owners] = matched
     own, free = holder[pairs.objects] == pairs.detections, holder[pairs.objects] == -1
@@ -120,8 +120,8 @@ def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: Kinds, 
     objects[pairs.objects[over & (own | free) & several[pairs.detections]]] = "merged"
 
 
-def _mark_attempts(pairs: _Pairs, detections: Kinds, objects: Kinds) -> None:
-    """Split, badly outlined and doubled among the detections that are neither matched nor merged."""
+def _mark_attempts(pairs: _Pairs, detections: ErrorTypes, objects: ErrorTypes) -> None:
+    """Split, badly localised and doubled among the detections that are neither matched nor merged."""
     best = np.full(len(detections), -1)
     best[pairs.detections] = np.arange(len(pairs.detections))  # the last, whose IoU is the largest
     tries = np.sort(best[(best >= 0) & (detections == "false")])
@@ -129,11 +129,11 @@ def _mark_attempts(pairs: _Pairs, detections: Kinds, objects: Kinds) -> None:
     pieces = (objects[wanted] == "missed") & pairs.inside[tries]
     pieces &= np.bincount(wanted[pieces], minlength=len(objects))[wanted] > 1
     detections[detection[pieces]] = objects[wanted[pieces]] = "split"
-    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= LEAST_OUTLINE)]
+    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= BACKGROUND_IOU)]
     best = np.full(len(objects), -1)
     best[pairs.objects[close]] = close
     outlined = best[best >= 0]
-    detections[pairs.detections[outlined]] = objects[pairs.objects[outlined]] = "badly_outlined"
+    detections[pairs.detections[outlined]] = objects[pairs.objects[outlined]] = "localisation"
     again = (detections[detection] == "false") & (objects[wanted] != "missed")
     again &= pairs.covers[tries] | pairs.inside[tries]
-    detections[detection[again]] = "doubled"
+    detections[detection[again]] = "duplicate"

@@ -1,6 +1,6 @@
 """COCO dictionaries, checked and brought into one form for both families of metrics.
 
-Boxes here are COCO's ``[x, y, width, height]`` in pixels; masks are compressed RLE of the whole picture.
+Boxes here are COCO's ``[x, y, width, height]`` in pixels; masks are compressed RLE of the whole image.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from hotcoco import mask
 
-from masklab.data.coco import is_area, is_box
-from masklab.errors import InputError
+from masklab.datasets.coco import is_area, is_box
+from masklab.utils.errors import InputError
 
 RLE = dict[str, Any]
 
@@ -23,11 +23,11 @@ RLE = dict[str, Any]
 class Region:
     """One annotated object or one detection.
 
-    ``picture`` and ``label`` are positions in `EvaluationInputs.image_ids` and ``class_names``.  ``area``,
+    ``image`` and ``label`` are positions in `EvaluationInputs.image_ids` and ``class_names``.  ``area``,
     in pixels, and ``crowd`` describe annotations, ``score`` detections.
     """
 
-    picture: int
+    image: int
     label: int
     mask: RLE
     box: list[float]
@@ -38,7 +38,7 @@ class Region:
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """The pictures under evaluation, in the order of their ids, with their objects and detections in file order."""
+    """The images under evaluation, in the order of their ids, with their objects and detections in file order."""
 
     image_ids: list[int | str]
     sizes: list[tuple[int, int]]
@@ -48,10 +48,10 @@ class EvaluationInputs:
 
 
 def by_class(regions: Sequence[Region]) -> defaultdict[tuple[int, int], list[int]]:
-    """The rows of ``regions`` by picture and class."""
+    """The rows of ``regions`` by image and class."""
     rows: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for row, region in enumerate(regions):
-        rows[region.picture, region.label].append(row)
+        rows[region.image, region.label].append(row)
     return rows
 
 
@@ -60,11 +60,11 @@ def read_inputs(
 ) -> EvaluationInputs:
     """Check COCO ground truth and results and bring them into one form; neither is changed.
 
-    ``image_ids`` limits the evaluation to some pictures.  Ids may be any integers or strings.  Masks may be
+    ``image_ids`` limits the evaluation to some images.  Ids may be any integers or strings.  Masks may be
     polygons (one of fewer than three points covers nothing) or RLE, compressed or not.  A missing or
-    malformed box or area is taken from the mask.  Annotations of pictures that the file does not list are left out, as
-    pycocotools does.  Raises `InputError` for missing fields, for results of unknown pictures or classes,
-    for scores that are not finite and for RLE masks of another size than their picture.
+    malformed box or area is taken from the mask.  Annotations of images that the file does not list are left out, as
+    pycocotools does.  Raises `InputError` for missing fields, for results of unknown images or classes,
+    for scores that are not finite and for RLE masks of another size than their image.
     """
     for field in ("images", "categories"):
         if field not in ground_truth:
@@ -89,15 +89,15 @@ def read_inputs(
 
 @dataclass(frozen=True)
 class _Reader:
-    pictures: dict[int | str, int]
+    images: dict[int | str, int]
     known: set[int | str]
     labels: dict[int | str, int]
     sizes: list[tuple[int, int]]
 
     def read(self, entry: dict[str, Any], where: str, is_result: bool) -> Region | None:
         identifier = _get(entry, "image_id", where)
-        picture = self.pictures.get(identifier)
-        if picture is None:
+        image = self.images.get(identifier)
+        if image is None:
             if is_result and identifier not in self.known:
                 raise InputError(
                     f"{where}: the ground truth has no image {identifier!r}: evaluate against its own file."
@@ -106,15 +106,15 @@ class _Reader:
         category = _get(entry, "category_id", where)
         if category not in self.labels:
             raise InputError(f"{where}: the ground truth has no category {category!r}: add it or correct category_id.")
-        rle = _to_rle(_get(entry, "segmentation", where), self.sizes[picture], where)
+        rle = _to_rle(_get(entry, "segmentation", where), self.sizes[image], where)
         given = entry.get("bbox")
         box = [float(value) for value in (given if is_box(given) else mask.to_bbox(rle))]
         label = self.labels[category]
         if is_result:
-            return Region(picture, label, rle, box, score=_score(entry, where))
+            return Region(image, label, rle, box, score=_score(entry, where))
         area: Any = entry.get("area")
         area = float(area if is_area(area) else mask.area(rle))
-        return Region(picture, label, rle, box, area, crowd=bool(entry.get("iscrowd", 0)))
+        return Region(image, label, rle, box, area, crowd=bool(entry.get("iscrowd", 0)))
 
 
 def _get(entry: dict[str, Any], field: str, where: str) -> Any:
@@ -153,8 +153,8 @@ def _to_rle(segmentation: Any, size: tuple[int, int], where: str) -> RLE:
         return _polygons_to_rle(segmentation, size, where)
     if tuple(segmentation.get("size", ())) != size or "counts" not in segmentation:
         raise InputError(
-            f"{where}: the RLE mask needs counts and size {list(size)}, that of its picture, "
-            f"but has size {segmentation.get('size')}: write masks in the pixels of the original picture."
+            f"{where}: the RLE mask needs counts and size {list(size)}, that of its image, "
+            f"but has size {segmentation.get('size')}: write masks in the pixels of the original image."
         )
     if isinstance(segmentation["counts"], (str, bytes)):
         return segmentation

@@ -1,7 +1,7 @@
 """Dense-scene accuracy: AP(t) = TP / (TP + FP + FN) at mask IoU t, added up in three ways.
 
 Detections with at least a score threshold count, and are not ranked beyond that.  Letters for shapes:
-N pictures, D detections, G annotations, T IoU thresholds, P pairs.
+N images, D detections, G annotations, T IoU thresholds, P pairs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from hotcoco import mask
 from numpy.typing import NDArray
 
-from masklab.errors import InputError
 from masklab.evaluation.inputs import Region, by_class, read_inputs
+from masklab.utils.errors import InputError
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -28,14 +28,14 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Overlaps:
-    """All that the matching metrics need, computed once; detections and annotations are numbered over all pictures.
+    """All that the matching metrics need, computed once; detections and annotations are numbered over all images.
 
     =====================  ========  =======  ==========================================================
     name                   shape     dtype    meaning
     =====================  ========  =======  ==========================================================
-    ``objects``            ``(N,)``  int64    annotated objects of each picture, crowds left out
+    ``objects``            ``(N,)``  int64    annotated objects of each image, crowds left out
     ``scores``             ``(D,)``  float64  score of each detection
-    ``pictures``           ``(D,)``  int64    picture of each detection, ``0..N-1``
+    ``images``           ``(D,)``  int64    image of each detection, ``0..N-1``
     ``areas``              ``(D,)``  int64    pixels of each detection
     ``in_crowd``           ``(D,)``  bool     more than half of the detection lies in one crowd
     ``object_areas``       ``(G,)``  int64    pixels of each annotation, crowds among them
@@ -48,7 +48,7 @@ class Overlaps:
 
     objects: Ints
     scores: Floats
-    pictures: Ints
+    images: Ints
     areas: Ints
     in_crowd: Bools
     object_areas: Ints
@@ -61,7 +61,7 @@ class Overlaps:
 def overlaps(
     ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], image_ids: Iterable[int | str] | None = None
 ) -> Overlaps:
-    """Mask overlaps of the results with the objects of their picture and class.
+    """Mask overlaps of the results with the objects of their image and class.
 
     Only pairs whose boxes overlap are compared, so the cost grows with the objects, not with their square.
     Raises `InputError` as `read_inputs` does.
@@ -73,11 +73,11 @@ def overlaps(
     pairs: list[tuple[int, int, float]] = []
     for key in rows.keys() & columns.keys():
         _compare(detections, rows[key], inputs.objects, columns[key], in_crowd, pairs)
-    counted = [region.picture for region in inputs.objects if not region.crowd]
+    counted = [region.image for region in inputs.objects if not region.crowd]
     return Overlaps(
         objects=np.bincount(counted, minlength=len(inputs.image_ids)).astype(np.int64),
         scores=np.array([region.score for region in detections], np.float64),
-        pictures=np.array([region.picture for region in detections], np.int64),
+        images=np.array([region.image for region in detections], np.int64),
         areas=_areas(detections),
         in_crowd=in_crowd,
         object_areas=_areas(inputs.objects),
@@ -100,7 +100,7 @@ def _compare(
     in_crowd: Bools,
     pairs: list[tuple[int, int, float]],
 ) -> None:
-    """Add what the detections ``rows`` and the objects ``columns`` of one picture and class share."""
+    """Add what the detections ``rows`` and the objects ``columns`` of one image and class share."""
     x, y, width, height = mask.to_bbox([detections[row].mask for row in rows]).T
     for column in columns:
         other = objects[column]
@@ -121,29 +121,29 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     """AP(t) = TP / (TP + FP + FN) for t in 0.50:0.05:0.95, added up in the three ways in use.
 
     ============  ==================================================================================
-    ``kaggle``    Kaggle DSB2018: AP(t) of each picture with IoU **above** t, mean over the pictures;
+    ``kaggle``    Kaggle DSB2018: AP(t) of each image with IoU **above** t, mean over the images;
                   ``mean`` is the competition's score
-    ``stardist``  StarDist: TP, FP and FN counted over all pictures together, IoU of t or more
-    ``cellpose``  Cellpose: AP(t) of each picture with IoU of t or more, mean over the pictures
+    ``stardist``  StarDist: TP, FP and FN counted over all images together, IoU of t or more
+    ``cellpose``  Cellpose: AP(t) of each image with IoU of t or more, mean over the images
     ============  ==================================================================================
 
     Each is a dictionary from ``"0.50"`` ... ``"0.95"`` and ``"mean"``, over the ten, to a float.  The mean
-    over thresholds and the mean over pictures commute, so Kaggle and Cellpose differ only where an IoU
-    equals a threshold; StarDist weighs pictures by their objects.  ``score_threshold`` is returned beside.
+    over thresholds and the mean over images commute, so Kaggle and Cellpose differ only where an IoU
+    equals a threshold; StarDist weighs images by their objects.  ``score_threshold`` is returned beside.
 
     A detection counts from ``score >= score_threshold``.  Detections may overlap one another, so the
     matching is a largest one-to-one matching of detections with objects of the same class at each
     threshold.  A detection that lies by more than half in a crowd of its class is a TP when it is needed
-    for an object and is never a FP; crowds are never FN.  A picture with neither objects nor detections
-    that count scores 1.  The values are ``None`` for Kaggle and Cellpose without pictures, and for
-    StarDist when no picture has anything to count.
+    for an object and is never a FP; crowds are never FN.  An image with neither objects nor detections
+    that count scores 1.  The values are ``None`` for Kaggle and Cellpose without images, and for
+    StarDist when no image has anything to count.
     """
     counted = overlaps.scores >= score_threshold
     closed = _counts(overlaps, counted, IOU_THRESHOLDS)
     return {
-        "kaggle": _by_threshold(_picture_mean(_counts(overlaps, counted, _ABOVE))),
+        "kaggle": _by_threshold(_image_mean(_counts(overlaps, counted, _ABOVE))),
         "stardist": _by_threshold([_ratio(row) for row in closed.sum(axis=1)]),
-        "cellpose": _by_threshold(_picture_mean(closed)),
+        "cellpose": _by_threshold(_image_mean(closed)),
         "score_threshold": float(score_threshold),
     }
 
@@ -165,7 +165,7 @@ def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLD
 def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID) -> float:
     """The score threshold of ``grid`` with the best Kaggle mean; of several best, the middle one.
 
-    Tune on other pictures than those that are reported.  Raises `InputError` for an empty grid.
+    Tune on other images than those that are reported.  Raises `InputError` for an empty grid.
     """
     if not grid:
         raise InputError("grid holds no score threshold: give at least one.")
@@ -182,20 +182,20 @@ _ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in IOU_THRESHOLDS)
 
 def _kaggle_mean(overlaps: Overlaps, score_threshold: float) -> float:
     counts = _counts(overlaps, overlaps.scores >= score_threshold, _ABOVE)
-    return _by_threshold(_picture_mean(counts))["mean"] or 0.0
+    return _by_threshold(_image_mean(counts))["mean"] or 0.0
 
 
 def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> Ints:
-    """TP, FP and FN of each threshold and picture: ``(T, N, 3)``."""
-    pictures, in_crowd = overlaps.pictures, overlaps.in_crowd
+    """TP, FP and FN of each threshold and image: ``(T, N, 3)``."""
+    images, in_crowd = overlaps.images, overlaps.in_crowd
     total = len(overlaps.objects)
-    outside = np.bincount(pictures[counted & ~in_crowd], minlength=total)
+    outside = np.bincount(images[counted & ~in_crowd], minlength=total)
     rows = []
     for threshold in thresholds:
         kept = counted[overlaps.pair_detections] & (overlaps.pair_ious >= threshold)
         matched, _ = _matched(overlaps.pair_detections[kept], overlaps.pair_objects[kept], in_crowd)
-        found = np.bincount(pictures[matched], minlength=total)
-        found_outside = np.bincount(pictures[matched[~in_crowd[matched]]], minlength=total)
+        found = np.bincount(images[matched], minlength=total)
+        found_outside = np.bincount(images[matched[~in_crowd[matched]]], minlength=total)
         rows.append(np.stack([found, outside - found_outside, overlaps.objects - found], axis=-1))
     return np.stack(rows)
 
@@ -249,8 +249,8 @@ def _ratio(counts: Ints) -> float | None:
     return int(counts[0]) / total if total else None
 
 
-def _picture_mean(counts: Ints) -> list[float | None]:
-    """Mean over the pictures of TP / (TP + FP + FN), 1 where there is nothing, for each threshold."""
+def _image_mean(counts: Ints) -> list[float | None]:
+    """Mean over the images of TP / (TP + FP + FN), 1 where there is nothing, for each threshold."""
     if not counts.shape[1]:
         return [None] * len(counts)
     total = counts.sum(axis=-1)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from masklab.errors import InputError
-from masklab.evaluation.errors import KINDS
-from masklab.files import whole
+from masklab.evaluation.errors import ERROR_TYPES
+from masklab.utils.errors import InputError
+from masklab.utils.files import atomic_write
 
 _COCO_COLUMNS = {
     "AP": "AP",
@@ -21,7 +21,7 @@ _COCO_COLUMNS = {
     "APs": "small",
     "APm": "medium",
     "APl": "large",
-    "AP_max100": "AP, 100 a picture",
+    "AP_max100": "AP, 100 an image",
 }
 _WAYS = {"kaggle": "Kaggle DSB2018", "stardist": "StarDist", "cellpose": "Cellpose"}
 _STAGES = [(stage, least) for stage in ("proposals", "detections", "found") for least in ("0.50", "0.75")]
@@ -32,8 +32,8 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
     """Print the figures of ``metrics`` as tables that explain themselves; ``None`` is shown as ``-``.
 
     ``metrics`` is what `coco_metrics` returns, what `matching_metrics` returns under the key
-    ``matching``, or both: ``{**coco_metrics(...), "matching": matching_metrics(...)}``; and ``by_kind`` and
-    ``limits`` of `masklab.evaluation.run.evaluate`, where they are.  Classes are listed when there are 2 to 20.
+    ``matching``, or both: ``{**coco_metrics(...), "matching": matching_metrics(...)}``; and ``by_colour`` and
+    ``analysis`` of `masklab.evaluation.evaluate.evaluate`, where they are.  Classes are listed when there are 2 to 20.
     """
     console = console or Console()
     if "mask" in metrics:
@@ -42,15 +42,19 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
         console.print(_matching_table(metrics["matching"]))
     if 2 <= len(metrics.get("per_class", {})) <= 20:
         console.print(_class_table(metrics["per_class"]))
-    if "by_kind" in metrics:
-        console.print(_kind_table(metrics["by_kind"]))
-    if "limits" in metrics:
-        for table in (_limits_table(metrics), _recall_table(metrics["limits"]), _errors_table(metrics["limits"])):
+    if "by_colour" in metrics:
+        console.print(_colour_table(metrics["by_colour"]))
+    if "error_analysis" in metrics:
+        for table in (
+            _oracle_table(metrics),
+            _recall_table(metrics["error_analysis"]),
+            _errors_table(metrics["error_analysis"]),
+        ):
             console.print(table)
     measured = metrics.get("measured", {})
-    if measured.get("pictures_at_the_cap"):
+    if measured.get("images_at_max_detections"):
         console.print(
-            f"{measured['pictures_at_the_cap']} of {measured['pictures']} pictures reached the cap of "
+            f"{measured['images_at_max_detections']} of {measured['images']} images reached the cap of "
             f"{measured['max_detections']} detections: measure again with a larger --max_detections to see if it matters."
         )
 
@@ -65,18 +69,18 @@ def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
     except ValueError:
         raise InputError(f"{path}: a metric is NaN or infinite: write None for what was not measured.") from None
-    with whole(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _coco_table(metrics: dict[str, Any]) -> Table:
-    cap = metrics.get("max_detections") or metrics.get("measured", {}).get("max_detections")
+    max_detections = metrics.get("max_detections") or metrics.get("measured", {}).get("max_detections")
     caption = (
         "0 is worst, 1 perfect. AP: mean over overlaps (IoU) 0.50 to 0.95; AP50, AP75: at one overlap. "
         "Small: up to 32 x 32 pixels; medium: up to 96 x 96; large: above."
         + (
-            f" The best {cap} detections of each picture and class count; in the last column the best 100."
-            if cap
+            f" The best {max_detections} detections of each image and class count; in the last column the best 100."
+            if max_detections
             else ""
         )
     )
@@ -90,7 +94,7 @@ def _matching_table(matching: dict[str, Any]) -> Table:
     caption = (
         f"TP / (TP + FP + FN) of the detections with a score of {matching['score_threshold']:.2f} or more, "
         "at the overlap (IoU) of masks in the column; mean: over 0.50, 0.55 ... 0.95. "
-        "Kaggle, Cellpose: mean over pictures; StarDist: counted over all pictures together."
+        "Kaggle, Cellpose: mean over images; StarDist: counted over all images together."
     )
     table = _table("Matched objects", caption, ["", *_SHOWN_THRESHOLDS])
     for way, title in _WAYS.items():
@@ -108,26 +112,26 @@ def _class_table(per_class: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _kind_table(kinds: dict[str, dict[str, Any]]) -> Table:
-    caption = "Grey: all channels of the picture are equal. Kaggle, StarDist: means over 0.50, 0.55 ... 0.95."
-    columns = ["", "pictures", "objects", "AP", "AP50", "AP75", "Kaggle", "StarDist"]
-    table = _table("Masks by kind of picture", caption, columns)
-    for kind, part in kinds.items():
+def _colour_table(by_colour: dict[str, dict[str, Any]]) -> Table:
+    caption = "Grey: all channels of the image are equal. Kaggle, StarDist: means over 0.50, 0.55 ... 0.95."
+    columns = ["", "images", "objects", "AP", "AP50", "AP75", "Kaggle", "StarDist"]
+    table = _table("Masks by kind of image", caption, columns)
+    for kind, part in by_colour.items():
         figures = [part["mask"][key] for key in ("AP", "AP50", "AP75")]
         figures += [part["matching"][way]["mean"] for way in ("kaggle", "stardist")]
-        table.add_row(kind, str(part["pictures"]), str(part["objects"]), *map(_number, figures))
+        table.add_row(kind, str(part["images"]), str(part["objects"]), *map(_number, figures))
     return table
 
 
-def _limits_table(metrics: dict[str, Any]) -> Table:
+def _oracle_table(metrics: dict[str, Any]) -> Table:
     caption = (
         "In the annotated boxes: what these masks would reach with perfect boxes, classes and scores. With the annotated "
         "masks: what these boxes and scores would reach if each had the mask of the object it is about (box IoU 0.5)."
     )
     rows = {
         "as predicted": metrics["mask"],
-        "in the annotated boxes": metrics["limits"]["annotated_boxes"],
-        "with the annotated masks": metrics["limits"]["annotated_masks"],
+        "in the annotated boxes": metrics["error_analysis"]["annotated_boxes"],
+        "with the annotated masks": metrics["error_analysis"]["annotated_masks"],
     }
     keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     table = _table("What limits the masks: boxes or outlines", caption, ["mask", *(_COCO_COLUMNS[key] for key in keys)])
@@ -136,13 +140,13 @@ def _limits_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def _recall_table(limits: dict[str, Any]) -> Table:
+def _recall_table(analysis: dict[str, Any]) -> Table:
     caption = (
         "Share of the objects with a box of that overlap (IoU) or more: among the proposals; among all detections of "
         "their class; among those at the score threshold. Touching: the box of the next object touches or overlaps; "
         "near: it is up to half the object's own side away."
     )
-    recall = limits["recall"]
+    recall = analysis["recall"]
     table = _table("Where boxes are lost", caption, ["", *recall])
     table.add_row("objects", *[str(group["objects"]) for group in recall.values()])
     for stage, least in _STAGES:
@@ -150,10 +154,10 @@ def _recall_table(limits: dict[str, Any]) -> Table:
     return table
 
 
-def _errors_table(limits: dict[str, Any]) -> Table:
+def _errors_table(analysis: dict[str, Any]) -> Table:
     table = _table("Errors at the score threshold", None, ["", "detections", "objects", ""])
-    for kind, meaning in KINDS.items():
-        counts = limits["errors"][kind]
+    for kind, meaning in ERROR_TYPES.items():
+        counts = analysis["errors"][kind]
         table.add_row(kind.replace("_", " "), str(counts["detections"]), str(counts["objects"]), meaning)
     table.columns[-1].justify = "left"
     return table

@@ -13,10 +13,10 @@ from timm.layers import BlurPool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from masklab.config import BackboneConfig, ModelConfig
-from masklab.errors import InputError
+from masklab.config.model import BackboneConfig, ModelConfig
 from masklab.model.tensors import header_value, read_tensors
-from masklab.ops.conv import CropConv2d
+from masklab.ops.fast_conv import CropConv2d
+from masklab.utils.errors import InputError
 
 CHANNELS_PER_GROUP = 16
 BRANCH_SHARE = 0.2
@@ -72,7 +72,7 @@ class Backbone(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Features:
-        """Maps of normalised pictures ``(N, C, H, W)``."""
+        """Maps of normalised images ``(N, C, H, W)``."""
         conv1 = self.conv1(images)
         conv2 = self.conv2(self.pool(conv1))
         conv3 = self.conv3(conv2)
@@ -87,7 +87,7 @@ class Conv5Factory:
         self.channels = _width(stage)
 
     def __call__(
-        self, rates: Sequence[int] | None = None, *, dense: bool = False, pretrained: bool = True
+        self, dilations: Sequence[int] | None = None, *, dense: bool = False, pretrained: bool = True
     ) -> nn.Sequential:
         """A copy of conv5.
 
@@ -97,19 +97,19 @@ class Conv5Factory:
         not the number of units.
         """
         conv5 = copy.deepcopy(self._stage)
-        if dense and rates is None:
-            rates = [1] * len(conv5)
-        if rates is not None:
-            if len(rates) != len(conv5):
+        if dense and dilations is None:
+            dilations = [1] * len(conv5)
+        if dilations is not None:
+            if len(dilations) != len(conv5):
                 raise InputError(
-                    f"model.{'box' if dense else 'mask'}.rates has {len(rates)} values but conv5 of model.backbone.name "
+                    f"model.{'box' if dense else 'mask'}.dilations has {len(dilations)} values but conv5 of model.backbone.name "
                     f"{self._name} has {len(conv5)} units: give one a unit, or take another backbone."
                 )
-            _set_rates(conv5, rates, dense)
+            _set_dilations(conv5, dilations, dense)
         if not pretrained:
             initialise(conv5)
         if dense:
-            CropConv2d.take_over(conv5)
+            CropConv2d.load_matching(conv5)
         return conv5
 
 
@@ -156,7 +156,7 @@ def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tupl
             "use a network without a d or aa variant, such as resnet50."
         )
     if not pretrained and config.norm == "frozen_batch":
-        _calm(network)
+        _scale_residual(network)
     backbone, conv5 = Backbone(network, config.output_stride), _stage(network, 4)
     if segmentation is not None:
         _load_segmentation(segmentation, config, backbone, conv5)
@@ -186,8 +186,8 @@ def check_network(model: ModelConfig, load_pretrained: bool = True) -> None:
     config = model.backbone
     with torch.device("meta"):
         make_conv5 = build_backbone(config, load_pretrained=False)[1]
-    make_conv5(model.mask.rates)
-    make_conv5(model.box.rates, dense=True)
+    make_conv5(model.mask.dilations)
+    make_conv5(model.box.dilations, dense=True)
     if load_pretrained and config.segmentation_weights is not None:
         _read_segmentation(config.segmentation_weights, config)
 
@@ -212,7 +212,7 @@ def _read_segmentation(path: Path, config: BackboneConfig) -> dict[str, Tensor]:
         raise InputError(
             f"model.backbone.segmentation_weights: there is no file {path}; give one that `masklab pretrain` wrote."
         )
-    header, tensors = read_tensors(path, SEGMENTATION_FORMAT, "pretrain")
+    header, tensors = read_tensors(path, (SEGMENTATION_FORMAT,), "pretrain")
     theirs = header_value(header, "backbone", dict, path)
     for field, value in backbone_facts(config).items():
         if theirs.get(field) != value:
@@ -223,7 +223,7 @@ def _read_segmentation(path: Path, config: BackboneConfig) -> dict[str, Tensor]:
     return tensors
 
 
-def _calm(network: ResNet) -> None:
+def _scale_residual(network: ResNet) -> None:
     """Weaken each unit's branch: with random weights and norms that never adapt, activations would double at every unit."""
     for unit in network.modules():
         if isinstance(unit, (BasicBlock, Bottleneck)):
@@ -256,8 +256,8 @@ def _width(stage: nn.Sequential) -> int:
     return [part for part in stage[-1].modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
 
-def _set_rates(stage: nn.Sequential, rates: Sequence[int], dense: bool) -> None:
-    for unit, rate in zip(stage, rates, strict=True):
+def _set_dilations(stage: nn.Sequential, dilations: Sequence[int], dense: bool) -> None:
+    for unit, dilation in zip(stage, dilations, strict=True):
         if not isinstance(unit, (BasicBlock, Bottleneck)):
             raise InputError(
                 f"model.backbone.name: units of type {type(unit).__name__} have no atrous rates; use a plain ResNet."
@@ -265,7 +265,7 @@ def _set_rates(stage: nn.Sequential, rates: Sequence[int], dense: bool) -> None:
         for part in unit.modules():
             if isinstance(part, nn.Conv2d):
                 if part.kernel_size == (3, 3):
-                    part.dilation = part.padding = (rate, rate)
+                    part.dilation = part.padding = (dilation, dilation)
                 if dense:
                     part.stride = (1, 1)
 

@@ -10,16 +10,16 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from masklab.config import Config
+from masklab.config.schema import Config
 from masklab.model.backbone import Features
-from masklab.model.mask_branch import MaskBranch
-from masklab.model.masklab import build_model
-from masklab.ops.crop import Rois
+from masklab.model.build import build_model
+from masklab.model.mask_head import MaskLabHead
+from masklab.ops.rois import Rois
 from masklab.structures import ClassTable
 
 
 class PartCost(NamedTuple):
-    """``parameters``, and ``macs``: multiply-adds of convolutions and matrix products for one picture."""
+    """``parameters``, and ``macs``: multiply-adds of convolutions and matrix products for one image."""
 
     parameters: int
     macs: float
@@ -35,18 +35,18 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
     classes = ClassTable(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
     with torch.device("meta"):
         model = build_model(config, classes, load_pretrained=False).eval()
-        images = torch.empty(1, config.model.backbone.channels, *size)
-    backbone, head, branch = model.backbone, model.box_classifier, model.mask_branch
+        inputs = torch.empty(1, config.model.backbone.channels, *size)
+    backbone, head, branch = model.backbone, model.box_head, model.mask_head
     proposals, detections = model.rpn.proposals_test, head.max_detections
-    half = config.model.box.crop // 2
+    half = config.model.box.roi_size // 2
     with torch.no_grad():
-        features: Features = backbone(images)
+        features: Features = backbone(inputs)
         conv5 = branch.conv5(features.conv4)
         crops = torch.empty(proposals, features.conv4.shape[1], half, half, device="meta")
         pooled = torch.empty(proposals, head.classes.in_features, device="meta")
         parts: dict[str, list[tuple[nn.Module, Tensor]]] = {
             "conv1-conv3": [
-                (backbone.conv1, images),
+                (backbone.conv1, inputs),
                 (backbone.conv2, backbone.pool(features.conv1)),
                 (backbone.conv3, features.conv2),
             ],
@@ -54,19 +54,19 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
             "mask conv5": [(branch.conv5, features.conv4)],
             "mask maps": [(layer, conv5) for layer in branch.map_layers()],
             "region proposal network": [(model.rpn, features.conv4)],
-            "box classifier conv5": [(head.conv5, crops)],
-            "box classifier linear": [(head.classes, pooled), (head.codes, pooled)],
+            "box head conv5": [(head.conv5, crops)],
+            "box head linear": [(head.classes, pooled), (head.deltas, pooled)],
         }
         if head.offsets is not None:
             parts["deformable crop offsets"] = [(head.offsets, crops.flatten(1))]
         costs = {name: _cost(modules) for name, modules in parts.items()}
-        pictures = torch.zeros(detections, dtype=torch.long, device="meta")
-        rois, maps = Rois(torch.empty(detections, 4, device="meta"), pictures), branch(features.conv4)
+        images = torch.zeros(detections, dtype=torch.long, device="meta")
+        rois, maps = Rois(torch.empty(detections, 4, device="meta"), images), branch(features.conv4)
         with FlopCounterMode(display=False) as counter:
-            coarse = branch.coarse_masks(maps, rois, pictures)
+            coarse = branch.coarse_masks(maps, rois, images)
         own = _parameters(branch) - sum(costs[name].parameters for name in ("mask conv5", "mask maps"))
         # a 1 x 1 convolution that is written as a weighted sum: one multiply-add a sample and logit
-        summed = branch.coarse.weight.numel() * coarse.numel() if isinstance(branch, MaskBranch) else 0
+        summed = branch.coarse.weight.numel() * coarse.numel() if isinstance(branch, MaskLabHead) else 0
         costs["coarse masks"] = PartCost(own, counter.get_total_flops() / 2 + summed)
         if model.refinement is not None:
             with FlopCounterMode(display=False) as counter:
@@ -77,7 +77,7 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
 
 
 def print_cost(costs: dict[str, PartCost], title: str) -> None:
-    """Print the table of `model_cost` under a ``title``, which should say what picture and how many classes."""
+    """Print the table of `model_cost` under a ``title``, which should say what image and how many classes."""
     table = Table("part", "parameters (M)", "multiply-adds (G)", "share", title=title)
     total = costs["total"].macs
     for name, cost in costs.items():

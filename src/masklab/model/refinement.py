@@ -1,6 +1,6 @@
 """Refinement of the coarse mask by features of lower layers (paper, section 3, Fig. 4; section 4.2, Table 4).
 
-Both kinds make ``maps`` once a picture and then work box by box.  R boxes, P samples a side.
+Both kinds make ``maps`` once an image and then work box by box.  R boxes, P samples a side.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklab.model.backbone import Features
-from masklab.ops.crop import Rois, crop_and_resize
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.rois import Rois
 
-FILTERS = 16  # that a box works with, of those made once a picture
-RATES = (1, 2, 4, 8, 1)
+FILTERS = 16  # that a box works with, of those made once an image
+DILATIONS = (1, 2, 4, 8, 1)
 
 
 class Refinement(nn.Module):
@@ -42,9 +43,9 @@ class Refinement(nn.Module):
 
 
 class SharedRefinement(nn.Module):
-    """Not the paper's: the wide part of the work is done once a picture, and each box only works on a few channels.
+    """Not the paper's: the wide part of the work is done once an image, and each box only works on a few channels.
 
-    Once a picture, each level becomes ``channels`` maps by a 1 x 1 convolution; they are summed on the finest
+    Once an image, each level becomes ``channels`` maps by a 1 x 1 convolution; they are summed on the finest
     level's grid, and a 3 x 3 convolution makes 16 of the sum.  For a box, five 3 x 3
     convolutions of 16 filters run over the crop of these maps and the coarse logit.  Their rates 1, 2, 4,
     8, 1 let every sample see most of the box.  What they give is added to the coarse logit, so that
@@ -58,14 +59,15 @@ class SharedRefinement(nn.Module):
         self.reduce = nn.ModuleList(nn.Conv2d(level_channels[level], channels, 1) for level in self.levels)
         self.mix = nn.Conv2d(channels, few, 3, padding=1)
         self.convs = nn.ModuleList(
-            nn.Conv2d(few + (i == 0), few, 3, padding=rate, dilation=rate) for i, rate in enumerate(RATES)
+            nn.Conv2d(few + (i == 0), few, 3, padding=dilation, dilation=dilation)
+            for i, dilation in enumerate(DILATIONS)
         )
         self.predict = nn.Conv2d(few, 1, 1)
         _initialise([*self.reduce, self.mix, *self.convs, self.predict])
         nn.init.normal_(self.predict.weight, std=0.01)
 
     def maps(self, features: Features) -> list[Tensor]:
-        """The one map that all boxes of a picture share, (N, 16, H, W) on the finest level's grid."""
+        """The one map that all boxes of an image share, (N, 16, H, W) on the finest level's grid."""
         total, *others = (
             layer(getattr(features, level)) for layer, level in zip(self.reduce, self.levels, strict=True)
         )

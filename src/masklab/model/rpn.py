@@ -1,6 +1,6 @@
 """Region proposal network: anchors, head and proposals (paper, section 4.1; its references [62] and [35]).
 
-N pictures, A anchors a cell, H x W cells, L = H * W * A anchors, R proposals.
+N images, A anchors a cell, H x W cells, L = H * W * A anchors, R proposals.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklab.config import RPNConfig, settled
-from masklab.ops.boxes import best_apart, clip, decode, inside
-from masklab.ops.crop import CoordMode
+from masklab.config.fields import resolved
+from masklab.config.model import RPNConfig
+from masklab.ops.boxes import clip, decode, inside
+from masklab.ops.nms import nms_top_k
+from masklab.utils.types import CoordMode
 
 
 class RPNOutput(NamedTuple):
-    """``objectness`` logits (N, L, 2), background first; box ``codes`` (N, L, 4); ``anchors`` (L, 4) in pixels."""
+    """``objectness`` logits (N, L, 2), background first; box ``deltas`` (N, L, 4); ``anchors`` (L, 4) in pixels."""
 
     objectness: Tensor
-    codes: Tensor
+    deltas: Tensor
     anchors: Tensor
 
 
 class Proposals(NamedTuple):
-    """``boxes`` (N, R, 4) in pixels, best first, and ``real`` (N,): how many of the rows are real."""
+    """``boxes`` (N, R, 4) in pixels, best first, and ``num_valid`` (N,): how many of the rows are real."""
 
     boxes: Tensor
-    real: Tensor
+    num_valid: Tensor
 
 
 class RPN(nn.Module):
@@ -40,21 +42,21 @@ class RPN(nn.Module):
         self.config, self.stride = config, stride
         # the centre of cell i is pixel i * stride, whose middle lies half a pixel further
         self.offset = 0.5 if coord_mode == "exact" else 0.0
-        self.anchor_sizes = settled(config.anchor_sizes, "model.rpn.anchor_sizes")
-        self.proposals_test = settled(config.proposals_test, "model.rpn.proposals_test")
+        self.anchor_sizes = resolved(config.anchor_sizes, "model.rpn.anchor_sizes")
+        self.proposals_test = resolved(config.proposals_test, "model.rpn.proposals_test")
         self.anchors_per_cell = len(self.anchor_sizes) * len(config.anchor_ratios)
-        self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=config.rate, dilation=config.rate)
+        self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=config.dilation, dilation=config.dilation)
         self.objectness = nn.Conv2d(config.channels, 2 * self.anchors_per_cell, 1)
-        self.codes = nn.Conv2d(config.channels, 4 * self.anchors_per_cell, 1)
-        for layer in (self.conv, self.objectness, self.codes):
+        self.deltas = nn.Conv2d(config.channels, 4 * self.anchors_per_cell, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
             nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, conv4: Tensor) -> RPNOutput:
         hidden = F.relu6(self.conv(conv4))
         objectness = self.objectness(hidden).float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 2))
-        codes = self.codes(hidden).float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
-        return RPNOutput(objectness, codes, self.anchors(conv4.shape[-2], conv4.shape[-1], conv4.device))
+        deltas = self.deltas(hidden).float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        return RPNOutput(objectness, deltas, self.anchors(conv4.shape[-2], conv4.shape[-1], conv4.device))
 
     def anchors(self, height: int, width: int, device: torch.device) -> Tensor:
         """Anchors (height * width * A, 4), row by row, cell by cell, ratios within sizes."""
@@ -70,7 +72,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
-        """The best boxes of each picture after non-maximum suppression, clipped to its ``sizes`` (N, 2).
+        """The best boxes of each image after non-maximum suppression, clipped to its ``sizes`` (N, 2).
 
         With ``drop_crossing_anchors``, anchors across the border propose nothing in training and are clipped
         before they are decoded at test, as in the paper's reference [35].
@@ -82,14 +84,14 @@ class RPN(nn.Module):
         if config.drop_crossing_anchors and self.training:
             scores = scores.masked_fill(~inside(output.anchors, sizes[:, None, :]), -math.inf)
         scores, order = scores.topk(min(before, scores.shape[1]), dim=1)
-        codes = output.codes.gather(1, order[..., None].expand(-1, -1, 4))
+        deltas = output.deltas.gather(1, order[..., None].expand(-1, -1, 4))
         anchors = output.anchors[order]
         if config.drop_crossing_anchors and not self.training:
             anchors = clip(anchors, sizes[:, None, :])
-        boxes = clip(decode(codes, anchors), sizes[:, None, :])
+        boxes = clip(decode(deltas, anchors), sizes[:, None, :])
         found = []
         for box, score in zip(boxes, scores, strict=True):
             box, score = box[score > -math.inf], score[score > -math.inf]
-            found.append(box[best_apart(box, score, config.nms_iou, keep)])
+            found.append(box[nms_top_k(box, score, config.nms_iou, keep)])
         padded = torch.stack([F.pad(box, (0, 0, 0, keep - box.shape[0])) for box in found])
         return Proposals(padded, torch.tensor([box.shape[0] for box in found], device=padded.device))

@@ -8,14 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from masklab.config import BackboneConfig, ModelConfig
-from masklab.model.backbone import (
-    SEGMENTATION_FORMAT,
-    Backbone,
-    backbone_facts,
-    build_backbone,
-    trained_norm,
-)
+from masklab.config.model import BackboneConfig, ModelConfig
+from masklab.model.backbone import SEGMENTATION_FORMAT, Backbone, backbone_facts, build_backbone, trained_norm
 from masklab.model.tensors import write_tensors
 from masklab.structures import ClassTable
 
@@ -32,7 +26,7 @@ class SegmentationNetwork(nn.Module):
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K + 1, H / stride, W / stride), float32, of normalised pictures (N, C, H, W)."""
+        """Logits (N, K + 1, H / stride, W / stride), float32, of normalised images (N, C, H, W)."""
         logits: Tensor = self.logits(self.conv5(self.backbone(images).conv4))
         return logits.float()
 
@@ -47,7 +41,7 @@ def build_segmentation(config: ModelConfig, num_classes: int, load_pretrained: b
     changes = {"norm": trained_norm(config.backbone.norm), "segmentation_weights": None}
     trainable = config.backbone.model_copy(update=changes)
     backbone, make_conv5 = build_backbone(trainable, load_pretrained)
-    return SegmentationNetwork(backbone, make_conv5(config.mask.rates), make_conv5.channels, num_classes)
+    return SegmentationNetwork(backbone, make_conv5(config.mask.dilations), make_conv5.channels, num_classes)
 
 
 def save_segmentation(

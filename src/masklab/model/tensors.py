@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, float16
 
-from masklab.errors import InputError
-from masklab.files import whole
+from masklab.utils.errors import InputError
+from masklab.utils.files import atomic_write
 
 CHECKSUM = "sha256"
 BLOCK = 1 << 20
@@ -35,12 +35,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
     described["__metadata__"][CHECKSUM] = _checksum(described, [content[start:]])
     text = json.dumps(described).encode()
     text += b" " * (-len(text) % 8)
-    with whole(path) as beside, open(beside, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.writelines([len(text).to_bytes(8, "little"), text, content[start:]])
 
 
-def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header and the tensors of a file whose header has ``form`` as its ``format``; float16 comes as float32.
+def read_tensors(path: str | Path, forms: Sequence[str], verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header and the tensors of a file whose header has one of ``forms`` as its ``format``; float16 comes as float32.
 
     Raises `InputError` for a file that is missing, damaged, changed or of another kind; it names ``verb``, the
     command that writes the right one.  A file without a checksum is taken as it is.
@@ -48,7 +48,7 @@ def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str]
     try:
         with safe_open(path, framework="pt") as opened:
             header = opened.metadata() or {}
-            if header.get("format") != form:
+            if header.get("format") not in forms:
                 raise InputError(
                     f"{path} is a safetensors file but not masklab's of this kind: give a file that `masklab {verb}` wrote."
                 )
@@ -65,13 +65,13 @@ def read_tensors(path: str | Path, form: str, verb: str) -> tuple[dict[str, str]
         ) from None
 
 
-def header_value(header: Mapping[str, str], name: str, kind: type[T], path: str | Path) -> T:
+def header_value(header: Mapping[str, str], name: str, type_: type[T], path: str | Path) -> T:
     """A value that a header holds as JSON; `InputError` names the file where there is none of that kind."""
     try:
         value = json.loads(header[name])
     except (LookupError, ValueError, RecursionError):
         value = ...
-    if not isinstance(value, kind):
+    if not isinstance(value, type_):
         raise InputError(f"{path}: the {name} of its header cannot be read: take the file as it was written.")
     return value
 

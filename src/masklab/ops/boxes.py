@@ -6,10 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
-LARGEST_GROWTH = math.log(1000 / 16)
+MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -21,30 +20,30 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     centre, side = _centre_and_side(boxes)
     anchor_centre, anchor_side = _centre_and_side(anchors)
     shift = CENTRE_SCALE * (centre - anchor_centre) / anchor_side
-    growth = SIZE_SCALE * (side / anchor_side).log()
-    return torch.cat([shift, growth], dim=-1)
+    log_ratio = SIZE_SCALE * (side / anchor_side).log()
+    return torch.cat([shift, log_ratio], dim=-1)
 
 
-def decode(codes: Tensor, anchors: Tensor) -> Tensor:
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Inverse of `encode`; growth is limited to a factor of 62.5, so that no code overflows.
 
-    ``codes`` is ``(..., 4)`` and ``anchors`` broadcasts against it.
+    ``deltas`` is ``(..., 4)`` and ``anchors`` broadcasts against it.
     """
     anchor_centre, anchor_side = _centre_and_side(anchors)
-    centre = anchor_centre + codes[..., :2] / CENTRE_SCALE * anchor_side
-    side = anchor_side * (codes[..., 2:] / SIZE_SCALE).clamp(max=LARGEST_GROWTH).exp()
+    centre = anchor_centre + deltas[..., :2] / CENTRE_SCALE * anchor_side
+    side = anchor_side * (deltas[..., 2:] / SIZE_SCALE).clamp(max=MAX_LOG_RATIO).exp()
     return torch.cat([centre - side / 2, centre + side / 2], dim=-1)
 
 
 def clip(boxes: Tensor, size: Tensor) -> Tensor:
-    """Clip boxes ``(..., 4)`` to pictures of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
+    """Clip boxes ``(..., 4)`` to images of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
     height, width = size[..., 0], size[..., 1]
     limit = torch.stack([width, height, width, height], dim=-1).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def inside(boxes: Tensor, size: Tensor) -> Tensor:
-    """Which boxes ``(..., 4)`` do not cross the border of pictures of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
+    """Which boxes ``(..., 4)`` do not cross the border of images of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
     return (boxes == clip(boxes, size)).all(dim=-1)
 
 
@@ -71,37 +70,6 @@ def overlap_share(boxes: Tensor, regions: Tensor) -> Tensor:
     shared = (opposite - corner).clamp(min=0).prod(dim=-1)
     own = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1)
     return (shared / own.clamp(min=1e-6)[:, None]).amax(dim=1)
-
-
-def best_apart(boxes: Tensor, scores: Tensor, iou: float, count: int) -> Tensor:
-    """The first ``count`` rows that non-maximum suppression at ``iou`` leaves of boxes (R, 4), the best of them first.
-
-    ``scores`` (R,) must fall.  A box is only ever suppressed by better ones, so the rows beyond the last one wanted need
-    no look: it takes as many as may do, and more until they have.
-    """
-    kept, looked_at = torch.zeros(0, dtype=torch.long, device=boxes.device), 0
-    while len(kept) < count and looked_at < len(boxes):
-        more = torch.arange(looked_at, min(looked_at + 2 * count, len(boxes)), device=boxes.device)
-        rows = torch.cat([kept, more])
-        kept, looked_at = rows[nms(boxes[rows], scores[rows], iou)], looked_at + len(more)
-    return kept[:count]
-
-
-def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> Tensor:
-    """Scores (R,) after Soft-NMS (Bodla et al., ICCV 2017; not in the paper), in the order given.
-
-    From the best box on, each multiplies the scores of the boxes of its label that are left by ``exp(-IoU^2 / sigma)``:
-    ``boxes`` (R, 4), ``scores`` (R,), ``labels`` (R,).  It holds a matrix of R x R and works on the CPU.
-    """
-    factors = (-box_iou(boxes, boxes).square() / sigma).exp()
-    factors = torch.where(labels[:, None] == labels, factors, 1.0).clamp(min=torch.finfo(factors.dtype).tiny).cpu()
-    left, result = scores.cpu().clone(), torch.empty(len(scores), dtype=scores.dtype)
-    for _ in range(len(scores)):
-        best = left.argmax()
-        result[best] = left[best]
-        left *= factors[best]
-        left[best] = -torch.inf
-    return result.to(scores.device)
 
 
 def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,13 +13,13 @@ ROUNDING = 1e-6  # multiples of 45 degrees must fall on one side of their bounda
 
 
 def direction_table(
-    crop: int,
+    mask_size: int,
     directions: int = 8,
     bins: int = 1,
     metric: DistanceMetric = "linf",
     start_degrees: float = 0.0,
 ) -> Tensor:
-    """Channel that each sample of a ``crop x crop`` grid reads: int64 ``(crop, crop)``.
+    """Channel that each sample of a ``mask_size x mask_size`` grid reads: int64 ``(mask_size, mask_size)``.
 
     A sample belongs to the direction ``k`` in which it sees the box's centre, counted counter-clockwise
     from ``start_degrees`` (0 is to the right), and to the distance bin ``b`` it lies in; its channel is
@@ -27,9 +27,9 @@ def direction_table(
     the centre to the border (``linf``: squares), to the middle of a side (``l2_side``) or to a corner
     (``l2_corner``).  The centre itself reads channel 0.
     """
-    half = (crop - 1) / 2
-    position = (torch.arange(crop, dtype=torch.float64) - half) / half
-    u, v = position[None, :].expand(crop, crop), -position[:, None].expand(crop, crop)
+    half = (mask_size - 1) / 2
+    position = (torch.arange(mask_size, dtype=torch.float64) - half) / half
+    u, v = position[None, :].expand(mask_size, mask_size), -position[:, None].expand(mask_size, mask_size)
     degrees = torch.rad2deg(torch.atan2(-v, -u))
     sector = torch.floor(torch.remainder(degrees - start_degrees + ROUNDING, 360.0) / (360.0 / directions))
     distance = _distance(u, v, metric)

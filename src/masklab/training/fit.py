@@ -15,26 +15,28 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from masklab.config import Config
-from masklab.data.coco import CocoSplit, Picture
-from masklab.data.formats import open_split
-from masklab.data.loader import SplitPictures, train_loader
-from masklab.data.statistics import resolve_auto
-from masklab.errors import InputError
-from masklab.evaluation import overlaps, tune_score_threshold
-from masklab.hardware import check_precision, default_device
+from masklab.config.schema import Config
+from masklab.datasets.coco import CocoSplit, ImageRecord
+from masklab.datasets.open import open_split
+from masklab.evaluation.matching import overlaps, tune_score_threshold
 from masklab.model.backbone import check_network
-from masklab.model.masklab import MaskLab, build_model
-from masklab.progress import track
-from masklab.training.checkpoints import CHECKPOINT, Start, WeightsSaver, open_run
+from masklab.model.build import build_model
+from masklab.model.masklab import MaskLab
+from masklab.training.auto import resolve_auto
+from masklab.training.data.loader import ValidationImages, train_loader
+from masklab.training.distributed import Processes, Together, launched, launcher
 from masklab.training.log import ProgressBar, ProgressLines, RunLog
-from masklab.training.memory import settle_batch_size
-from masklab.training.module import OptimisedModule, TrainingModule
-from masklab.training.processes import Processes, Together, launched, launcher
+from masklab.training.memory import resolve_batch_size
+from masklab.training.module import BaseModule, TrainingModule
 from masklab.training.record import write_record
-from masklab.weights import load_model, load_start, read_notes, save_model, take_over
+from masklab.training.resume import CHECKPOINT, Start, WeightsSaver, open_run
+from masklab.utils.device import check_precision, default_device
+from masklab.utils.errors import InputError
+from masklab.utils.progress import track
+from masklab.weights.checkpoint import load_model, read_notes, save_model
+from masklab.weights.transfer import load_matching, load_start
 
-TUNING_PICTURES = 30
+TUNING_IMAGES = 30
 
 
 def train(
@@ -42,15 +44,15 @@ def train(
 ) -> MaskLab:
     """Train a model and return the best one.
 
-    ``data`` is a folder of any format that `masklab.data.formats.open_split` finds, with the splits ``train`` and,
+    ``data`` is a folder of any format that `masklab.datasets.open.open_split` finds, with the splits ``train`` and,
     to choose the best weights by, ``val``, which is drawn where there is none; the run is written to the folder
-    ``output``: ``best.safetensors`` and ``last.safetensors`` (see `masklab.weights`), ``metrics.csv``,
+    ``output``: ``best.safetensors`` and ``last.safetensors`` (see `masklab.weights.checkpoint`), ``metrics.csv``,
     TensorBoard's events, and what `masklab.training.record.write_record` keeps.  Both default to the
     configuration's ``data`` and ``output``.  Fields that are "auto" are settled from the training split and
     stored settled.  At the end the score threshold of the best
-    weights is tuned on training pictures and stored with them.  ``resume`` continues the run in
+    weights is tuned on training images and stored with them.  ``resume`` continues the run in
     ``output`` from its last checkpoint as if it had never stopped.  A new run begins with the weights that
-    ``config.train.start_from`` names, as far as they fit (see `masklab.weights.take_over`), and prints what does not.
+    ``config.train.start_from`` names, as far as they fit (see `masklab.weights.transfer.load_matching`), and prints what does not.
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
@@ -66,12 +68,12 @@ def train(
         print(train_split.summary())
     config = resolve_auto(config, train_split)
     other = load_start(config) if start.checkpoint is None else None
-    config = settle_batch_size(config, train_split, run, start, processes)
+    config = resolve_batch_size(config, train_split, run, start, processes)
     torch.manual_seed(config.train.seed)
     model = build_model(config, train_split.categories, load_pretrained)
     model = model.to(memory_format=torch.channels_last)
     if other is not None:
-        kept = take_over(model, other)
+        kept = load_matching(model, other)
         if processes.first:
             but = f" but {', '.join(kept)}" if kept else ""
             print(f"train.start_from {config.train.start_from}: all layers are taken over{but}")
@@ -83,7 +85,7 @@ def train(
 
 
 def fit(
-    module: OptimisedModule,
+    module: BaseModule,
     config: Config,
     saver: WeightsSaver,
     batches: DataLoader[Any],
@@ -93,13 +95,13 @@ def fit(
 ) -> None:
     """Run ``batches`` through a module as ``config.train`` says, in the run folder of ``saver``.
 
-    It is validated on the pictures of ``splits["val"]``, one at a time, each by one of the ``processes``.
+    It is validated on the images of ``splits["val"]``, one at a time, each by one of the ``processes``.
 
     Raises `InputError` for settings that the machine cannot have, and `KeyboardInterrupt` when it is told to stop.
     """
     run, settings, val = saver.run, config.train, splits["val"]
     if not len(val):
-        raise InputError(f"{val.json_path} has no pictures to choose the best weights by: add some, or leave val out.")
+        raise InputError(f"{val.json_path} has no images to choose the best weights by: add some, or leave val out.")
     device = default_device().type
     check_precision(settings.precision, device, "train.precision")
     if processes.first:
@@ -134,14 +136,14 @@ def fit(
     )
     if (trainer.global_rank, trainer.world_size) != processes.share:
         raise InputError("this launcher's processes are not understood: start them with torchrun.")
-    chosen = range(min(len(val), settings.validate_pictures or len(val)))[processes.rank :: processes.total]
+    chosen = range(min(len(val), settings.validate_images or len(val)))[processes.rank :: processes.total]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch, and on this folder and machine
         try:
             trainer.fit(
                 module,
                 batches,
-                DataLoader(SplitPictures(val, config.model.backbone.channels), sampler=chosen, batch_size=None),
+                DataLoader(ValidationImages(val, config.model.backbone.channels), sampler=chosen, batch_size=None),
                 ckpt_path=start.checkpoint,
                 weights_only=True,
             )
@@ -152,7 +154,7 @@ def fit(
 
 
 class ScaledGradients(MixedPrecision):
-    """Gradients scaled for fp16; where it is computed in is `masklab.hardware.autocast`'s to say."""
+    """Gradients scaled for fp16; where it is computed in is `masklab.utils.device.autocast`'s to say."""
 
     def autocast_context_manager(self) -> torch.autocast:
         return torch.autocast(self.device, enabled=False)
@@ -161,20 +163,18 @@ class ScaledGradients(MixedPrecision):
 def _tune(run: Path, split: CocoSplit) -> MaskLab:
     """Tune the score threshold of the best weights."""
     model = load_model(run)
-    model.score_threshold = tuned_threshold(
-        lambda picture: model.predict(picture.path).to_coco(picture.image_id), split
-    )
+    model.score_threshold = tune_threshold(lambda image: model.predict(image.path).to_coco(image.image_id), split)
     save_model(model, run / "best.safetensors", read_notes(run))
     return model
 
 
-def tuned_threshold(find: Callable[[Picture], list[dict[str, Any]]], split: CocoSplit) -> float:
-    """The best score threshold on training pictures, spread over the split; ``find`` gives the COCO results of one."""
-    chosen = split.spread(TUNING_PICTURES)
+def tune_threshold(find: Callable[[ImageRecord], list[dict[str, Any]]], split: CocoSplit) -> float:
+    """The best score threshold on training images, spread over the split; ``find`` gives the COCO results of one."""
+    chosen = split.evenly_spaced(TUNING_IMAGES)
     results: list[dict[str, Any]] = []
-    for picture in track(chosen, "tuning the score threshold"):
-        results += find(picture)
-    return tune_score_threshold(overlaps(split.truth, results, [picture.image_id for picture in chosen]))
+    for image in track(chosen, "tuning the score threshold"):
+        results += find(image)
+    return tune_score_threshold(overlaps(split.truth, results, [image.image_id for image in chosen]))
 
 
 def required(folder: str | Path | None, option: str) -> Path:

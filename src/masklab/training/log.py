@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch.utils.tensorboard import SummaryWriter
 
-from masklab.errors import InputError
-from masklab.files import whole
+from masklab.utils.errors import InputError
+from masklab.utils.files import atomic_write
 
 LOG = "metrics.csv"
 OF_VALIDATION = ("val/", "IoU/")
@@ -76,7 +76,7 @@ class RunLog(Callback):
         if not rows:
             (self.run / LOG).unlink(missing_ok=True)
             return
-        with whole(self.run / LOG) as beside, open(beside, "w", newline="") as file:
+        with atomic_write(self.run / LOG) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -18,17 +18,17 @@ def classification_loss(logits: Tensor, classes: Tensor, normaliser: Tensor | fl
     return (F.cross_entropy(logits, classes, reduction="none") / normaliser).sum()
 
 
-def box_loss(codes: Tensor, wanted: Tensor, normaliser: Tensor | float) -> Tensor:
+def box_loss(deltas: Tensor, wanted: Tensor, normaliser: Tensor | float) -> Tensor:
     """Huber loss of box codes (S, 4), delta 1, summed over codes and boxes, each divided by its ``normaliser``."""
-    return (F.huber_loss(codes, wanted, reduction="none", delta=1.0).sum(dim=1) / normaliser).sum()
+    return (F.huber_loss(deltas, wanted, reduction="none", delta=1.0).sum(dim=1) / normaliser).sum()
 
 
-def mask_loss(logits: Tensor, masks: Tensor, pictures: Tensor, picture_count: int) -> Tensor:
+def mask_loss(logits: Tensor, masks: Tensor, batch_index: Tensor, num_images: int) -> Tensor:
     """Sigmoid cross entropy of mask logits (M, P, P) against soft masks (M, P, P) in ``[0, 1]``.
 
-    The mean over a mask, then over the masks of a picture (``pictures`` (M,) says whose each is), then
-    over the ``picture_count`` pictures of the batch, those without masks included.
+    The mean over a mask, then over the masks of an image (``batch_index`` (M,) says whose each is), then
+    over the ``num_images`` images of the batch, those without masks included.
     """
     each = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=(1, 2))
-    share = torch.bincount(pictures, minlength=picture_count).clamp(min=1)[pictures]
-    return (each / share).sum() / picture_count
+    share = torch.bincount(batch_index, minlength=num_images).clamp(min=1)[batch_index]
+    return (each / share).sum() / num_images

@@ -1,4 +1,4 @@
-"""How many pictures a GPU has memory for: ``train.batch_size: auto``."""
+"""How many images a GPU has memory for: ``train.batch_size: auto``."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 
 import torch
 
-from masklab.config import Config, flatten, read_yaml
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import InstanceDataset, collate
-from masklab.errors import InputError
-from masklab.model.masklab import build_model
-from masklab.training.checkpoints import Start
+from masklab.config.nested import flatten
+from masklab.config.schema import Config
+from masklab.datasets.coco import CocoSplit
+from masklab.model.build import build_model
+from masklab.training.data.loader import InstanceDataset, collate
+from masklab.training.distributed import Processes
 from masklab.training.module import TrainingModule, build_optimizer
-from masklab.training.processes import Processes
 from masklab.training.record import refuse_other_settings
+from masklab.training.resume import Start
+from masklab.utils.errors import InputError
+from masklab.utils.files import read_yaml
 
-USED = 0.9  # of the memory at most: other pictures may be larger after augmentation, or have more objects
+USED = 0.9  # of the memory at most: other images may be larger after augmentation, or have more objects
 
 
-def settle_batch_size(config: Config, split: CocoSplit, run: Path, start: Start, processes: Processes) -> Config:
-    """The configuration with a number of pictures a step; where it is "auto", the largest power of two that fits.
+def resolve_batch_size(config: Config, split: CocoSplit, run: Path, start: Start, processes: Processes) -> Config:
+    """The configuration with a number of images a step; where it is "auto", the largest power of two that fits.
 
     It is found by doubling; a resumed ``run`` keeps the one it began with.  Raises `InputError` where there is no
     single GPU to measure.
@@ -43,7 +45,7 @@ def settle_batch_size(config: Config, split: CocoSplit, run: Path, start: Start,
 
 
 def fits(config: Config, split: CocoSplit) -> bool:
-    """Whether two training steps on the largest pictures leave some of the GPU's memory free."""
+    """Whether two training steps on the largest images leave some of the GPU's memory free."""
     torch.cuda.reset_peak_memory_stats()
     try:
         try_steps(config, split, "cuda")
@@ -58,9 +60,7 @@ def fits(config: Config, split: CocoSplit) -> bool:
 def try_steps(config: Config, split: CocoSplit, device: str) -> None:
     """Two training steps of a new model: the first makes the optimiser's state, the second has it."""
     size: Any = config.train.batch_size
-    largest = sorted(
-        range(len(split)), key=lambda index: -split.pictures[index].size[0] * split.pictures[index].size[1]
-    )
+    largest = sorted(range(len(split)), key=lambda index: -split.images[index].size[0] * split.images[index].size[1])
     dataset, model = InstanceDataset(split, config), config.model
     samples = [dataset[index] for index in largest[:size]]
     batch = collate(samples, model.backbone.output_stride, model.coord_mode).to(device)

@@ -15,41 +15,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from masklab.config import TrainConfig
-from masklab.data.coco import CocoSplit
-from masklab.data.loader import SAMPLES
-from masklab.errors import BrokenLossError
-from masklab.evaluation import coco_metrics
-from masklab.hardware import autocast, memory_in_use
-from masklab.model.box_classifier import BoxClassifier
+from masklab.config.train import TrainConfig
+from masklab.datasets.coco import CocoSplit
+from masklab.evaluation.coco import coco_metrics
+from masklab.model.box_head import BoxHead
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
-from masklab.training.processes import average_gradients, averaged, gathered, spread
+from masklab.training.data.loader import SAMPLING
+from masklab.training.distributed import all_gather, all_reduce_mean, average_gradients, broadcast
 from masklab.training.step import TrainingStep
+from masklab.utils.device import autocast, memory_in_use
+from masklab.utils.errors import BrokenLossError
 
 AnyBatch = TypeVar("AnyBatch")
 
 
-class OptimisedModule(pl.LightningModule):
+class BaseModule(pl.LightningModule):
     """What every training here has in common: how a batch becomes a step of the optimiser.
 
     ``settings`` are the configuration's ``train``.  A subclass says which network is ``trained`` and what
-    the ``losses`` of some pictures are.
+    the ``losses`` of some images are.
     """
 
     def __init__(self, network: nn.Module, settings: TrainConfig) -> None:
         super().__init__()
         self.settings = settings
         self.automatic_optimization = False  # the parts of a batch go backward on their own
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than pictures to validate on
-        self.average = None if settings.ema is None else Average(network, settings.ema)
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than images to validate on
+        self.average = None if settings.ema is None else ExponentialMovingAverage(network, settings.ema)
         self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16" and torch.cuda.is_available())
 
     def trained(self) -> nn.Module:
         raise NotImplementedError
 
     def losses(self, batch: Any, first: int) -> dict[str, Tensor]:
-        """The losses of pictures, the first of which is at position ``first`` of the training stream."""
+        """The losses of images, the first of which is at position ``first`` of the training stream."""
         raise NotImplementedError
 
     @property
@@ -68,7 +68,7 @@ class OptimisedModule(pl.LightningModule):
         schedule.step()
         if self.average is not None:
             self.average.update(self.trained(), self.global_step)
-        self.log_losses(averaged(losses), len(batch.image_ids))
+        self.log_losses(all_reduce_mean(losses), len(batch.image_ids))
         self.log("GiB", memory_in_use(self.device) / 2**30, prog_bar=True)
         self.log("learning_rate", schedule.get_last_lr()[0])
 
@@ -76,18 +76,18 @@ class OptimisedModule(pl.LightningModule):
         """Add the batch's gradients to the parameters, part by part, and return its losses.
 
         They are those of the whole batch at once, but for rounding and for batch norm, as every loss is a mean
-        over pictures and what is drawn for a picture depends on its place in the training stream alone.
+        over images and what is drawn for an image depends on its place in the training stream alone.
 
         Each part is cut again into `at_once` that go forward and backward at once, each in a thread of its own.
         """
-        pictures = len(batch.image_ids)
-        first = (self.global_step * self.processes + self.global_rank) * pictures
+        images = len(batch.image_ids)
+        first = (self.global_step * self.processes + self.global_rank) * images
         done: list[dict[str, Tensor]] = []
         for part in split_batch(batch, self.settings.accumulate):
             pieces = split_batch(part, self.at_once)
             sizes = [len(piece.image_ids) for piece in pieces]
             at = [first + before for before in accumulate(sizes, initial=0)]
-            shares = [size / pictures for size in sizes]
+            shares = [size / images for size in sizes]
             if len(pieces) == 1:
                 losses, total = self._part(part, first, shares[0])
                 total.backward()
@@ -109,7 +109,7 @@ class OptimisedModule(pl.LightningModule):
 
     def _gradients(self, part: Any, first: int, share: float) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
         losses, total = self._part(part, first, share)
-        return losses, torch.autograd.grad(total, learning(self.trained()), allow_unused=True)
+        return losses, torch.autograd.grad(total, trainable_parameters(self.trained()), allow_unused=True)
 
     @property
     def at_once(self) -> int:
@@ -124,20 +124,20 @@ class OptimisedModule(pl.LightningModule):
         """The threads that parts of a batch run in, each with one thread for its operations."""
         return ThreadPoolExecutor(self.settings.threads, initializer=torch.set_num_threads, initargs=(1,))
 
-    def log_losses(self, losses: dict[str, Tensor], pictures: int) -> None:
-        self.log("loss", torch.stack(list(losses.values())).sum(), prog_bar=True, batch_size=pictures)
+    def log_losses(self, losses: dict[str, Tensor], images: int) -> None:
+        self.log("loss", torch.stack(list(losses.values())).sum(), prog_bar=True, batch_size=images)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         clip_gradients(self.trained(), self.settings)  # here scaled gradients have their own size again
 
     def on_validation_start(self) -> None:
-        spread(self.buffers())  # each process has its own statistics of a trained batch norm
+        broadcast(self.buffers())  # each process has its own statistics of a trained batch norm
 
     def configure_optimizers(self) -> Any:
         return optimizer_and_schedule(self.trained(), self.settings)
 
 
-class Average(nn.Module):
+class ExponentialMovingAverage(nn.Module):
     """A running average of a network's weights: ``decay`` of the old and the rest of the new at each step.
 
     The decay rises to its value over the first steps, so that the weights it began with are soon forgotten.
@@ -158,7 +158,7 @@ class Average(nn.Module):
                 mean.copy_(value)
 
 
-class TrainingModule(OptimisedModule):
+class TrainingModule(BaseModule):
     """Runs `TrainingStep` and validates by COCO AP on ``val``."""
 
     def __init__(self, model: MaskLab, val: CocoSplit | None) -> None:
@@ -174,11 +174,11 @@ class TrainingModule(OptimisedModule):
         batch.images = batch.images.contiguous(memory_format=torch.channels_last)
         # samples are a function of seed and position, so that a resumed run draws the same ones
         seed = self.settings.seed
-        return self.step(batch, [sampler(seed, first + i) for i in range(len(batch.targets))])
+        return self.step(batch, [sample_generator(seed, first + i) for i in range(len(batch.targets))])
 
     @property
     def at_once(self) -> int:
-        """On a CPU, operations on maps of a few dozen cells gain little from several threads, so pictures have one each.
+        """On a CPU, operations on maps of a few dozen cells gain little from several threads, so images have one each.
 
         Not with a trained batch norm: its running averages would depend on which thread comes first.
         """
@@ -186,42 +186,46 @@ class TrainingModule(OptimisedModule):
             return 1
         return self.settings.threads if self.device.type == "cpu" and self.processes == 1 else 1
 
-    def log_losses(self, losses: dict[str, Tensor], pictures: int) -> None:
-        super().log_losses(losses, pictures)
+    def log_losses(self, losses: dict[str, Tensor], images: int) -> None:
+        super().log_losses(losses, images)
         masks = torch.stack([loss for name, loss in losses.items() if name.startswith("mask")]).sum()
         boxes = torch.stack([loss for name, loss in losses.items() if not name.startswith("mask")]).sum()
-        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=pictures)
-        self.log("mask", masks, prog_bar=True, batch_size=pictures)
-        self.log("box", boxes, prog_bar=True, batch_size=pictures)
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=images)
+        self.log("mask", masks, prog_bar=True, batch_size=images)
+        self.log("box", boxes, prog_bar=True, batch_size=images)
 
     def validation_step(self, batch: tuple[Tensor, int], number: int) -> None:
         assert self.val is not None
-        picture, index = batch
-        self.results.append((index, self.evaluated.predict(picture).to_coco(self.val.pictures[index].image_id)))
+        image, index = batch
+        self.results.append((index, self.evaluated.predict(image).to_coco(self.val.images[index].image_id)))
 
     def on_validation_epoch_end(self) -> None:
         assert self.val is not None
-        cap = self.trained().box_classifier.max_detections
-        found = dict(sorted(gathered(self.results)))
-        scored = [self.val.pictures[index].image_id for index in found]
-        metrics = coco_metrics(self.val.truth, [entry for each in found.values() for entry in each], cap, scored)
+        max_detections = self.trained().box_head.max_detections
+        found = dict(sorted(all_gather(self.results)))
+        scored = [self.val.images[index].image_id for index in found]
+        metrics = coco_metrics(
+            self.val.truth, [entry for each in found.values() for entry in each], max_detections, scored
+        )
         self.results = []
-        for kind in ("mask", "box"):
+        for target in ("mask", "box"):
             for name in ("AP", "AP50", "AP75"):
-                value = metrics[kind][name]
+                value = metrics[target][name]
                 self.log(
-                    f"val/{kind}_{name}", math.nan if value is None else value, prog_bar=(kind, name) == ("mask", "AP")
+                    f"val/{target}_{name}",
+                    math.nan if value is None else value,
+                    prog_bar=(target, name) == ("mask", "AP"),
                 )
 
 
-def learning(network: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def add_gradients(network: nn.Module, gradients: Sequence[Tensor | None]) -> None:
     """Add to the gradients of the parameters that are trained."""
-    for parameter, gradient in zip(learning(network), gradients, strict=True):
+    for parameter, gradient in zip(trainable_parameters(network), gradients, strict=True):
         if gradient is None:
             continue
         if parameter.grad is not None:
@@ -232,26 +236,26 @@ def add_gradients(network: nn.Module, gradients: Sequence[Tensor | None]) -> Non
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def sampler(seed: int, position: int) -> torch.Generator:
-    """What draws the samples of the picture at a position of the training stream."""
-    state = np.random.SeedSequence([seed, SAMPLES, position]).generate_state(1, np.uint64)
+def sample_generator(seed: int, position: int) -> torch.Generator:
+    """What draws the samples of the image at a position of the training stream."""
+    state = np.random.SeedSequence([seed, SAMPLING, position]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 
 def split_batch(batch: AnyBatch, parts: int) -> list[AnyBatch]:
     """Cut a batch into at most ``parts`` of nearly equal size, in order."""
     fields = batch._asdict() if hasattr(batch, "_asdict") else vars(batch)
-    pictures = len(fields["image_ids"])
-    bounds = [round(pictures * i / parts) for i in range(parts + 1)]
+    images = len(fields["image_ids"])
+    bounds = [round(images * i / parts) for i in range(parts + 1)]
     return [type(batch)(**{name: values[a:b] for name, values in fields.items()}) for a, b in pairwise(bounds) if b > a]
 
 
 def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str]) -> None:
-    """Raise `BrokenLossError` with the step, the pictures and the losses that are NaN or infinite."""
+    """Raise `BrokenLossError` with the step, the images and the losses that are NaN or infinite."""
     if not torch.stack(list(losses.values())).isfinite().all():
         broken = ", ".join(f"{name} = {value.item()}" for name, value in losses.items() if not value.isfinite())
         raise BrokenLossError(
-            f"step {step}: {broken} on pictures {', '.join(map(str, image_ids))}; look at these pictures, "
+            f"step {step}: {broken} on images {', '.join(map(str, image_ids))}; look at these images, "
             "lower train.learning_rate or set train.precision=float32."
         )
 
@@ -259,18 +263,18 @@ def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters; those of one dimension (norms, biases) do not decay.
 
-    The layer that predicts a deformable crop's offsets learns at ``deformable_rate`` times the learning rate.
+    The layer that predicts a deformable crop's offsets learns at ``deformable_lr_factor`` times the learning rate.
     """
-    rates = {
-        parameter: head.config.deformable_rate
+    dilations = {
+        parameter: head.config.deformable_lr_factor
         for head in model.modules()
-        if isinstance(head, BoxClassifier) and head.offsets is not None
+        if isinstance(head, BoxHead) and head.offsets is not None
         for parameter in head.offsets.parameters()
     }
     groups = []
-    for rate in dict.fromkeys([1.0, *rates.values()]):
-        parameters = [p for p in model.parameters() if p.requires_grad and rates.get(p, 1.0) == rate]
-        lr = config.learning_rate * rate
+    for lr_factor in dict.fromkeys([1.0, *dilations.values()]):
+        parameters = [p for p in model.parameters() if p.requires_grad and dilations.get(p, 1.0) == lr_factor]
+        lr = config.learning_rate * lr_factor
         groups += [
             {"params": [p for p in parameters if p.dim() > 1], "lr": lr, "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "lr": lr, "weight_decay": 0.0},

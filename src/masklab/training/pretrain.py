@@ -1,6 +1,6 @@
 """Pretraining on semantic segmentation (paper, section 4.2 and Table 6, "Seg").
 
-N pictures, K classes, background the last of K + 1, H x W pixels.
+N images, K classes, background the last of K + 1, H x W pixels.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masklab.config import Config
-from masklab.data.coco import CocoSplit
-from masklab.data.formats import open_split
-from masklab.data.kind import resolve_pictures
-from masklab.data.loader import pad_pictures
-from masklab.data.semantic import IGNORED, MOST_CLASSES, SemanticBatch, paint, semantic_loader
-from masklab.errors import InputError
-from masklab.hardware import autocast
+from masklab.config.schema import Config
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.open import open_split
+from masklab.images.resize import network_image
 from masklab.model.backbone import SEGMENTATION_FORMAT
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation, save_segmentation
 from masklab.model.tensors import read_tensors
-from masklab.ops.crop import Rois, crop_and_resize
-from masklab.pictures import network_picture
-from masklab.training.checkpoints import WeightsSaver, open_run
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.rois import Rois
+from masklab.training.auto import resolve_image_fields
+from masklab.training.data.loader import pad_images
+from masklab.training.data.semantic import IGNORED, MOST_CLASSES, SemanticBatch, rasterize, semantic_loader
+from masklab.training.distributed import all_reduce_sum, launched
 from masklab.training.fit import fit, required
-from masklab.training.module import OptimisedModule
-from masklab.training.processes import added_up, launched
+from masklab.training.module import BaseModule
+from masklab.training.resume import WeightsSaver, open_run
+from masklab.utils.device import autocast
+from masklab.utils.errors import InputError
 
 CHECKPOINT = "pretrain.ckpt"
-VALUES_AT_ONCE = 1 << 24  # logits at the picture's own size that are held at a time
+VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held at a time
 
 
 def pretrain(
@@ -42,10 +43,10 @@ def pretrain(
     """Train a configuration's backbone and conv5 to name the class of each pixel; returns the best weights' file.
 
     ``data`` is a data set folder with the splits ``train`` and ``val``, whose objects are painted into maps of
-    classes (`masklab.data.semantic.paint`).  The run is written to the folder ``output`` as `masklab.training.fit.train`
+    classes (`masklab.training.data.semantic.paint`).  The run is written to the folder ``output`` as `masklab.training.fit.train`
     does; ``best.safetensors`` has the highest mean IoU on ``val`` and is what
-    ``model.backbone.segmentation_weights`` names.  The sections ``pictures`` and ``train`` of the configuration
-    apply as they stand; of ``model``, the backbone and ``mask.rates``.
+    ``model.backbone.segmentation_weights`` names.  The sections ``images`` and ``train`` of the configuration
+    apply as they stand; of ``model``, the backbone and ``mask.dilations``.
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
@@ -65,7 +66,7 @@ def pretrain(
     start = open_run(run, resume, processes.first, CHECKPOINT)
     if processes.first:
         print(train_split.summary())
-    config = resolve_pictures(config, train_split)
+    config = resolve_image_fields(config, train_split)
     torch.manual_seed(config.train.seed)
     network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
         memory_format=torch.channels_last
@@ -84,8 +85,8 @@ def pretrain(
     return best
 
 
-class PretrainModule(OptimisedModule):
-    """Trains a `SegmentationNetwork` and validates by IoU on ``val``, at each picture's own size.
+class PretrainModule(BaseModule):
+    """Trains a `SegmentationNetwork` and validates by IoU on ``val``, at each image's own size.
 
     The loss of a batch in parts, or of several processes, is the mean of theirs, whatever each knows of its pixels.
     """
@@ -104,17 +105,17 @@ class PretrainModule(OptimisedModule):
         return {"segmentation": pixel_loss(logits, batch.labels)}
 
     def validation_step(self, batch: tuple[Tensor, int], number: int) -> None:
-        picture, index = batch
+        image, index = batch
         classes = len(self.val.categories)
-        wanted = torch.from_numpy(paint(self.val.objects(index), classes)).to(self.device)
-        counts = confusion(label_map(self.evaluated, picture, self.config), wanted, classes + 1)
+        wanted = torch.from_numpy(rasterize(self.val.objects(index), classes)).to(self.device)
+        counts = confusion(label_map(self.evaluated, image, self.config), wanted, classes + 1)
         self.counts = counts if self.counts is None else self.counts + counts
 
     def on_validation_epoch_end(self) -> None:
         size = len(self.val.categories) + 1
         counts = torch.zeros(size, size, dtype=torch.long, device=self.device) if self.counts is None else self.counts
         self.counts = None
-        iou, accuracy = segmentation_scores(added_up(counts).cpu())
+        iou, accuracy = segmentation_scores(all_reduce_sum(counts).cpu())
         for name, value in zip((*self.val.categories.names, "background"), iou.tolist(), strict=True):
             self.class_iou[name] = None if math.isnan(value) else round(value, 4)
             self.log(f"IoU/{name}", value)
@@ -134,19 +135,19 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def label_map(network: SegmentationNetwork, picture: Tensor, config: Config) -> Tensor:
-    """The likeliest class (H, W) int64 of every pixel of a picture (C, H, W), at the picture's own size.
+def label_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Tensor:
+    """The likeliest class (H, W) int64 of every pixel of an image (C, H, W), at the image's own size.
 
     ``network`` is in evaluation mode.  Logits are sampled some rows at a time, so that memory does not grow
     with the number of classes.
     """
-    _, height, width = picture.shape
+    _, height, width = image.shape
     device = next(network.parameters()).device
-    image = network_picture(picture, config.pictures)
-    images, _ = pad_pictures([image], config.model.backbone.output_stride, "exact")
+    resized = network_image(image, config.image)
+    images, _ = pad_images([resized], config.model.backbone.output_stride, "exact")
     with autocast(device, config.train.precision):
         logits = network(images.to(device, memory_format=torch.channels_last))
-    scale = torch.tensor([image.shape[2] / width, image.shape[1] / height] * 2, device=device)
+    scale = torch.tensor([resized.shape[2] / width, resized.shape[1] / height] * 2, device=device)
     step = max(1, VALUES_AT_ONCE // (width * logits.shape[1]))
     strips = []
     for top in range(0, height, step):
@@ -174,7 +175,7 @@ def segmentation_scores(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _report(path: Path) -> None:
-    notes = json.loads(read_tensors(path, SEGMENTATION_FORMAT, "pretrain")[0]["notes"])
+    notes = json.loads(read_tensors(path, (SEGMENTATION_FORMAT,), "pretrain")[0]["notes"])
     for name, value in notes["IoU"].items():
         print(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
     figures = ", ".join(

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 import yaml
 
-from masklab.config import Config, flatten, read_yaml
-from masklab.data.coco import CocoSplit
-from masklab.data.formats import write_lists
-from masklab.errors import InputError
-from masklab.files import whole
-from masklab.versions import versions
+from masklab.config.migrate import migrate_config
+from masklab.config.nested import flatten
+from masklab.config.schema import Config
+from masklab.datasets.coco import CocoSplit
+from masklab.datasets.convert import write_lists
+from masklab.utils.errors import InputError
+from masklab.utils.files import atomic_write, read_yaml
+from masklab.utils.versions import versions
 
 RECORD = "run.json"
+RENAMED = {"pictures": "images", "pictures_sha256": "images_sha256"}  # facts of version 0.1, and as they are called now
 # fields that do not change what comes out
 FREE = (
     "data",
@@ -36,7 +39,7 @@ def write_record(
 
     ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `fingerprint`) and one entry of
     ``starts`` for each time the run was started or resumed: step, time, command, versions and device.
-    ``split.json`` lists the pictures of each split.
+    ``split.json`` lists the images of each split.
 
     Raises `InputError` if the run was started on other data or with other settings.
     """
@@ -45,9 +48,9 @@ def write_record(
     data = {name: fingerprint(split) for name, split in splits.items()}
     before = read_record(run) if step else {}
     for name, then in before.get("data", {}).items():
-        if name in data and any(then.get(key) != data[name][key] for key in ("annotations_sha256", "pictures_sha256")):
+        if name in data and any(then.get(key) != data[name][key] for key in ("annotations_sha256", "images_sha256")):
             raise InputError(
-                f"{data[name]['annotations']} or its pictures have changed since {run} was started: "
+                f"{data[name]['annotations']} or its images have changed since {run} was started: "
                 "bring them back to resume it, or give another --output."
             )
     starts = [
@@ -70,7 +73,10 @@ def refuse_other_settings(run: Path, config: Config) -> None:
     """Raise `InputError` if there is a run in the folder with other settings: what it has so far stands for those."""
     written = run / "config.yaml"
     before = read_yaml(written, written) if written.is_file() else {}
-    there, here = flatten(before) if isinstance(before, dict) else {}, flatten(config.model_dump(mode="json"))
+    there, here = (
+        flatten(migrate_config(before)) if isinstance(before, dict) else {},
+        flatten(config.model_dump(mode="json")),
+    )
     if written.is_file() and "train.batch_size" not in there:
         raise InputError(f"{written} is damaged: bring it back to go on, or give another --output.")
     for field, value in here.items():
@@ -93,20 +99,23 @@ def read_record(run: Path) -> dict[str, Any]:
         whole_record = False
     if not whole_record:
         raise InputError(f"{path} is damaged: bring it back to go on, or give another --output.")
-    return dict(record)
+    data = {
+        name: {RENAMED.get(key, key): value for key, value in facts.items()} for name, facts in record["data"].items()
+    }
+    return {**record, "data": data}
 
 
 def fingerprint(split: CocoSplit) -> dict[str, Any]:
-    """What a split was made of: SHA-256 of its annotations, and of the names and bytes in size of its pictures."""
-    pictures = hashlib.sha256()
-    for picture in split.pictures:
-        name = picture.path.relative_to(split.folder).as_posix()
-        pictures.update(f"{name} {picture.path.stat().st_size}\n".encode())
+    """What a split was made of: SHA-256 of its annotations, and of the names and bytes in size of its images."""
+    images = hashlib.sha256()
+    for image in split.images:
+        name = image.path.relative_to(split.folder).as_posix()
+        images.update(f"{name} {image.path.stat().st_size}\n".encode())
     return {
         "annotations": str(split.json_path),
         "annotations_sha256": _annotations(split),
-        "pictures": len(split),
-        "pictures_sha256": pictures.hexdigest(),
+        "images": len(split),
+        "images_sha256": images.hexdigest(),
     }
 
 
@@ -122,5 +131,5 @@ def _annotations(split: CocoSplit) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -13,8 +13,8 @@ from masklab.model.masklab import MaskLab
 from masklab.model.rpn import Proposals, RPNOutput
 from masklab.ops.boxes import box_iou, clip, decode, encode
 from masklab.structures import Batch
+from masklab.training.assign import Assignment, random_subset, sample_anchors, sample_proposals
 from masklab.training.losses import box_loss, classification_loss, mask_loss
-from masklab.training.targets import Sample, draw, sample_anchors, sample_proposals
 
 
 class TrainingStep(nn.Module):
@@ -31,7 +31,7 @@ class TrainingStep(nn.Module):
         the last only where the model refines.
 
         Each is a float32 scalar, finite and connected to its parameters whatever the batch holds, and the mean of
-        what it is on each picture alone.  ``generator`` (on the CPU), one for all or one a picture, draws the
+        what it is on each image alone.  ``generator`` (on the CPU), one for all or one an image, draws the
         samples; None draws them from the global state.
         """
         generator = generator or torch.default_generator
@@ -59,19 +59,19 @@ class TrainingStep(nn.Module):
         positive = matched >= 0
         objectness = classification_loss(output.objectness[owner, rows], positive.long(), normaliser)
         owner, rows, normaliser = owner[positive], rows[positive], normaliser[positive]
-        box = box_loss(output.codes[owner, rows], encode(wanted, output.anchors[rows]), normaliser)
+        box = box_loss(output.deltas[owner, rows], encode(wanted, output.anchors[rows]), normaliser)
         return {"rpn_objectness": config.objectness_weight * objectness, "rpn_box": config.box_weight * box}
 
     def _box_losses(
         self, features: Features, proposals: Proposals, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        config, head = self.model.config.model.box, self.model.box_classifier
+        config, head = self.model.config.model.box, self.model.box_head
         boxes, owners, classes, objects, normalisers = [], [], [], [], []
         for i, targets in enumerate(batch.targets):
-            candidates = proposals.boxes[i, : proposals.real[i]]
+            candidates = proposals.boxes[i, : proposals.num_valid[i]]
             if config.append_ground_truth:
                 candidates = torch.cat([candidates, targets.boxes])
-            sample: Sample = sample_proposals(candidates, targets, config, generators[i])
+            sample: Assignment = sample_proposals(candidates, targets, config, generators[i])
             box, positive = candidates[sample.rows], sample.objects >= 0
             label = torch.full_like(sample.rows, head.num_classes)
             label[positive] = targets.labels[sample.objects[positive]]
@@ -85,36 +85,39 @@ class TrainingStep(nn.Module):
         )
         output = head(features.conv4, self.model.rois(box, owner, batch.images))
         positive = (label < head.num_classes).nonzero().flatten()
-        codes = output.codes[positive, label[positive]]
-        if config.quality:
-            predicted = clip(decode(codes.detach(), box[positive]), batch.sizes[owner[positive]])
+        deltas = output.deltas[positive, label[positive]]
+        if config.iou_aware_score:
+            predicted = clip(decode(deltas.detach(), box[positive]), batch.sizes[owner[positive]])
             share = box_iou(predicted, wanted).diagonal()
             label = F.one_hot(label, head.num_classes + 1).float()
             label[positive] *= share[:, None]
             label[positive, -1] = 1 - share
         return {
             "box_class": config.class_weight * classification_loss(output.classes, label, normaliser),
-            "box": config.box_weight * box_loss(codes, encode(wanted, box[positive]), normaliser[positive]),
+            "box": config.box_weight * box_loss(deltas, encode(wanted, box[positive]), normaliser[positive]),
         }
 
     def _mask_losses(
         self, features: Features, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         """In annotated boxes (paper, section 4.1: directions are out of line in any other), or near them by ``box_jitter``."""
-        config, model, pictures = self.model.config.model.mask, self.model, len(batch.targets)
+        config, model, images = self.model.config.model.mask, self.model, len(batch.targets)
         boxes = torch.cat([t.mask_boxes for t in batch.targets])
         labels = torch.cat([t.labels[t.mask_rows] for t in batch.targets])
         masks = torch.cat([t.masks for t in batch.targets])
         owners = torch.cat([torch.full_like(t.mask_rows, i) for i, t in enumerate(batch.targets)])
-        coarse = model.mask_branch.coarse_masks(
-            model.mask_branch(features.conv4), model.rois(boxes, owners, batch.images), labels
+        coarse = model.mask_head.coarse_masks(
+            model.mask_head(features.conv4), model.rois(boxes, owners, batch.images), labels
         )
-        losses = {"mask_coarse": config.coarse_weight * mask_loss(coarse, masks, owners, pictures)}
+        losses = {"mask_coarse": config.coarse_weight * mask_loss(coarse, masks, owners, images)}
         if model.refinement is not None:
             some = torch.cat(
-                [draw((owners == i).nonzero().flatten(), config.train_refined, generators[i]) for i in range(pictures)]
+                [
+                    random_subset((owners == i).nonzero().flatten(), config.train_refined, generators[i])
+                    for i in range(images)
+                ]
             )
             rois = model.rois(boxes[some], owners[some], batch.images)
             refined = model.refinement(coarse[some], model.refinement.maps(features), rois)
-            losses["mask_refined"] = config.refined_weight * mask_loss(refined, masks[some], owners[some], pictures)
+            losses["mask_refined"] = config.refined_weight * mask_loss(refined, masks[some], owners[some], images)
         return losses

@@ -1,0 +1,150 @@
+"""Is the installation sound? Versions, devices, and each operation tried once.  Works where torch is missing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.table import Table
+
+from masklab.utils.errors import InputError
+from masklab.utils.versions import LIBRARIES
+
+KNOWN_BAD = {"lightning": ("2.6.2", "2.6.3")}
+
+
+def doctor() -> None:
+    """Print what is installed and what works; raises `InputError` with the first fault's cure when something does not."""
+    table = Table(title="masklab doctor", show_header=False)
+    faults: list[str] = []
+    table.add_row("Python", platform.python_version())
+    for name in LIBRARIES:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "missing"
+            faults.append(f"{name} is not installed: run `uv sync`")
+        if found in KNOWN_BAD.get(name, ()):
+            faults.append(f"{name} {found} is a known bad version: run `uv sync --upgrade-package {name}`")
+        table.add_row(name, found)
+    for name, check in CHECKS.items():
+        try:
+            table.add_row(name, check())
+        except Exception as error:
+            cause = _diagnose(error)
+            table.add_row(name, f"[red]fails[/red]: {cause}")
+            faults.append(cause)
+    Console().print(table)
+    if faults:
+        raise InputError(f"{faults[0]}.")
+
+
+def _diagnose(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "torchvision::" in text or ("torchvision" in text and "undefined symbol" in text):
+        return (
+            "torch and torchvision come from different indexes (a CPU-only build beside a CUDA build, say) and do not fit "
+            "together: install both from one index, as `uv sync` does"
+        )
+    return text or type(error).__name__
+
+
+def _devices() -> str:
+    import torch
+
+    from masklab.utils.device import has_bf16
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, bf16 {'yes' if has_bf16('cuda') else 'no'}"
+    return f"CPU, {torch.get_num_threads()} threads, bf16 instructions {'yes' if has_bf16() else 'no'}"
+
+
+def _suppression() -> str:
+    import torch
+    from torchvision.ops import nms
+
+    from masklab.utils.device import default_device
+
+    device = default_device()
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], device=device)
+    return _expect(nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5).tolist(), [0, 2])
+
+
+def _crop() -> str:
+    import torch
+
+    from masklab.ops.crop import crop_and_resize
+    from masklab.ops.crop_channels import crop_channels
+    from masklab.ops.rois import Rois
+    from masklab.utils.device import default_device
+
+    device = default_device()
+    features = (10 * torch.arange(4.0, device=device)[:, None] + torch.arange(5.0, device=device))[None, None]
+    images = torch.zeros(1, dtype=torch.long, device=device)
+    rois = Rois(torch.tensor([[0.125, 0.25, 0.625, 0.75]], device=device), images)
+    crop_channels(features, rois, (2, 2), torch.zeros(2, 2, dtype=torch.long, device=device))
+    return _expect(crop_and_resize(features, rois, (2, 2)).flatten().tolist(), [8.0, 10.0, 23.0, 25.0])
+
+
+def _run_lengths() -> str:
+    import numpy as np
+
+    from masklab.masks.encode import encode_windows
+    from masklab.masks.rle import rle_from_string, rle_to_strings
+
+    runs = encode_windows([np.ones((2, 3), bool)], [(1, 1, 4, 3)], (5, 6))
+    return _expect(rle_from_string(rle_to_strings(runs)[0]).tolist(), runs[0].tolist())
+
+
+def _training_step() -> str:
+    import torch
+
+    from masklab.utils.device import autocast, default_device
+
+    device = default_device()
+    layer, values = torch.nn.Conv2d(8, 8, 3, device=device), torch.randn(1, 8, 9, 9, device=device)
+    with autocast(device):
+        loss = layer(values).float().square().mean()
+    loss.backward()
+    return _expect(bool(layer.weight.grad.isfinite().all()), True)  # type: ignore[union-attr]
+
+
+def _evaluator() -> str:
+    from masklab.evaluation.coco import coco_metrics
+
+    square = {"size": [4, 4], "counts": [5, 2, 2, 2, 5]}
+    truth = {
+        "images": [{"id": 1, "width": 4, "height": 4}],
+        "categories": [{"id": 1, "name": "square"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": 4,
+                "bbox": [1, 1, 2, 2],
+                "segmentation": square,
+            }
+        ],
+    }
+    result = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5, "segmentation": square}
+    return _expect(round(coco_metrics(truth, [result], 100)["mask"]["AP"], 6), 1.0)
+
+
+def _expect(found: object, wanted: object) -> str:
+    if found != wanted:
+        raise RuntimeError(f"gave {found} where {wanted} is right")
+    return "works"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "devices": _devices,
+    "box suppression (torchvision)": _suppression,
+    "crop and resize": _crop,
+    "run lengths": _run_lengths,
+    "convolution, forward and backward": _training_step,
+    "COCO evaluation (hotcoco)": _evaluator,
+}

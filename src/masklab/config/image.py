@@ -1,0 +1,84 @@
+"""Configuration of how an image becomes the network's input, and of its augmentation."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field, model_validator
+
+from masklab.config.fields import Above0, Section
+
+
+class AugmentConfig(Section):
+    horizontal_flip: bool = True
+    """Mirror left and right with probability one half."""
+    vertical_flip: bool = False
+    """Mirror top and bottom with probability one half."""
+    quarter_turns: bool = False
+    """Turn by 0, 90, 180 or 270 degrees."""
+    min_sides: list[int] | None = None
+    """Shortest sides to draw from, each with a longest side of 1.5 times as much ("RS" in the paper); null takes min_side and max_side."""
+    scale_jitter: tuple[float, float] | None = None
+    """Further factor on the scale, drawn log-uniformly between these two."""
+    crop_size: int | None = Field(None, ge=16)
+    """Side of a random square crop in pixels of the network's input; null uses whole images."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """Factor on the brightness, drawn from 1 - b to 1 + b."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """Factor on the contrast, drawn from 1 - c to 1 + c."""
+    saturation: float = Field(0.0, ge=0, le=1)
+    """Factor on the saturation, drawn from 1 - s to 1 + s."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Turn of the hue, drawn from -h to h."""
+    invert: float = Field(0.0, ge=0, le=1)
+    """Probability of turning the image into its negative."""
+
+    @model_validator(mode="after")
+    def _scales(self) -> AugmentConfig:
+        if self.min_sides is not None and (not self.min_sides or min(self.min_sides) < 1):
+            raise ValueError("min_sides must list sides of at least 1 pixel: name some, or set it to null")
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter is {list(self.scale_jitter)} but must be two factors above 0, the smaller one first"
+            )
+        return self
+
+
+class ImageConfig(Section):
+    scale: float | None = Field(None, gt=0)
+    """Fixed factor from the image to the network's input; null uses min_side and max_side."""
+    min_side: int = Field(600, ge=1)
+    """Shortest side of the network's input."""
+    max_side: int = Field(1024, ge=1)
+    """Longest side of the network's input, which wins over min_side."""
+    value_range: tuple[float, float] | None = None
+    """Numbers in an image that become 0 and 1, such as [0, 4095]; null is the whole range of 8 or 16 bits, and 0 to 1 of floats, unless percentiles are set."""
+    percentiles: tuple[float, float] | None = None
+    """Percentiles of each channel of each image that become 0 and 1, such as [0.1, 99.9], in place of value_range; training sets these two where images of more than 8 bits are given neither."""
+    mean: list[float] = Field([0.485, 0.456, 0.406])
+    """Mean of each channel, of images scaled to 0..1."""
+    std: list[Above0] = Field([0.229, 0.224, 0.225])
+    """Standard deviation of each channel, of images scaled to 0..1."""
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImageConfig:
+        if self.min_side > self.max_side:
+            raise ValueError(
+                f"min_side is {self.min_side} but must not be above max_side, {self.max_side}: change one of them"
+            )
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel in both")
+        if self.value_range is not None and self.percentiles is not None:
+            raise ValueError("value_range and percentiles are both set: set one of them to null")
+        if self.value_range is not None and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:
+            raise ValueError(f"value_range is {list(self.value_range)} but must be two numbers, the smaller one first")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(
+                f"percentiles is {list(self.percentiles)} but must be two from 0 to 100, the smaller one first"
+            )
+        if self.scale is not None and self.augment.min_sides is not None:
+            raise ValueError(
+                f"scale is {self.scale} but augment.min_sides draws the scale in training: set one of them to null"
+            )
+        return self

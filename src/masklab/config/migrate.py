@@ -1,0 +1,36 @@
+"""Configurations of earlier versions, read as the present one: fields that have been renamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "pictures": "image",
+    "image.augment.crop": "image.augment.crop_size",
+    "model.rpn.rate": "model.rpn.dilation",
+    "model.box.crop": "model.box.roi_size",
+    "model.box.rates": "model.box.dilations",
+    "model.box.deformable_rate": "model.box.deformable_lr_factor",
+    "model.box.quality": "model.box.iou_aware_score",
+    "model.mask.crop": "model.mask.mask_size",
+    "model.mask.rates": "model.mask.dilations",
+    "train.validate_pictures": "train.validate_images",
+}
+"""The present name of each field that had another one in version 0.1, sections before what is in them."""
+
+
+def migrate_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested fields with the present names; what has both names, or is no mapping, is left for `validate` to refuse."""
+    for old, new in RENAMED.items():
+        values = _rename(values, old.split("."), new.rpartition(".")[2])
+    return values
+
+
+def _rename(values: dict[str, Any], path: list[str], name: str) -> dict[str, Any]:
+    first, *rest = path
+    if first not in values:
+        return values
+    if not rest:
+        return values if name in values else {name if key == first else key: v for key, v in values.items()}
+    inner = values[first]
+    return values | {first: _rename(inner, rest, name)} if isinstance(inner, dict) else values

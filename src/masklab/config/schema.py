@@ -1,0 +1,65 @@
+"""The configuration: every number of the model, the data and the training has its one home here.
+
+The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is silent, the choice that
+``docs/paper.md`` explains.  A recipe is a YAML file with the few fields that differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from masklab.config.fields import Section
+from masklab.config.image import ImageConfig
+from masklab.config.model import ModelConfig
+from masklab.config.train import TrainConfig
+from masklab.utils.errors import InputError
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    image: ImageConfig = ImageConfig()
+    """How images become the network's input."""
+    train: TrainConfig = TrainConfig()
+    """How the network is trained."""
+    data: Path | None = None
+    """Folder of the data set, with the splits train and val."""
+    output: Path | None = None
+    """Folder of the run, for weights and logs."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        channels = self.model.backbone.channels
+        if len(self.image.mean) != channels:
+            raise ValueError(
+                f"image.mean has {len(self.image.mean)} values but model.backbone.in_channels is {self.model.backbone.in_channels}"
+                f"{' (3)' if self.model.backbone.in_channels == 'auto' else ''}: give one mean and std a channel, or leave in_channels auto"
+            )
+        for field in ("saturation", "hue"):
+            if channels != 3 and getattr(self.image.augment, field):
+                raise ValueError(
+                    f"image.augment.{field} changes colours but model.backbone.in_channels is {channels}: set it to 0"
+                )
+        return self
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """Build a `Config` from nested values; `InputError` names ``source`` and the field at fault."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # where a field may be of two kinds, pydantic adds the kind, such as constrained-int
+        field = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
+        if first["type"] == "extra_forbidden":
+            parent = ".".join(str(part) for part in first["loc"][:-1])
+            hint = f"no such field; `masklab train --help` lists the fields{' of ' + parent if parent else ''}"
+        else:
+            given = first["input"]
+            hint = first["msg"].removeprefix("Value error, ") + (
+                f", not {given!r}" if isinstance(given, (str, int, float)) else ""
+            )
+        raise InputError(f"{source}: {field + ': ' if field else ''}{hint}.") from None

@@ -1,0 +1,102 @@
+"""What the layouts of data sets have in common: images paired with the files that annotate them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from masklab.images.read import IMAGE_SUFFIXES
+from masklab.masks import rle
+from masklab.utils.errors import InputError
+from masklab.utils.types import Size
+
+Annotated = list[tuple[int | None, rle.RLE]]
+MASK_FOLDERS = ("masks", "labels")
+MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+CELLPOSE_ENDINGS = ("_masks", "_cp_masks")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the files that annotate it: one for all its objects, one for each, or none."""
+
+    image: Path
+    masks: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """A split that a folder holds.
+
+    ``pairs`` lists its images; ``objects`` reads the category id and the run lengths of each object of one of them,
+    given its ``(height, width)``; ``names`` are the classes by category id.  Ids and names are None where the format
+    has no classes.  Both functions raise `InputError`.
+    """
+
+    pairs: Callable[[], list[Pair]]
+    objects: Callable[[Pair, Size], Annotated]
+    names: dict[int, str] | None = None
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly inside one, by name; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images directly inside a folder, by name; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        folder / name
+        for name in os.listdir(folder)
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."
+    )
+
+
+def is_kaggle_folder(folder: Path) -> bool:
+    """One image, and masks that are not named after it."""
+    if not (folder / "masks").is_dir():
+        return False
+    images = images_in(folder / "images")
+    return len(images) == 1 and image_stem(images[0]) not in map(_name_of_mask, images_in(folder / "masks"))
+
+
+def image_stem(path: Path) -> str:
+    """The file name without its suffix, ``.ome.tif`` being one."""
+    return path.stem.removesuffix(".ome")
+
+
+def _name_of_mask(mask: Path) -> str:
+    ending = next((ending for ending in MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
+    return image_stem(mask).removesuffix(ending)
+
+
+def match_masks(images: list[Path], masks: list[Path], where: Path) -> list[Pair]:
+    """Each image with the mask of its name; `InputError` for one that has none or two, and for a mask without one."""
+    named: dict[str, Path] = {}
+    for image in images:
+        other = named.setdefault(image_stem(image), image)
+        if other is not image:
+            raise InputError(f"{other} and {image.name} would have the same mask: rename or remove one.")
+    of: dict[str, Path] = {}
+    for mask in masks:
+        name = _name_of_mask(mask)
+        name = next((n for n in (image_stem(mask), name, f"{name}_img") if n in named), name)
+        if name not in named:
+            raise InputError(f"{mask} belongs to an image {name}, which is missing: restore it or move the mask away.")
+        if name in of:
+            raise InputError(f"{of[name]} and {mask.name} are masks of the same image: remove one.")
+        of[name] = mask
+    missing = [image for name, image in named.items() if name not in of]
+    if missing:
+        raise InputError(
+            f"{missing[0]} has no mask in {where} ({len(missing)} of {len(named)} images have none): add the masks, "
+            "all zero where there is no object, or move the images away."
+        )
+    return [Pair(image, (of[name],)) for name, image in named.items()]

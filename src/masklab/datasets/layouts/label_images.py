@@ -1,0 +1,49 @@
+"""Label images: ``images/`` with ``masks/`` or ``labels/``, a whole number for each object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from masklab.datasets.layouts.base import (
+    MASK_FOLDERS,
+    Pair,
+    SplitSource,
+    images_in,
+    is_kaggle_folder,
+    match_masks,
+    subfolders,
+)
+from masklab.datasets.layouts.masks import label_objects
+from masklab.utils.errors import InputError
+
+
+def find_label_images(folder: Path) -> dict[str, SplitSource]:
+    """``images/`` with ``masks/`` or ``labels/``, one whole number an object; each of them, or ``folder``, by split."""
+    found: dict[str, SplitSource] = {}
+    for split, images, masks in _image_and_mask_folders(folder):
+        if split in found:
+            raise InputError(f"{masks.parent} has both a folder masks and a folder labels with images: move one away.")
+        found[split] = SplitSource(partial(_pairs_of_folders, images, masks), label_objects)
+    return found
+
+
+def _image_and_mask_folders(folder: Path) -> Iterable[tuple[str, Path, Path]]:
+    for place in (folder, *subfolders(folder)):
+        for word in MASK_FOLDERS:
+            if _are_label_images(place / "images", place / word) and not is_kaggle_folder(place):
+                yield ("" if place == folder else place.name), place / "images", place / word
+    for images in subfolders(folder / "images"):
+        for word in MASK_FOLDERS:
+            if _are_label_images(images, folder / word / images.name):
+                yield images.name, images, folder / word / images.name
+
+
+def _are_label_images(images: Path, masks: Path) -> bool:
+    """Whether both are there; ``labels/`` without images may be YOLO's."""
+    return bool(images_in(images)) and masks.is_dir() and ("masks" in masks.parts[-2:] or bool(images_in(masks)))
+
+
+def _pairs_of_folders(images: Path, masks: Path) -> list[Pair]:
+    return match_masks(images_in(images), images_in(masks), masks)

@@ -1,0 +1,91 @@
+"""Label images and bitmaps of single objects, read as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import ImageOps
+
+from masklab.datasets.layouts.base import Annotated, Pair
+from masklab.images.opened import TIFF_SUFFIXES, decoding
+from masklab.images.pillow import open_pillow, open_verified
+from masklab.images.read import open_image_file
+from masklab.masks import encode
+from masklab.utils.errors import InputError
+from masklab.utils.types import Size
+
+LABEL_SUFFIXES = TIFF_SUFFIXES | {".png"}
+
+
+def label_objects(pair: Pair, size: Size) -> Annotated:
+    """Every value of a label image but 0 is an object."""
+    labels = check_size(read_labels(pair.masks[0]), pair, pair.masks[0], size)
+    return [(None, runs) for runs in encode.encode_labels(labels)[1]]
+
+
+def check_size(values: NDArray[Any], pair: Pair, mask: Path, size: Size) -> NDArray[Any]:
+    if values.shape != size:
+        raise InputError(
+            f"{mask} is {values.shape[1]} wide and {values.shape[0]} high but {pair.image} is {size[1]} wide and "
+            f"{size[0]} high (EXIF orientation applied): make them the same size."
+        )
+    return values
+
+
+def read_labels(path: str | Path) -> NDArray[Any]:
+    """Read a label image, PNG or TIFF, as ``(H, W)`` whole numbers that are not negative; a palette's are its indices.
+
+    Raises `InputError` naming the file for anything else, such as colours, and for a file that cannot be read.
+    """
+    path = Path(path)
+    values = read_numbers(path)
+    if values.shape[2] != 1:
+        raise InputError(
+            f"{path} has {values.shape[2]} channels but a label image has one whole number a pixel: save it as a grey "
+            "PNG or TIFF of 8, 16 or 32 bits."
+        )
+    values = values[:, :, 0]
+    if values.dtype.kind == "f":
+        whole = np.nan_to_num(values, nan=0.5, posinf=0.5, neginf=0.5)
+        if (np.rint(whole) != whole).any():
+            raise InputError(f"{path} holds fractions but a label image has whole numbers: save it as integers.")
+        values = whole.astype(np.int64)
+    if values.dtype.kind not in "uib" or values.min(initial=0) < 0:
+        raise InputError(
+            f"{path} holds numbers below 0 or of another kind: save 0 for background and whole numbers for objects."
+        )
+    return values
+
+
+def read_numbers(path: Path) -> NDArray[Any]:
+    """A mask's numbers as they are stored, upright, without alpha: ``(H, W, C)``; a palette's are its indices."""
+    if path.suffix.lower() not in LABEL_SUFFIXES:
+        raise InputError(f"{path} cannot hold exact masks: save it as PNG or TIFF.")
+    with decoding(path):
+        if _has_palette(path):
+            with open_verified(path) as opened:
+                return np.asarray(ImageOps.exif_transpose(opened))[:, :, None]
+    with open_image_file(path, None) as image:
+        values = image.part(slice(None), slice(None))
+    inverted = values.dtype == np.uint8 and _photometric(path) == tifffile.PHOTOMETRIC.MINISWHITE
+    return 255 - values if inverted else values  # Pillow shows 8 bits of which 0 is white as they look
+
+
+def _has_palette(path: Path) -> bool:
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return _photometric(path) == tifffile.PHOTOMETRIC.PALETTE
+    with open_pillow(path) as opened:
+        return opened.mode == "P"
+
+
+def _photometric(path: Path) -> int | None:
+    """What the numbers of a TIFF stand for; None for other files."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return None
+    with tifffile.TiffFile(path) as tiff:
+        page: Any = tiff.pages.first
+        return int(page.photometric)

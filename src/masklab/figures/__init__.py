@@ -1,1 +1,0 @@
-"""Figures for eyes: what a model sees in one picture, and where it fails."""

@@ -1,0 +1,84 @@
+"""An opened image file of any kind, and the faults that all decoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os.path import isfile
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from masklab.utils.errors import InputError
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+ORIENTATION = 274  # EXIF's tag and TIFF's
+MAX_DECODED_BYTES = 2**30  # bytes that are decoded at once: a few bytes of a compressed file may claim any size
+
+
+class Pixels(Protocol):
+    """Values ``(H, W, C)`` that may be decoded only when they are sliced by rows and columns: an array, or a TIFF's tiles."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]: ...
+
+
+class Opened(NamedTuple):
+    """An image ``(H, W, C)`` that is decoded when it is sliced by rows and columns; ``channels`` leaves alpha out."""
+
+    values: Pixels
+    channels: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    def part(self, rows: slice, columns: slice) -> NDArray[Any]:
+        return self.values[rows, columns][:, :, : self.channels]
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what decoders raise for a file that is missing, damaged or no image into an `InputError` that names it."""
+    if not isfile(path):
+        raise InputError(f"{path}: there is no such image file; correct the path or restore the file.")
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except (UnidentifiedImageError, tifffile.TiffFileError):
+        raise InputError(f"{path} is not an image that can be read; convert it to PNG, JPEG or TIFF.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has too many pixels to be decoded at once; save it as uncompressed TIFF.") from None
+    except Exception as error:  # damaged files make decoders raise almost anything, TypeError and ZeroDivisionError too
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from error
+
+
+def channels_without_alpha(found: int, alpha: bool, channels: int | None) -> int:
+    return found - 1 if alpha and found != channels else found
+
+
+def check_decoded_size(size: int) -> None:
+    if size > MAX_DECODED_BYTES:
+        raise Image.DecompressionBombError
+
+
+def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn ``(H, W, C)`` upright from one of EXIF's eight orientations."""
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values

@@ -1,0 +1,150 @@
+"""Reading image files of any common kind as ``(C, H, W)`` at their own depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from masklab.images.intensity import IntensityRange, channel_percentiles, sampling_step
+from masklab.images.opened import ORIENTATION, TIFF_SUFFIXES, Opened, decoding
+from masklab.images.pillow import open_pillow, pillow_values, read_pillow
+from masklab.images.tiff import open_tiff
+from masklab.utils.errors import InputError
+from masklab.utils.types import Box, Size
+
+
+@contextmanager
+def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
+    """Open an image upright, to decode the part that is wanted; files other than TIFF are decoded whole at once.
+
+    Alpha is kept only where it makes up the number of ``channels``.  Raises `InputError` naming the file, also
+    for what goes wrong when a part is decoded.
+    """
+    with decoding(path):
+        if path.suffix.lower() not in TIFF_SUFFIXES:
+            yield read_pillow(path, channels)
+        else:
+            with tifffile.TiffFile(path) as tiff:
+                yield open_tiff(tiff, path, channels)
+
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def read_image(path: str | Path, channels: int | None) -> NDArray[Any]:
+    """Read an image as ``(channels, H, W)`` at its own depth, upright.
+
+    uint8 and uint16 stay what they are and bits become 0 and 255; all other numbers become float32.  The EXIF
+    orientation is applied.  Grey, palette and transparent images become RGB for 3 channels and grey for 1; any
+    other number must be the file's own, which None takes, without alpha.  Of 16-bit colour in JPEG 2000 and PPM,
+    Pillow reads 8 bits.
+
+    Raises `InputError` naming the file when it is missing, is damaged, is not an image, is a stack or has another
+    number of channels.
+    """
+    return read_window(path, channels)[0]
+
+
+def read_window(path: str | Path, channels: int | None, box: Box | None = None) -> tuple[NDArray[Any], Size]:
+    """The part of an image inside ``box`` (xyxy, whole pixels), and ``(height, width)`` of all of it.
+
+    Everything else is as in `read_image`.  Of a TIFF only that part is read, or the tiles or strips that it meets;
+    other kinds, and TIFF that is not stored upright or needs Pillow's decoder, are decoded whole.
+    """
+    x1, y1, x2, y2 = box or (None, None, None, None)
+    with open_image_file(Path(path), channels) as opened:
+        return _values(opened.part(slice(y1, y2), slice(x1, x2)), channels, path), opened.size
+
+
+def read_sample(path: str | Path, channels: int | None) -> NDArray[Any]:
+    """An image thinned out evenly to about a million pixels at most, otherwise as in `read_image`."""
+    with open_image_file(Path(path), channels) as opened:
+        some = slice(None, None, sampling_step(opened.size))
+        return _values(opened.part(some, some), channels, path)
+
+
+def read_intensity_range(path: str | Path, channels: int | None, percentiles: tuple[float, float]) -> IntensityRange:
+    """The `intensity_range` of an image, without holding all of it where it can be read in parts."""
+    return channel_percentiles(read_sample(path, channels), percentiles)
+
+
+def channels_and_dtype(path: str | Path) -> tuple[int, np.dtype[Any]]:
+    """The number of channels of an image, alpha left out, and the type of its numbers in the file."""
+    with open_image_file(Path(path), None) as opened:
+        return opened.channels, opened.values.dtype
+
+
+def from_pillow(image: Image.Image, channels: int) -> NDArray[Any]:
+    """A Pillow image of any mode as `read_image` gives a file, but as it lies: its EXIF orientation is not applied."""
+    return _values(pillow_values(image, channels), channels, "the image")
+
+
+def _fit_channels(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
+    """``(H, W, C)`` to ``(channels, H, W)``, contiguous and writable: grey repeated, or the luminance of RGB."""
+    found = values.shape[2]
+    if found == 1 and channels == 3:
+        values = np.repeat(values, 3, axis=2)
+    elif found == 3 and channels == 1:
+        grey = values @ LUMA
+        values = (grey if values.dtype.kind == "f" else np.rint(grey)).astype(values.dtype)[:, :, None]
+    elif channels not in (None, found):
+        raise InputError(
+            f"{name} has {found} channels but {channels} are expected; "
+            f"train with model.backbone.in_channels {found} or convert the image."
+        )
+    return np.array(values.transpose(2, 0, 1), order="C")
+
+
+def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
+    """``(H, W, C)`` of any number type to ``(channels, H, W)`` uint8, uint16 or float32."""
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * np.uint8(255)
+    if values.size == 0 or values.dtype.kind not in "iuf":
+        raise InputError(f"{name} holds no numbers that make an image ({values.dtype}); convert it to 8 or 16 bits.")
+    kept = values.dtype.newbyteorder("=")
+    values = values.astype(kept if kept in (np.uint8, np.uint16) else np.float32, copy=False)
+    return _fit_channels(values, channels, name)
+
+
+def image_size(path: str | Path) -> Size:
+    """``(height, width)`` of an image as `read_image` turns it upright, from the file's header alone.
+
+    A PNG is decoded for it, since its orientation may stand at its end.
+    Raises `InputError` naming the file when it is missing or its header cannot be read.
+    """
+    path = Path(path)
+    with decoding(path):
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            with tifffile.TiffFile(path) as tiff:
+                sides = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
+                height, width = sides["Y"], sides["X"]
+                orientation = int(tiff.pages.first.tags.valueof(ORIENTATION, 1))
+        else:
+            with open_pillow(path) as image:
+                width, height = image.size
+                orientation = image.getexif().get(ORIENTATION, 1)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def list_images(path: str | Path) -> list[Path]:
+    """The image itself if ``path`` is a file, else the images directly inside the folder, by name, hidden ones left out.
+
+    Raises `InputError` when there is nothing at ``path`` or the folder holds no image.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such image or folder; correct the path.")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
+    if not found:
+        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder.")
+    return found

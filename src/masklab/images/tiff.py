@@ -1,0 +1,185 @@
+"""Reading TIFF files, whole or a window of them."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, check_decoded_size, upright
+from masklab.images.pillow import read_pillow
+from masklab.utils.errors import InputError
+
+CHANNEL_AXES = frozenset("CSQI")  # channels, samples, and what TIFF names neither: Q unknown, I a sequence of pages
+ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
+NEEDED_TAGS = {*range(256, 260), 262, 273, *range(277, 280), 284, 317, *range(322, 326), 338, 339}  # of a TIFF page
+
+
+class Segments:
+    """The tiles or strips of a TIFF image as values ``(H, W, C)``; a slice decodes only those that it meets."""
+
+    def __init__(self, pages: Sequence[Any]) -> None:
+        self.pages, self.key = pages, pages[0].keyframe
+        planes, _, height, width, samples = self.key.shaped
+        for page in pages:
+            _check_segments(page, self.key)
+        self.shape = (height, width, len(pages) * planes * samples)
+        self.dtype = self.key.dtype
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        rows, columns = (range(*part.indices(side)) for part, side in zip(key, self.shape[:2], strict=True))
+        check_decoded_size(len(rows) * len(columns) * self.shape[2] * self.dtype.itemsize)
+        values = np.full((len(rows), len(columns), self.shape[2]), self.key.nodata, self.dtype)
+        for channel, page in enumerate(self.pages):
+            for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+                _, (plane, _, top, left, _), (_, height, width, samples) = self.key.decode(None, index)
+                down, across = _met(rows, top, height), _met(columns, left, width)
+                if length and down and across:
+                    check_decoded_size(height * width * samples * self.dtype.itemsize)
+                    page.parent.filehandle.seek(offset)
+                    segment = self.key.decode(page.parent.filehandle.read(length), index)[0][0]
+                    first = channel + plane
+                    values[down[0], across[0], first : first + samples] = segment[down[1], across[1]]
+        return values
+
+
+def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Opened:
+    """Map an uncompressed image, prepare the tiles or strips of another, or leave it to Pillow."""
+    page: Any = tiff.pages.first
+    series = tiff.series[0]
+    if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+        return read_pillow(path, channels)
+    _refuse_stacks(series, path)
+    _refuse_lost_tags(page)
+    _refuse_lost_pages(tiff)
+    orientation = int(page.tags.valueof(ORIENTATION, 1))
+    values: NDArray[Any] | Segments
+    if series.dataoffset is not None:
+        _check_segments(page, page)
+        mapped = tifffile.memmap(path, mode="r")
+        values = upright(_channels_last(mapped, series.axes), orientation)
+    elif lacking := _lacking_codec(page):
+        if len(series.pages) > 1 or page.samplesperpixel > (4 if page.bitspersample == 8 else 1):
+            raise InputError(
+                f"{path} cannot be decoded ({lacking}): install imagecodecs, or save the image uncompressed."
+            )
+        return read_pillow(path, channels)
+    elif orientation == 1 and _in_segments(series):
+        values = Segments(series.pages)
+    else:
+        check_decoded_size(series.nbytes)
+        values = upright(_channels_last(series.asarray(), series.axes), orientation)
+    alpha = any(kind in ALPHA for kind in page.extrasamples)
+    return Opened(values, channels_without_alpha(values.shape[2], alpha, channels))
+
+
+def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
+    if "Y" not in series.axes or "X" not in series.axes:
+        raise ValueError(f"its axes {series.axes} {series.shape} are not those of an image")
+    extra = [axis for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YX" and side > 1]
+    if len(extra) > 1 or not CHANNEL_AXES.issuperset(extra):
+        sides = " x ".join(map(str, series.shape))
+        raise InputError(
+            f"{path} is a stack (axes {series.axes}, {sides}) but a flat image is needed: "
+            "save its planes, or their projection, as files of their own."
+        )
+
+
+def _refuse_lost_tags(page: Any) -> None:
+    """Refuse a page of which a tag that says how to read it cannot be read, or says too much: tifffile goes on without."""
+    listed, _ = _directory(page)
+    lost = (listed & NEEDED_TAGS) - {tag.code for tag in page.tags}
+    if lost:
+        raise ValueError(f"its tag {min(lost)} cannot be read")
+    if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel < 3:
+        raise ValueError(f"it is RGB of {page.samplesperpixel} samples a pixel")
+    segments = [page.tags[code].count for code in (273, 279, 324, 325) if code in page.tags]
+    if any(count > math.prod(page.chunked) for count in segments):
+        raise ValueError(f"it lists {max(segments)} strips or tiles but has {math.prod(page.chunked)}")
+
+
+def _refuse_lost_pages(tiff: tifffile.TiffFile) -> None:
+    """Refuse a file that announces a page after its last: tifffile leaves out what it cannot find."""
+    _, following = _directory(tiff.pages[len(tiff.pages) - 1])
+    if following:
+        raise ValueError(f"a page after its page {len(tiff.pages)} is missing")
+
+
+def _directory(page: Any) -> tuple[set[int], int]:
+    """What stands in the file at a page's own place: the codes of its tags, and where the next page is, 0 being nowhere."""
+    form, file = page.parent.tiff, page.parent.filehandle
+    file.seek(page.offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    entries = file.read(tags * form.tagsize)
+    codes = {struct.unpack_from(form.byteorder + "H", entries, k * form.tagsize)[0] for k in range(tags)}
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    return codes, following
+
+
+def _check_segments(page: Any, key: Any) -> None:
+    """Refuse a page that lacks strips or tiles, or whose uncompressed strips have another size than its pixels.
+
+    tifffile fills what is missing and cuts off what is too much.  A segment without bytes and place is left out on
+    purpose, as GDAL does.
+    """
+    expected, lengths = math.prod(key.chunked), page.databytecounts
+    if not len(page.dataoffsets) == len(lengths) == expected:
+        raise ValueError(f"it has {min(len(page.dataoffsets), len(lengths))} of {expected} strips or tiles")
+    if any(offset and not length for offset, length in zip(page.dataoffsets, lengths, strict=True)):
+        raise ValueError("a strip or tile has no bytes")
+    planes, depth, height, width, samples = key.shaped
+    needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
+    if key.compression == 1 and not key.is_tiled and all(lengths) and sum(lengths) != needed:
+        raise ValueError(f"its strips hold {sum(lengths)} bytes but its pixels need {needed}")
+
+
+def _lacking_codec(page: Any) -> str | None:
+    """What tifffile says where it needs imagecodecs for a compression."""
+    try:
+        page.decode(None, 0)
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            return " ".join(str(error).split())
+        raise
+    return None
+
+
+def _in_segments(series: tifffile.TiffPageSeries) -> bool:
+    """Whether `Segments` can read a series: each page a plane, or one page of several samples."""
+    pages: Any = series.pages
+    if any(page is None for page in pages):
+        return False
+    key = pages[0].keyframe
+    planes, depth, height, width, samples = key.shaped
+    channels = len(pages) * planes * samples
+    return (
+        key.compression not in JPEG
+        and depth == 1
+        and (len(pages) == 1 or planes * samples == 1)
+        and series.size == channels * height * width
+    )
+
+
+def _met(wanted: range, start: int, length: int) -> tuple[slice, slice] | None:
+    """Which of the ``wanted`` places lie in a segment of ``length`` from ``start``, and where in the segment they lie."""
+    first = max(0, -((wanted.start - start) // wanted.step))
+    last = min(len(wanted), -((wanted.start - start - length) // wanted.step))
+    if first >= last:
+        return None
+    place = wanted.start + first * wanted.step - start
+    return slice(first, last), slice(place, place + (last - first - 1) * wanted.step + 1, wanted.step)
+
+
+def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
+    extra = [k for k, axis in enumerate(axes) if axis not in "YX" and values.shape[k] > 1]
+    order = [axes.index("Y"), axes.index("X"), *extra]
+    rest = [k for k in range(values.ndim) if k not in order]
+    moved = values.transpose(*order, *rest)
+    return moved.reshape(moved.shape[0], moved.shape[1], -1)

@@ -1,0 +1,125 @@
+"""Several views of one image, mirrored, turned and at other scales, and what the network finds in all of them together.
+
+V views, R boxes of one view, H x W pixels.  The paper predicts from a single view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from masklab.ops.boxes import box_iou
+from masklab.utils.errors import InputError
+from masklab.utils.types import Size
+
+Flips = Literal["none", "horizontal", "both", "turns"]
+"""Each as it is; also left and right exchanged; also top and bottom, four in all; also a quarter turned, eight in all."""
+
+LEAST_SCALE, LARGEST_SCALE = 0.25, 4.0
+BOXES_AT_ONCE = 1024
+SAME_OBJECT = 0.6  # boxes of two views that overlap more are of one object, however much `box.nms_iou` leaves
+
+
+class View(NamedTuple):
+    """An image at ``scale`` times the model's own size, seen along its other diagonal if ``turned`` (rows become
+    columns), then with left and right exchanged if ``hflip``, then top and bottom if ``vflip``.
+    """
+
+    scale: float = 1.0
+    transposed: bool = False
+    hflip: bool = False
+    vflip: bool = False
+
+    def show(self, maps: Tensor) -> Tensor:
+        """An image or maps ``(..., H, W)`` as seen in this view."""
+        return self._flip(maps.transpose(-1, -2) if self.transposed else maps)
+
+    def undo(self, maps: Tensor) -> Tensor:
+        """Inverse of `show`."""
+        flipped = self._flip(maps)
+        return flipped.transpose(-1, -2) if self.transposed else flipped
+
+    def from_image(self, boxes: Tensor, size_of_image: Size, seen: Size) -> Tensor:
+        """Boxes ``(R, 4)`` of a ``size_of_image`` of (height, width) where this view, of the size ``seen``, has them."""
+        height, width = seen[::-1] if self.transposed else seen
+        boxes = boxes * boxes.new_tensor([width / size_of_image[1], height / size_of_image[0]] * 2)
+        return self._mirror(boxes[:, [1, 0, 3, 2]] if self.transposed else boxes, seen)
+
+    def to_image(self, boxes: Tensor, size_of_image: Size, seen: Size) -> Tensor:
+        """Inverse of `from_image`."""
+        height, width = seen[::-1] if self.transposed else seen
+        boxes = self._mirror(boxes, seen)
+        boxes = boxes[:, [1, 0, 3, 2]] if self.transposed else boxes
+        return boxes * boxes.new_tensor([size_of_image[1] / width, size_of_image[0] / height] * 2)
+
+    def _flip(self, maps: Tensor) -> Tensor:
+        axes = [-1] * self.hflip + [-2] * self.vflip
+        return maps.flip(axes) if axes else maps
+
+    def _mirror(self, boxes: Tensor, size: Size) -> Tensor:
+        x1, y1, x2, y2 = boxes.unbind(dim=1)
+        if self.hflip:
+            x1, x2 = size[1] - x2, size[1] - x1
+        if self.vflip:
+            y1, y2 = size[0] - y2, size[0] - y1
+        return torch.stack([x1, y1, x2, y2], dim=1)
+
+
+PLAIN = View()
+
+
+def all_views(flips: Flips = "none", scales: Sequence[float] = (1.0,)) -> list[View]:
+    """Every one of ``flips`` at every one of ``scales``, which are times the model's own.
+
+    Raises `InputError` for unknown flips, and for scales that are none, repeated or not within 0.25 to 4.
+    """
+    if flips not in get_args(Flips):
+        raise InputError(f"flips is {flips!r}: give one of {', '.join(get_args(Flips))}.")
+    wrong = [scale for scale in scales if not (math.isfinite(scale) and LEAST_SCALE <= scale <= LARGEST_SCALE)]
+    if wrong:
+        raise InputError(
+            f"scales holds {wrong[0]:g}: give factors from {LEAST_SCALE} to {LARGEST_SCALE:g}, 1 being as is."
+        )
+    if not scales or len(set(scales)) < len(scales):
+        raise InputError(f"scales is {list(scales)}: give at least one, and each only once.")
+    transposed, hflip, vflip = (
+        (False, True) if flips in wanted else (False,)
+        for wanted in (("turns",), ("horizontal", "both", "turns"), ("both", "turns"))
+    )
+    return [View(*ways) for ways in product(map(float, scales), transposed, hflip, vflip)]
+
+
+Detected = tuple[Tensor, Tensor, Tensor]
+"""Boxes ``(R, 4)`` in the image's pixels, their scores ``(R,)`` and labels ``(R,)``."""
+
+
+def fuse_boxes(views: Sequence[Detected], iou: float, score_threshold: float, max_detections: int) -> Detected:
+    """One list of detections out of those of V views, best first.
+
+    Of boxes of one class that overlap by more than ``iou`` the one with the best score stays.  In each view the box of
+    its class that overlaps it most, by more than ``iou``, votes for it: its box becomes the mean of the voters',
+    weighted by their scores, and its score the sum of theirs over V, so that a view without a vote counts as 0.  At
+    most ``max_detections`` stay, of scores above ``score_threshold``.
+    """
+    boxes, scores, labels = (torch.cat(parts) for parts in zip(*views, strict=True))
+    kept = batched_nms(boxes, scores, labels, iou)
+    boxes, labels = boxes[kept], labels[kept]
+    votes, sums = torch.zeros_like(scores[kept]), torch.zeros_like(boxes)
+    for voters, weights, classes in views:
+        if not len(voters):
+            continue
+        for some in torch.arange(len(boxes), device=boxes.device).split(BOXES_AT_ONCE):
+            shares = box_iou(boxes[some], voters) * (labels[some, None] == classes)
+            share, row = shares.max(dim=1)
+            weight = torch.where(share > iou, weights[row], 0.0)
+            votes[some] += weight
+            sums[some] += weight[:, None] * voters[row]
+    order = votes.argsort(descending=True, stable=True)
+    order = order[votes[order] > score_threshold * len(views)][:max_detections]
+    return sums[order] / votes[order, None], votes[order] / len(views), labels[order]

@@ -1,0 +1,108 @@
+"""Polygons around binary masks, along the edges of their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.masks import rle
+from masklab.masks.paste import Integers
+from masklab.utils import types
+
+Polygon = list[Integers]
+
+
+def rle_to_polygons(runs: rle.RLE, size: types.Size) -> list[Polygon]:
+    """`polygons` of a mask given by its run lengths."""
+    box = rle.bounds(runs, size)
+    return polygons(rle.window(runs, size, box), box[:2]) if box is not None else []
+
+
+def polygons(region: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
+    """Trace a binary ``(h, w)`` region along its pixels' edges.
+
+    Each polygon is a list of rings, the outer one first, then its holes.  A ring is an ``(n, 2)`` int64
+    array of corners ``(x, y)`` in pixels, ``origin`` (x, y) added, the first not repeated; outer rings
+    run clockwise on the screen, holes against it.  Pixels that touch at a corner only are apart; no ring
+    meets itself.
+    """
+    rings = [simple for ring in _rings(np.asarray(region, bool)) for simple in _simple(ring)]
+    areas = [_signed_area(ring) for ring in rings]
+    outer = [k for k, area in enumerate(areas) if area > 0]
+    found: dict[int, Polygon] = {k: [rings[k] + origin] for k in outer}
+    for hole in (ring for ring, area in zip(rings, areas, strict=True) if area < 0):
+        around = [k for k in outer if _surrounds(rings[k], hole)]
+        found[min(around, key=lambda k: areas[k])].append(hole + origin)
+    return list(found.values())
+
+
+def _corners(region: NDArray[np.bool_]) -> tuple[Integers, Integers, NDArray[np.bool_]]:
+    """Where the edge turns, row by row: x, y, and which comes first down a column.
+
+    Where two pixels touch at a corner only, there are two corners, one each: first the one with the edge
+    to the left.  The third result is true for the one with the edge upwards.
+    """
+    padded = np.pad(region, 1)
+    above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
+    below_left, below_right = padded[1:, :-1], padded[1:, 1:]
+    turns = above_left ^ above_right ^ below_left ^ below_right
+    double = (above_left == below_right) & (above_right == below_left) & (above_left != above_right)
+    y, x = np.nonzero(turns | double)
+    twice = np.repeat(np.arange(len(y)), 1 + double[y, x])
+    second = np.diff(twice, prepend=-1) == 0
+    y, x = y[twice], x[twice]
+    return x, y, above_left[y, x] ^ second
+
+
+def _rings(region: NDArray[np.bool_]) -> Iterator[Integers]:
+    """Closed paths along the region's edge, the region to the right of the way."""
+    x, y, up = _corners(region)
+    across, along = np.arange(len(x)) ^ 1, np.empty(len(x), np.int64)
+    by_column = np.lexsort((~up, y, x))
+    along[by_column] = by_column[np.arange(len(x)) ^ 1]
+    inside = region[np.minimum(y, region.shape[0] - 1), np.minimum(x, region.shape[1] - 1)].tolist()
+    points, across_list, along_list = np.stack((x, y), axis=1), across.tolist(), along.tolist()
+    visited = bytearray(len(x))
+    for start in range(len(x)):
+        if visited[start]:
+            continue
+        path, corner = [], start
+        while not visited[corner]:
+            other = across_list[corner]
+            visited[corner] = visited[other] = True
+            path += [corner, other]
+            corner = along_list[other]
+        yield points[path if inside[start] else path[::-1]]
+
+
+def _simple(ring: Integers) -> Iterator[Integers]:
+    """Cut a ring that meets itself at a corner into rings that do not."""
+    path: list[tuple[int, int]] = []
+    place: dict[tuple[int, int], int] = {}
+    for x, y in ring.tolist():
+        if (x, y) in place:
+            begin = place[x, y]
+            yield np.array(path[begin:], np.int64)
+            for point in path[begin:]:
+                del place[point]
+            del path[begin:]
+        place[x, y] = len(path)
+        path.append((x, y))
+    yield np.array(path, np.int64)
+
+
+def _signed_area(ring: Integers) -> int:
+    """Pixels inside a ring, negative when it runs anticlockwise on the screen."""
+    x, y = ring.T
+    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) // 2
+
+
+def _surrounds(ring: Integers, hole: Integers) -> bool:
+    """Whether the pixel to the left of a hole's first pixel lies inside the ring."""
+    x, y = hole[np.lexsort(hole.T)[0]]
+    next_y = np.roll(ring[:, 1], -1)
+    crossed = (ring[:, 0] < x) & (np.minimum(ring[:, 1], next_y) <= y) & (np.maximum(ring[:, 1], next_y) > y)
+    return bool(crossed.sum() % 2)

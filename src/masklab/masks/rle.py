@@ -1,0 +1,141 @@
+"""Run lengths: how a binary mask is kept in memory, in COCO files and on the wire.
+
+A mask is ``runs``, an ``(M,)`` int64 array, together with its image's ``size = (height, width)``.
+The runs go down the columns, left to right, and alternate: background, foreground, background...
+The first is the background's and may be 0; no other is.  A whole ``H x W`` array is never needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.utils.types import Size
+
+RLE = NDArray[np.int64]
+
+LONGEST_NUMBER = 7  # characters, 35 bits: no larger number can be a run of an image
+
+
+def rle_from_string(counts: str | bytes) -> RLE:
+    """Read COCO's compressed string.
+
+    Each number is written in groups of 5 bits, lowest first, one character (``48 + group``) each; bit 5
+    says that another follows.  From the fourth number on, they are differences to the last but one.
+
+    Returns ``(M,)`` int64.  Raises `ValueError` with the reason for a malformed string.
+    """
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+    except UnicodeEncodeError:
+        raise ValueError("the RLE string holds a character outside '0'..'o'") from None
+    codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return np.zeros(0, np.int64)
+    if codes.min() < 0 or codes.max() > 63:
+        raise ValueError("the RLE string holds a character outside '0'..'o'")
+    last = np.flatnonzero((codes & 32) == 0)
+    if last.size == 0 or last[-1] != codes.size - 1:
+        raise ValueError("the RLE string ends inside a number")
+    first = np.concatenate(([0], last[:-1] + 1))
+    lengths = last - first + 1
+    if lengths.max() > LONGEST_NUMBER:
+        raise ValueError("the RLE string holds a number too large for a run")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(first, lengths))
+    values = np.add.reduceat((codes & 31) << shifts, first)
+    values -= ((codes[last] & 16) != 0) * (np.int64(1) << (5 * lengths))
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    if values.min() < 0:
+        raise ValueError("the RLE string holds a negative run")
+    return values
+
+
+def rle_to_strings(masks: Sequence[RLE]) -> list[str]:
+    """Write each mask's runs as COCO's compressed string; all masks together, in a few numpy calls."""
+    if not masks:
+        return []
+    return flat_rle_to_strings(np.concatenate(masks), np.array([len(runs) for runs in masks], np.int64))
+
+
+def flat_rle_to_strings(runs: RLE, lengths: NDArray[np.int64]) -> list[str]:
+    """`rle_to_strings` for masks laid end to end: ``runs`` ``(sum(lengths),)``, ``lengths`` ``(N,)``."""
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(runs.size) - np.repeat(starts, lengths)
+    numbers = runs.copy()
+    numbers[2:] -= np.where(place[2:] > 2, runs[:-2], 0)
+    magnitude = np.where(numbers < 0, ~numbers, numbers)
+    groups = np.ones(runs.size, np.int64)
+    while (more := magnitude >= np.int64(1) << (5 * groups - 1)).any():
+        groups += more
+    ends = np.cumsum(groups)
+    text = np.empty(int(groups.sum()), np.uint8)
+    for k in range(int(groups.max(initial=0))):
+        rows = np.flatnonzero(groups > k)
+        code = (numbers[rows] >> (5 * k)) & 31 | ((groups[rows] > k + 1) << 5)
+        text[ends[rows] - groups[rows] + k] = code + 48
+    written = text.tobytes().decode("ascii")
+    cuts = np.concatenate(([0], ends))
+    first, last = cuts[starts].tolist(), cuts[starts + lengths].tolist()
+    return [written[a:b] for a, b in zip(first, last, strict=True)]
+
+
+def area(runs: RLE) -> int:
+    """Number of foreground pixels."""
+    return int(runs[1::2].sum())
+
+
+def bounds(runs: RLE, size: Size) -> tuple[int, int, int, int] | None:
+    """The tight box ``(x1, y1, x2, y2)`` in pixels around the foreground; ``None`` if there is none."""
+    height = size[0]
+    starts, ends = _foreground(runs)
+    if starts.size == 0:
+        return None
+    lasts = ends - 1
+    left, right = int(starts[0]) // height, int(lasts[-1]) // height
+    if (starts // height != lasts // height).any():
+        return left, 0, right + 1, height
+    return left, int((starts % height).min()), right + 1, int((lasts % height).max()) + 1
+
+
+def window(runs: RLE, size: Size, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """The mask inside an integer ``box`` ``(x1, y1, x2, y2)``: uint8 0 and 1, ``(y2 - y1, x2 - x1)``.
+
+    What lies outside the image is 0.  Time and memory grow with the box, not with the image.
+    """
+    x1, y1, x2, y2 = (int(edge) for edge in box)
+    height, tall, wide = size[0], max(y2 - y1, 0), max(x2 - x1, 0)
+    starts, ends = _foreground(runs)
+    first = int(np.searchsorted(ends, x1 * height, "right"))
+    last = int(np.searchsorted(starts, x2 * height, "left"))
+    starts, ends = np.maximum(starts[first:last], x1 * height), np.minimum(ends[first:last], x2 * height)
+    column, top, bottom = _by_column(starts, ends, height)
+    top, bottom = np.maximum(top, y1), np.minimum(bottom, y2)
+    seen = bottom > top
+    column = (column[seen] - x1) * tall - y1
+    edges = np.empty(2 * column.size + 2, np.int64)
+    edges[0], edges[-1] = 0, tall * wide
+    edges[1:-1:2], edges[2:-1:2] = column + top[seen], column + bottom[seen]
+    bits = np.repeat(np.arange(edges.size - 1, dtype=np.uint8) & 1, np.diff(edges))
+    return np.ascontiguousarray(bits.reshape(wide, tall).T)
+
+
+def _foreground(runs: RLE) -> tuple[RLE, RLE]:
+    """First and one past the last position of each foreground run."""
+    edges = np.cumsum(runs)[: runs.size // 2 * 2]
+    return edges[0::2], edges[1::2]
+
+
+def _by_column(starts: RLE, ends: RLE, height: int) -> tuple[RLE, RLE, RLE]:
+    """Cut runs at the columns' ends: column, first row and one past the last row of each piece."""
+    if starts.size == 0:
+        return starts, starts, starts
+    first = starts // height
+    pieces = (ends - 1) // height - first + 1
+    nth = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    column = np.repeat(first, pieces) + nth
+    top = np.maximum(np.repeat(starts, pieces) - column * height, 0)
+    bottom = np.minimum(np.repeat(ends, pieces) - column * height, height)
+    return column, top, bottom

@@ -1,0 +1,190 @@
+"""The paper's tables on any data set: every row trained and evaluated with some seeds, and what came out."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from masklab.config.nested import flatten, merge
+from masklab.config.recipe import load_recipe, read_recipe
+from masklab.config.schema import Config, validate
+from masklab.datasets.open import open_split
+from masklab.evaluation.evaluate import evaluate
+from masklab.evaluation.report import write_metrics
+from masklab.model.backbone import check_network
+from masklab.model.build import build_model
+from masklab.paper.comparison import FIGURES, Result, print_results, write_results
+from masklab.paper.tables import TABLES, Row, table_rows
+from masklab.structures import ClassTable
+from masklab.training.auto import resolve_auto
+from masklab.training.fit import train
+from masklab.training.record import refuse_other_settings
+from masklab.training.resume import CHECKPOINT
+from masklab.utils.errors import FailedRunsError, InputError
+
+METRICS = "metrics.json"
+SEGMENTATION = "model.backbone.segmentation_weights"
+FROM_IMAGENET = "model.box.from_imagenet"
+
+
+class Run(NamedTuple):
+    """A row with one seed; the configuration names its data and its folder."""
+
+    row: str
+    config: Config
+    folder: Path
+
+
+def ablate(
+    table: str,
+    data: str | Path,
+    output: str | Path,
+    seeds: int = 1,
+    recipe: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    rows: Sequence[str] | None = None,
+) -> list[Result]:
+    """Train and evaluate the rows of a table; writes ``TABLE.md``, ``TABLE.csv`` and ``TABLE.png`` into ``output``.
+
+    ``table`` is one of `masklab.paper.tables.TABLES`.  Its rows change ``recipe``, or the one that the paper's table
+    starts from; ``overrides`` are further fields, nested, that all rows share, and ``rows`` names the rows to run,
+    if not all.  Run k of a row has a ``train.seed`` k above the recipe's, so it sees the images in the same order
+    as run k of every other row; its folder is ``output/ROW/seedS``.  Finished runs are kept, interrupted ones
+    resumed; a run that fails is reported at the end.  Each is evaluated with its own boxes and with the annotated
+    ones, which shows the masks alone.
+
+    Raises `InputError`, before anything is trained, for data that cannot be used, rows that cannot be had from
+    the recipe and runs in ``output`` of other settings; and `FailedRunsError` at the end if a run failed.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}: give the number of runs of each row, at least 1.")
+    chosen = _choose(table, rows)
+    start = recipe or chosen[0].start
+    configs = {row.name: row_config(row, start, overrides or {}, table_rows(table)) for row in chosen}
+    train_split = open_split(data, "train")
+    configs = {name: resolve_auto(config, train_split) for name, config in configs.items()}
+    runs = [_run(name, config, k, data, output) for k in range(seeds) for name, config in configs.items()]
+    classes = train_split.categories
+    open_split(data, "val", classes)
+    for name, config in configs.items():
+        _check_row(name, config, classes)
+    for run in runs:
+        refuse_other_settings(run.folder, run.config)
+    failed = {}
+    fields = ", ".join(f"`{name} {value}`" for name, value in flatten(overrides or {}).items())
+    about = f"Rows trained and evaluated on {data} with {seeds} seeds, starting from recipe {start}"
+    about += f" with {fields}." if fields else "."
+    for number, run in enumerate(runs, 1):
+        print(f"\n{run.folder}: run {number} of {len(runs)}", flush=True)
+        try:
+            _train_and_evaluate(run)
+        except Exception as error:  # whatever broke this run, the others may go well
+            failed[run.folder] = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            print(f"{run.folder} failed: {failed[run.folder]}", flush=True)
+        results = [Result(row, _figures(runs, row)) for row in chosen]
+        write_results(Path(output), table, about, results)
+    print_results(table, results)
+    if failed:
+        raise FailedRunsError(
+            f"{len(failed)} of {len(runs)} runs failed ({'; '.join(f'{run}: {why}' for run, why in failed.items())}); "
+            "remove the cause and run this again, which keeps what is finished."
+        )
+    return results
+
+
+def row_config(row: Row, start: str, overrides: dict[str, Any], rows: Sequence[Row]) -> Config:
+    """The configuration of a row of the table ``rows`` from the recipe ``start`` with ``overrides``.
+
+    Where rows ask for segmentation weights, a file in the overrides is for them alone.  Raises `InputError` when
+    the overrides hold another field that a row changes, and when the row makes no sense in the recipe.
+    """
+    changes, shared = flatten(row.changes), flatten(overrides)
+    if any(SEGMENTATION in flatten(other.changes) for other in rows) and SEGMENTATION in shared:
+        weights = shared.pop(SEGMENTATION)
+        changes |= {SEGMENTATION: weights} if SEGMENTATION in changes else {}
+    for other in rows:
+        for field in flatten(other.changes).keys() & shared.keys():
+            raise InputError(f"{field} is what row {other.name} of the table changes: leave --{field} out.")
+    config = validate(merge(load_recipe(start, _nested(shared)).model_dump(), _nested(changes)), f"row {row.name}")
+    backbone, own = config.model.backbone, flatten(read_recipe(row.name).changes)
+    if FROM_IMAGENET in own and not (backbone.pretrained or backbone.segmentation_weights):
+        raise InputError(
+            f"row {row.name} changes {FROM_IMAGENET} but model.backbone.pretrained is false, so there are no weights to "
+            "start from: set model.backbone.pretrained to true, or name the rows to run with --rows."
+        )
+    return config
+
+
+def _choose(table: str, names: Sequence[str] | None) -> list[Row]:
+    rows = table_rows(table)
+    unknown = set(names or ()) - {row.name for row in rows}
+    if unknown:
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: {table} has no such row; choose from {', '.join(TABLES[table].rows)}."
+        )
+    return [row for row in rows if not names or row.name in names]
+
+
+def _run(name: str, config: Config, k: int, data: str | Path, output: str | Path) -> Run:
+    seed = config.train.seed + k
+    folder = Path(output) / name / f"seed{seed}"
+    settings = config.train.model_copy(update={"seed": seed})
+    return Run(name, config.model_copy(update={"train": settings, "data": Path(data), "output": folder}), folder)
+
+
+def _check_row(name: str, config: Config, classes: ClassTable) -> None:
+    """Build the row's model on no device, so that what cannot be built is refused before hours of other rows."""
+    weights = config.model.backbone.segmentation_weights
+    if weights is not None and not weights.is_file():
+        raise InputError(
+            f"row {name}: {SEGMENTATION}: there is no file {weights}; give one that `masklab pretrain` wrote as "
+            f"--{SEGMENTATION} FILE, or name the rows to run with --rows."
+        )
+    try:
+        check_network(config.model)
+        with torch.device("meta"):
+            build_model(config, classes, load_pretrained=False)
+    except InputError as error:
+        raise InputError(f"row {name}: {error}") from None
+
+
+def _train_and_evaluate(run: Run) -> None:
+    if (run.folder / METRICS).is_file():
+        print("finished before")
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    resume = (run.folder / CHECKPOINT).is_file()
+    if not resume:
+        (run.folder / "metrics.csv").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+    train(run.config, resume=resume)
+    data = run.config.data or ""
+    masks_alone = evaluate(run.folder, data, "val", ground_truth_boxes=True)["mask"]
+    write_metrics(run.folder / METRICS, evaluate(run.folder, data, "val") | {"mask_in_true_boxes": masks_alone})
+    (run.folder / "error.txt").unlink(missing_ok=True)
+
+
+def _figures(runs: Sequence[Run], row: Row) -> list[dict[str, float | None]]:
+    """What the finished runs of a row measured, in percent."""
+    found = []
+    for run in runs:
+        if run.row == row.name and (run.folder / METRICS).is_file():
+            metrics = json.loads((run.folder / METRICS).read_text())
+            values = {name: metrics.get(kind, {}).get(key) for name, (kind, key) in FIGURES.items()}
+            found.append({name: None if value is None else 100 * value for name, value in values.items()})
+    return found
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        nested = merge(nested, value)
+    return nested

@@ -1,0 +1,148 @@
+"""One image and everything that a model makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from masklab.config.image import ImageConfig
+from masklab.images.intensity import displayed
+from masklab.model.backbone import Features
+from masklab.model.mask_head import MaskLabHead, MaskLogits
+from masklab.model.masklab import MaskLab
+from masklab.ops.crop_channels import crop_channels
+from masklab.ops.rois import Rois
+from masklab.plots import sheets as panels
+from masklab.plots.sheets import GAP, PAGE, Bytes, Floats
+from masklab.results.instances import Instances
+from masklab.utils.types import Size
+
+INSIDE = PAGE - 2 * GAP
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One image and everything that a model made of it.
+
+    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those with at least ``score``;
+    ``size`` is (height, width) of the network's input before padding and ``inputs`` ``(1, C, h, w)`` after.
+    """
+
+    model: MaskLab
+    name: str
+    image: Bytes
+    score: float
+    detections: Instances
+    found: Instances
+    size: Size
+    inputs: Tensor
+    features: Features
+    maps: Any  # what the mask head makes once an image
+
+    @classmethod
+    def at(cls, model: MaskLab, name: str, values: NDArray[Any], score: float) -> Inspection:
+        """Look at an image ``(C, H, W)``."""
+        detections = model.predict(values)
+        with model.inference():
+            inputs, size = model.network_input(torch.as_tensor(values))
+            features = model.backbone(inputs)
+            maps = model.mask_head(features.conv4)
+        height, width = size[0].tolist()
+        found = detections.above(score)
+        return cls(
+            model,
+            name,
+            as_rgb(values, model.config.image),
+            score,
+            detections,
+            found,
+            (height, width),
+            inputs,
+            features,
+            maps,
+        )
+
+    def logits(self, kind: str) -> Tensor | None:
+        """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``, if the model has such."""
+        return getattr(self.maps, kind) if isinstance(self.maps, MaskLogits) else None
+
+    def without(self, kind: str) -> str:
+        """Why there are no logits of a kind."""
+        head = self.model.config.model.mask.head
+        field = f"model.mask.{kind} is false" if head == "masklab" else f"model.mask.head is {head}"
+        return f"this model has no {kind} logits ({field})."
+
+    def rois(self, boxes: NDArray[np.float32]) -> Rois:
+        """Boxes ``(R, 4)`` in the image's pixels, on the feature maps."""
+        scale = np.array([self.size[1] / self.image.shape[1], self.size[0] / self.image.shape[0]] * 2)
+        pixels = torch.as_tensor(boxes * scale, dtype=torch.float32, device=self.inputs.device)
+        return self.model.rois(pixels, torch.zeros(len(boxes), dtype=torch.long, device=pixels.device), self.inputs)
+
+    def channel(self, maps: Tensor, channel: int, size: Size) -> Floats:
+        """One channel of a map at the pixels of the image, shown at ``size``: float32 of that size."""
+        height, width = self.image.shape[:2]
+        x, y = 0.5 * width / size[1], 0.5 * height / size[0]  # the middle of the first shown pixel
+        rois = self.rois(np.array([[x, y, width - x, height - y]], np.float32))
+        values: Floats = crop_channels(maps, rois, size, torch.tensor([channel], device=maps.device))[0].cpu().numpy()
+        return values
+
+    def shown(self, size: Size) -> Bytes:
+        """The image at ``size``."""
+        return panels.scaled(self.image, size)
+
+    def room(self, height: int, width: int) -> Size:
+        """The size at which the image is shown in a room."""
+        return panels.shown_size((self.image.shape[0], self.image.shape[1]), (height, width))
+
+    @cached_property
+    def table(self) -> NDArray[np.int64]:
+        """The table of direction pooling, ``(P, P)``; only for models with direction logits."""
+        assert isinstance(self.model.mask_head, MaskLabHead)
+        table: NDArray[np.int64] = self.model.mask_head.table.cpu().numpy()
+        return table
+
+    @property
+    def table_colours(self) -> Bytes:
+        """The colour of the direction that each sample of a box reads, ``(P, P, 3)``."""
+        count = self.model.config.model.mask.directions
+        return panels.circle(count)[self.table % count]
+
+    def pooled(self, maps: Tensor, n: int) -> Floats:
+        """Direction logits of object ``n`` after direction pooling, ``(P, P)``."""
+        table = torch.as_tensor(self.table, device=maps.device)
+        rois, size = self.rois(self.found.boxes[n : n + 1]), (len(table), len(table))
+        pooled: Floats = crop_channels(maps, rois, size, table)[0].cpu().numpy()
+        return pooled
+
+    def counted(self) -> str:
+        if not len(self.found):
+            best = (
+                f"; the best of {len(self.detections)} has {self.detections.scores.max():.2f}"
+                if len(self.detections)
+                else ""
+            )
+            return f"No detection has a score of {self.score:.2f} or more{best}"
+        counts = Counter(self.found.class_names[label] for label in self.found.labels.tolist()).most_common()
+        classes = ", ".join(f"{count} {name}" for name, count in counts)
+        return f"Score of {self.score:.2f} or more: {classes}"
+
+
+def as_rgb(values: NDArray[Any], config: ImageConfig) -> Bytes:
+    """``(C, H, W)`` of any depth and number of channels as ``(H, W, 3)`` uint8, as the model's configuration sees it."""
+    return np.ascontiguousarray(displayed(values, config).transpose(1, 2, 0))
+
+
+def draw_boxes(inputs: Image.Image, boxes: NDArray[np.float32]) -> None:
+    """White on black, ``(R, 4)`` in the pixels of the image."""
+    draw = ImageDraw.Draw(inputs)
+    for x1, y1, x2, y2 in boxes.tolist():
+        draw.rectangle((x1 - 1, y1 - 1, max(x2, x1), max(y2, y1)), outline="black")
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline="white")

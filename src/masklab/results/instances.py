@@ -1,0 +1,128 @@
+"""One image's result: boxes, scores, labels and small soft masks; everything else on demand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.masks import label_map, polygons, rle
+from masklab.masks import threshold as ops
+from masklab.utils.types import CoordMode
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Instances:
+    """The objects found in one image, best first.
+
+    ================  ==============  =========  ==================================================
+    name              shape           dtype      meaning
+    ================  ==============  =========  ==================================================
+    ``size``          ``(2,)``        int        the original image's ``(height, width)``
+    ``boxes``         ``(n, 4)``      float32    ``xyxy`` in pixels of the original image
+    ``scores``        ``(n,)``        float32    class probability
+    ``labels``        ``(n,)``        int64      ``0..K-1``, an index into the two tables below
+    ``masks``         ``(n, P, P)``   float32    probability of foreground over the box
+    ``class_names``   ``(K,)``        str        name of each class
+    ``category_ids``  ``(K,)``        int        the data set's own id of each class
+    ``coord_mode``                    str        how masks lie over boxes (see `masklab.masks.paste.paste`)
+    ================  ==============  =========  ==================================================
+
+    The foreground of an object is where its mask, brought to the image's pixels, is above 0.5.  It is
+    computed once, when first asked for, and kept as run lengths.  Raises `ValueError` when the arrays do
+    not belong together.
+    """
+
+    size: tuple[int, int]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.float32]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    coord_mode: CoordMode = "exact"
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        shapes = (self.boxes.shape, self.scores.shape, self.labels.shape, self.masks.shape[:1])
+        if shapes != ((n, 4), (n,), (n,), (n,)) or self.masks.ndim != 3:
+            raise ValueError(f"boxes, scores, labels and masks do not belong together: {shapes}")
+        if len(self.class_names) != len(self.category_ids):
+            raise ValueError(f"{len(self.class_names)} class names but {len(self.category_ids)} category ids")
+        if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
+            raise ValueError(f"labels must lie in 0..{len(self.class_names) - 1}")
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        counts = Counter(self.class_names[label] for label in self.labels.tolist()).most_common()
+        classes = ", ".join(f"{count} {name}" for name, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
+        scores = f", scores {self.scores.min():.2f}..{self.scores.max():.2f}" if len(self) else ""
+        found = "1 object" if len(self) == 1 else f"{len(self)} objects"
+        return f"Instances({found}{': ' if classes else ''}{classes}{scores}; image {height} x {width})"
+
+    def above(self, score: float) -> Instances:
+        """The objects whose score is at least ``score``."""
+        kept = np.flatnonzero(self.scores >= score)
+        part = replace(
+            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=self.masks[kept]
+        )
+        if "runs" in self.__dict__:
+            part.__dict__["runs"] = [self.runs[k] for k in kept.tolist()]
+        return part
+
+    @cached_property
+    def runs(self) -> list[rle.RLE]:
+        """Run lengths of every mask in the original image (see `masklab.masks.rle`)."""
+        return ops.encode_masks(self.masks, self.boxes, self.size, self.coord_mode)
+
+    def rles(self) -> list[dict[str, Any]]:
+        """COCO's ``{"size": [height, width], "counts": str}``, one an object."""
+        return ops.rle_to_coco(self.runs, self.size)
+
+    def polygons(self) -> list[list[polygons.Polygon]]:
+        """For each object its polygons: a list of rings, the outer one first, then its holes.
+
+        A ring is an ``(m, 2)`` int64 array of corners ``(x, y)`` in pixels, along the pixels' edges.
+        """
+        return [polygons.rle_to_polygons(runs, self.size) for runs in self.runs]
+
+    def label_map(self) -> NDArray[np.int32]:
+        """``(H, W)`` int32: 0 is background, 1 the best-scored object, and so on; the better one on top."""
+        return label_map.label_map(self.runs, self.scores, self.size)
+
+    def mask(self, n: int) -> NDArray[np.bool_]:
+        """Object ``n`` as a full ``(H, W)`` bool image."""
+        height, width = self.size
+        return rle.window(self.runs[n], self.size, (0, 0, width, height)).view(bool)
+
+    def full_masks(self) -> Iterator[NDArray[np.bool_]]:
+        """Each object in turn as a full ``(H, W)`` bool image; only one is in memory at a time."""
+        return (self.mask(n) for n in range(len(self)))
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: plain numbers and strings, ready for ``json.dumps``.
+
+        ``category_id`` is the data set's own; ``bbox`` is ``[x, y, width, height]`` in pixels.
+        """
+        corners = self.boxes.astype(np.float64)
+        boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1).tolist()
+        rows = zip(self.labels.tolist(), boxes, self.scores.tolist(), self.rles(), strict=True)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(self.category_ids[label]),
+                "bbox": box,
+                "score": score,
+                "segmentation": segmentation,
+            }
+            for label, box, score, segmentation in rows
+        ]

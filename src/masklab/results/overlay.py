@@ -1,0 +1,149 @@
+"""Draw an image's objects over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from masklab.masks import rle
+from masklab.results.instances import Instances
+
+Colour = tuple[int, int, int]
+
+# Seven hues that people with any kind of colour blindness tell apart (Okabe and Ito, 2008; its black left out).
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+TINT = 0.45  # share of the colour inside an object
+MIN_SIDE = 512  # pixels: shorter images are enlarged
+MAX_SIDE = 4096  # pixels: no side is enlarged beyond
+NEIGHBOUR_DISTANCE = 4  # pixels: boxes this close are neighbours
+MOST_LABELLED = 60  # objects: beyond, boxes and labels hide more than they tell
+LEAST_LABELLED = 300  # pixels: the shortest side of an image that has room for labels
+
+
+def overlay(
+    image: NDArray[np.uint8], instances: Instances, min_score: float = 0.5, enlarge: bool = True
+) -> Image.Image:
+    """Tint and outline every object whose score is at least ``min_score``, the smaller on top.
+
+    ``image`` is ``(3, H, W)`` uint8 RGB, ``instances`` belong to it.  Neighbours get different colours.  A
+    image whose shortest side is under 512 pixels is enlarged by a whole factor, unless ``enlarge`` is
+    false.  Boxes, class names and scores are drawn where there is room for them: not on small images, nor
+    beyond 60 objects.  Returns an RGB image.  Raises `ValueError` when the instances belong to an image of another size.
+    """
+    if image.shape != (3, *instances.size):
+        raise ValueError(f"the image is {image.shape} but the instances' size is {instances.size}")
+    shown = instances.above(min_score)
+    factor = max(1, min(-(-MIN_SIDE // min(instances.size)), MAX_SIDE // max(instances.size))) if enlarge else 1
+    canvas, colours = tinted(image, shown.runs, shown.boxes, factor)
+    if len(shown) <= MOST_LABELLED and min(instances.size) >= LEAST_LABELLED:
+        _annotate(canvas, shown, colours, factor)
+    return canvas
+
+
+def tinted(
+    image: NDArray[np.uint8], masks: Sequence[rle.RLE], boxes: NDArray[np.float32], factor: int = 1
+) -> tuple[Image.Image, list[Colour]]:
+    """An image ``(3, H, W)`` ``factor`` times larger with objects tinted and outlined, and the colour of each.
+
+    ``masks`` are run lengths, ``boxes`` ``(n, 4)`` around them; smaller objects lie on top.
+    """
+    colours = _colours(boxes)
+    original = np.ascontiguousarray(image.transpose(1, 2, 0))
+    canvas = original.repeat(factor, axis=0).repeat(factor, axis=1)
+    width = 1 if min(canvas.shape[:2]) < 800 else 2
+    for n in sorted(range(len(masks)), key=lambda n: -rle.area(masks[n])):
+        _tint_one(canvas, original, masks[n], colours[n], factor, width)
+    return Image.fromarray(canvas), colours
+
+
+def _colours(boxes: NDArray[np.float32]) -> list[Colour]:
+    """A colour for each object that as few neighbours as possible share."""
+    chosen = np.zeros(len(boxes), np.int64)
+    used = np.zeros(len(PALETTE), np.int64)
+    for n, box in enumerate(boxes):
+        before = boxes[:n]
+        near = (before[:, :2] < box[2:] + NEIGHBOUR_DISTANCE).all(axis=1) & (
+            before[:, 2:] > box[:2] - NEIGHBOUR_DISTANCE
+        ).all(axis=1)
+        taken = np.bincount(chosen[:n][near], minlength=len(PALETTE))
+        chosen[n] = np.lexsort((used, taken))[0]
+        used[chosen[n]] += 1
+    return [PALETTE[k] for k in chosen.tolist()]
+
+
+def _tint_one(
+    canvas: NDArray[np.uint8], original: NDArray[np.uint8], runs: rle.RLE, colour: Colour, factor: int, width: int
+) -> None:
+    """Tint one object and draw its outline, inside its own box only."""
+    box = rle.bounds(runs, (original.shape[0], original.shape[1]))
+    if box is None:
+        return
+    x1, y1, x2, y2 = box
+    inside = rle.window(runs, (original.shape[0], original.shape[1]), box).view(bool)
+    inside = inside.repeat(factor, axis=0).repeat(factor, axis=1)
+    beneath = original[y1:y2, x1:x2].repeat(factor, axis=0).repeat(factor, axis=1)
+    region = canvas[y1 * factor : y2 * factor, x1 * factor : x2 * factor]
+    tint = (beneath[inside] * (1 - TINT) + np.multiply(colour, TINT)).astype(np.uint8)
+    region[inside] = tint
+    region[inside & ~_eroded(inside, width)] = colour
+
+
+def _eroded(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """The mask without the pixels up to ``width`` from its edge."""
+    for _ in range(width):
+        padded = np.pad(mask, 1)
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
+
+
+def _annotate(canvas: Image.Image, shown: Instances, colours: list[Colour], factor: int) -> None:
+    """Thin boxes, then class names (of several) and scores, the best first, where they hide no other label."""
+    draw = ImageDraw.Draw(canvas)
+    font: Any = ImageFont.load_default(size=max(13, min(canvas.size) // 50))
+    boxes = (shown.boxes * factor).tolist()
+    order = np.argsort(-shown.scores, kind="stable").tolist()
+    for n in reversed(order):
+        x1, y1, x2, y2 = boxes[n]
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colours[n])
+    placed: list[tuple[float, float, float, float]] = []
+    for n in order:
+        name = f"{shown.class_names[int(shown.labels[n])]} " if len(shown.class_names) > 1 else ""
+        text = f"{name}{shown.scores[n]:.2f}"
+        spot = _spot(boxes[n], draw.textbbox((0, 0), text, font=font), canvas.size, placed)
+        if spot is not None:
+            placed.append(spot)
+            draw.rectangle(spot, fill=colours[n])
+            ink = "black" if np.dot(colours[n], (0.299, 0.587, 0.114)) > 110 else "white"
+            draw.text((spot[0] + 3, spot[1] + 1), text, fill=ink, font=font)
+
+
+def _spot(
+    box: list[float],
+    text: tuple[float, float, float, float],
+    size: tuple[int, int],
+    placed: list[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float] | None:
+    """Where a label fits: above its box, inside at the top, or below; ``None`` if it would hide too much."""
+    wide, tall = text[2] + 6, text[3] + 4
+    if box[2] - box[0] < 0.6 * wide or box[3] - box[1] < 1.6 * tall:
+        return None
+    x = min(max(box[0], 0), size[0] - wide)
+    for y in (box[1] - tall, box[1], box[3]):
+        spot = (x, y, x + wide, y + tall)
+        free = all(spot[2] <= p[0] or spot[0] >= p[2] or spot[3] <= p[1] or spot[1] >= p[3] for p in placed)
+        hides = y == box[1] and box[3] - box[1] < 2.5 * tall
+        if free and not hides and x >= 0 and 0 <= y <= size[1] - tall:
+            return spot
+    return None

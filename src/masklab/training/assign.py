@@ -1,0 +1,82 @@
+"""What anchors and proposals should say, and which of them are asked (paper, section 4.1; its references [35, 62]).
+
+A anchors, R proposals, G annotated objects, S samples.  Everything here is free of gradients.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from masklab.config.model import BoxConfig, RPNConfig
+from masklab.ops.boxes import box_iou, inside, overlap_share
+from masklab.structures import Targets
+
+IGNORED_SHARE = 0.5  # a box with more than this share inside a crowd region is not called background
+
+
+class Assignment(NamedTuple):
+    """``rows`` (S,) chosen, positives first; ``objects`` (S,): the object each is matched to, -1 for background."""
+
+    rows: Tensor
+    objects: Tensor
+
+
+@torch.no_grad()
+def sample_anchors(
+    anchors: Tensor, targets: Targets, size: tuple[int, int], config: RPNConfig, generator: torch.Generator
+) -> Assignment:
+    """Draw the anchors (A, 4) of one image of ``size`` (height, width) that enter the RPN's loss.
+
+    Positive: overlap of at least ``positive_iou`` with an object, or the best anchor of one.  Negative:
+    overlap below ``negative_iou`` with all.  Anchors that cross the border are left out if so configured.
+    """
+    matched = torch.full((anchors.shape[0],), -1, device=anchors.device)
+    negative = torch.ones(anchors.shape[0], dtype=torch.bool, device=anchors.device)
+    usable = torch.ones_like(negative)
+    if config.drop_crossing_anchors:
+        usable = inside(anchors, anchors.new_tensor(size))
+    if len(targets.boxes) > 0:
+        overlap = box_iou(targets.boxes, anchors)  # (G, A): the many in the last dimension
+        if config.drop_crossing_anchors:
+            overlap.masked_fill_(~usable, -1.0)
+        best = overlap.amax(dim=0)
+        positive = (best >= config.positive_iou).nonzero().flatten()
+        matched[positive] = overlap[:, positive].argmax(dim=0)
+        negative = best < config.negative_iou
+        # the best anchor of each object, ties included, is positive whatever its overlap
+        best_of_object = overlap.amax(dim=1, keepdim=True)
+        object_, forced = ((overlap == best_of_object) & (best_of_object > 0)).nonzero(as_tuple=True)
+        matched[forced] = object_
+    negative &= overlap_share(anchors, targets.ignored) <= IGNORED_SHARE
+    return _balanced_subset((matched >= 0) & usable, negative & usable & (matched < 0), matched, config, generator)
+
+
+@torch.no_grad()
+def sample_proposals(proposals: Tensor, targets: Targets, config: BoxConfig, generator: torch.Generator) -> Assignment:
+    """Draw the proposals (R, 4) of one image that enter the box head's loss."""
+    matched = torch.full((proposals.shape[0],), -1, device=proposals.device)
+    if len(targets.boxes) > 0 and len(proposals) > 0:
+        best, nearest = box_iou(proposals, targets.boxes).max(dim=1)
+        matched = torch.where(best >= config.positive_iou, nearest, matched)
+    negative = (matched < 0) & (overlap_share(proposals, targets.ignored) <= IGNORED_SHARE)
+    return _balanced_subset(matched >= 0, negative, matched, config, generator)
+
+
+def random_subset(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most ``count`` of the row numbers ``candidates``, uniformly at random."""
+    if candidates.numel() <= count:
+        return candidates
+    order = torch.randperm(candidates.numel(), generator=generator)[:count]
+    return candidates[order.to(candidates.device)]
+
+
+def _balanced_subset(
+    positive: Tensor, negative: Tensor, matched: Tensor, config: RPNConfig | BoxConfig, generator: torch.Generator
+) -> Assignment:
+    wanted = round(config.samples * config.positive_fraction)
+    chosen = random_subset(positive.nonzero().flatten(), wanted, generator)
+    rest = random_subset(negative.nonzero().flatten(), config.samples - chosen.numel(), generator)
+    return Assignment(torch.cat([chosen, rest]), torch.cat([matched[chosen], torch.full_like(rest, -1)]))

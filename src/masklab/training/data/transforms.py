@@ -1,0 +1,241 @@
+"""Resizing and augmenting images, and remembering where each pixel came from.
+
+An image goes through functions of ``torchvision.transforms.v2`` together with a `Geometry`, for which
+kernels are registered here.  Objects are not transformed: their targets are made afterwards, from run
+lengths and the geometry (`masklab.training.data.targets.make_targets`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from masklab.config.image import AugmentConfig, ImageConfig
+from masklab.images.intensity import is_grey
+from masklab.images.resize import network_size, resize
+from masklab.utils.errors import InputError
+from masklab.utils.types import Box, Size
+
+Floats = NDArray[np.float64]
+T = TypeVar("T", bound=Tensor)
+
+LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
+ADJUST = {
+    "saturation": (F.adjust_saturation, 1.0),
+    "hue": (F.adjust_hue, 0.0),
+    "brightness": (F.adjust_brightness, 1.0),
+    "contrast": (F.adjust_contrast, 1.0),
+}
+"""torchvision's functions of colour, each with the factor that changes nothing."""
+COLOURS = ("saturation", "hue")
+
+
+class Geometry(tv_tensors.TVTensor):
+    """Where the pixels of a transformed image lie in its source.
+
+    A 3 x 3 float64 matrix that maps a place ``(x, y, 1)`` in the output to one in the source, both in
+    pixels with pixel (0, 0) covering ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the
+    output's and the source's ``(height, width)``.  Flips, quarter turns, resizing and cropping are followed;
+    any other transform that moves pixels raises `TypeError`.
+    """
+
+    canvas_size: Size
+    source_size: Size
+
+    def __new__(cls, matrix: Any, canvas_size: Size, source_size: Size) -> Geometry:
+        geometry = torch.as_tensor(matrix, dtype=torch.float64).as_subclass(cls)
+        geometry.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
+        geometry.source_size = (int(source_size[0]), int(source_size[1]))
+        return geometry
+
+    @classmethod
+    def identity(cls, size: Size) -> Geometry:
+        """The geometry of an untouched image of ``(height, width)``."""
+        return cls(np.eye(3), size, size)
+
+    def after(self, step: Any, canvas_size: Any) -> Geometry:
+        """The geometry after one more step, whose matrix maps its output to its input."""
+        return Geometry(self.matrix() @ np.asarray(step, np.float64), tuple(canvas_size), self.source_size)
+
+    def matrix(self) -> Floats:
+        return self.as_subclass(Tensor).numpy()
+
+    def axes_to_source(self, xs: Floats, ys: Floats) -> tuple[Floats, Floats, bool]:
+        """Output columns and rows to source x and source y, and whether a quarter turn swapped them.
+
+        When it did, source x follows from ``ys`` and source y from ``xs``.
+        """
+        (xx, xy, x0), (yx, yy, y0), _ = self.matrix()
+        if xx:
+            return xx * xs + x0, yy * ys + y0, False
+        return xy * ys + x0, yx * xs + y0, True
+
+    def boxes_to_output(self, boxes: NDArray[Any]) -> Floats:
+        """Boxes ``(N, 4)`` xyxy in the source to the output, clipped to it."""
+        inverse = np.linalg.inv(self.matrix())
+        corners = boxes.astype(np.float64).reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
+        height, width = self.canvas_size
+        return _whole(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
+            0, (width, height, width, height)
+        )
+
+    def view(self) -> Floats:
+        """The part of the source that the output shows, as a box ``(4,)`` xyxy inside the source."""
+        height, width = self.canvas_size
+        corners = np.array([[0, 0, 1], [width, height, 1]]) @ self.matrix().T[:, :2]
+        high, wide = self.source_size
+        return _whole(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
+
+    def magnification(self) -> float:
+        """Output pixels a source pixel."""
+        return 1 / float(abs(np.linalg.det(self.matrix()[:2, :2])))
+
+
+def _whole(values: Floats) -> Floats:
+    """Undo the rounding of matrix products: what is within a millionth of a whole number is one."""
+    nearest = np.rint(values)
+    return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
+
+
+@v2.functional.register_kernel(F.horizontal_flip, Geometry)
+def _horizontal_flip(geometry: Geometry) -> Geometry:
+    return geometry.after([[-1, 0, geometry.canvas_size[1]], [0, 1, 0], [0, 0, 1]], geometry.canvas_size)
+
+
+@v2.functional.register_kernel(F.vertical_flip, Geometry)
+def _vertical_flip(geometry: Geometry) -> Geometry:
+    return geometry.after([[1, 0, 0], [0, -1, geometry.canvas_size[0]], [0, 0, 1]], geometry.canvas_size)
+
+
+@v2.functional.register_kernel(F.crop, Geometry)
+def _crop(geometry: Geometry, top: int, left: int, height: int, width: int) -> Geometry:
+    return geometry.after([[1, 0, left], [0, 1, top], [0, 0, 1]], (height, width))
+
+
+@v2.functional.register_kernel(F.resize, Geometry)
+def _resize(geometry: Geometry, size: Any, *_: Any, max_size: int | None = None, **__: Any) -> Geometry:
+    old = geometry.canvas_size
+    _, new = F.resize_bounding_boxes(torch.zeros(1, 4), old, size, max_size=max_size)
+    return geometry.after(np.diag([old[1] / new[1], old[0] / new[0], 1]), new)
+
+
+def _refuse(geometry: Geometry, *_: Any, **__: Any) -> Geometry:
+    raise TypeError("a Geometry follows flips, quarter turns, resize and crop only; leave this transform out")
+
+
+for _functional in (
+    F.affine,
+    F.rotate,
+    F.perspective,
+    F.elastic,
+    F.pad,
+    F.resized_crop,
+    F.center_crop,
+    F.five_crop,
+    F.ten_crop,
+):
+    v2.functional.register_kernel(_functional, Geometry)(_refuse)
+
+
+def quarter_turn(inpt: Any, turns: int) -> Any:
+    """Turn an image ``(..., H, W)`` or a `Geometry` anticlockwise by ``turns`` times 90 degrees."""
+    if not isinstance(inpt, Geometry):
+        transposed = torch.rot90(inpt, turns, (-2, -1))
+        return tv_tensors.wrap(transposed, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else transposed
+    for _ in range(turns % 4):
+        height, width = inpt.canvas_size
+        inpt = inpt.after([[0, -1, width], [1, 0, 0], [0, 0, 1]], (width, height))
+    return inpt
+
+
+def augment(
+    image: Tensor, geometry: Geometry, config: ImageConfig, rng: np.random.Generator
+) -> tuple[Tensor, Geometry]:
+    """Bring an image ``(C, H, W)`` of brightness 0 to 255 to the network's scale with the configured random changes.
+
+    Everything random is drawn from ``rng``: first `draw_window`, then what `augment_window` draws, which also
+    says what is raised.
+    """
+    window = draw_window(geometry.canvas_size, config, rng)
+    if window.box is not None:
+        image, geometry = cut(image, window.box), cut(geometry, window.box)
+    return augment_window(image, geometry, window.target, config.augment, rng)
+
+
+class Window(NamedTuple):
+    """What a training sample shows: a part of its image, ``box`` in xyxy, or all of it, and the size that it is resized to."""
+
+    box: Box | None
+    target: Size
+
+
+def cut(inpt: T, box: Box) -> T:
+    """The part of an image ``(C, H, W)`` or a `Geometry` inside a box of whole pixels."""
+    x1, y1, x2, y2 = box
+    return F.crop(inpt, y1, x1, y2 - y1, x2 - x1)
+
+
+def augment_window(
+    image: Tensor, geometry: Geometry, target: Size, change: AugmentConfig, rng: np.random.Generator
+) -> tuple[Tensor, Geometry]:
+    """Resize what a window shows to ``target``, then flip, turn and recolour it at random.
+
+    Raises `InputError` for changes of colour that need 3 channels when there is another number.
+    """
+    image, geometry = resize(image, target), resize(geometry, target)
+    if change.horizontal_flip and rng.random() < 0.5:
+        image, geometry = F.horizontal_flip(image), F.horizontal_flip(geometry)
+    if change.vertical_flip and rng.random() < 0.5:
+        image, geometry = F.vertical_flip(image), F.vertical_flip(geometry)
+    if change.quarter_turns:
+        turns = int(rng.integers(4))
+        image, geometry = quarter_turn(image, turns), quarter_turn(geometry, turns)
+    return _recolour(image, change, rng), geometry
+
+
+def draw_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
+    """Draw scale, jitter and crop for an image of ``(height, width)``, which need not be read for that."""
+    factor = 1.0
+    if config.augment.min_sides is not None:
+        side = int(rng.choice(config.augment.min_sides))
+        config = config.model_copy(update={"min_side": side, "max_side": round(LONGEST * side)})
+    if config.augment.scale_jitter is not None:
+        low, high = np.log(config.augment.scale_jitter)
+        factor = float(np.exp(rng.uniform(low, high)))
+    target = network_size(source, config, factor)
+    if config.augment.crop_size is None:
+        return Window(None, target)
+    wanted = (min(target[0], config.augment.crop_size), min(target[1], config.augment.crop_size))
+    height, width = (max(1, round(s * w / t)) for s, w, t in zip(source, wanted, target, strict=True))
+    top, left = int(rng.integers(source[0] - height + 1)), int(rng.integers(source[1] - width + 1))
+    return Window((left, top, left + width, top + height), wanted)
+
+
+def _recolour(image: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """Saturation, hue, brightness, contrast and negative, of values up to 255 as bytes or floats.
+
+    An image of other than 1 or 3 channels is changed as so many grey ones, all in the same way.  Saturation and
+    hue leave a grey image as it is.
+    """
+    whole_numbers, channels = image.dtype == torch.uint8, image.shape[0]
+    if channels != 3 and any(getattr(change, name) for name in COLOURS):
+        raise InputError(f"image.augment.saturation and hue need images of 3 channels, not {channels}; set both to 0.")
+    grey = is_grey(image.numpy())
+    values = image if whole_numbers else image / 255
+    values = values if channels in (1, 3) else values[:, None]
+    for name, (adjust, neutral) in ADJUST.items():
+        reach = getattr(change, name)
+        if reach:
+            factor = rng.uniform(neutral - reach, neutral + reach)
+            values = values if grey and name in COLOURS else adjust(values, factor)
+    if change.invert and rng.random() < change.invert:
+        values = F.invert(values)
+    values = values.view_as(image)
+    return values if whole_numbers else values * 255

@@ -1,0 +1,66 @@
+"""What the machine can do, and how much of it is in use."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from masklab.utils.errors import InputError
+from masklab.utils.types import Precision
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+
+def default_device() -> torch.device:
+    """A CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device | str = "cpu") -> bool:
+    """Whether the device has bfloat16 instructions of its own."""
+    type_ = torch.device(device).type
+    if type_ == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if type_ == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+    return False
+
+
+def number_format(device: torch.device | str, precision: Precision) -> Literal["bf16", "fp16", "float32"]:
+    """What ``precision`` means on this device."""
+    if precision == "auto":
+        return "bf16" if has_bf16(device) else "float32"
+    return "float32" if precision == "fp16" and torch.device(device).type != "cuda" else precision
+
+
+def check_precision(precision: Precision, device: torch.device | str, name: str) -> None:
+    """Raise `InputError`, which names the setting, for a ``precision`` that the device does not have."""
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise InputError(f"{name} is fp16 but there is no CUDA GPU: set it to auto.")
+
+
+def autocast(device: torch.device | str, precision: Precision = "auto") -> AbstractContextManager[object]:
+    """A context in which convolutions run in bfloat16, or float16 on CUDA, where ``precision`` says so.
+
+    The rest stays float32; so does everything where float16 is asked for on another device.
+    """
+    chosen = number_format(device, precision)
+    dtype = torch.float16 if chosen == "fp16" else torch.bfloat16
+    return torch.autocast(torch.device(device).type, dtype, enabled=chosen != "float32")
+
+
+def memory_in_use(device: torch.device | str) -> int:
+    """The most bytes that tensors have held on the device, or, on the CPU, that this process has held."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,83 @@
+"""The configuration: every number of the model, the data and the training has its one home here.
+
+The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is silent, the choice that
+``docs/paper.md`` explains.  A recipe is a YAML file with the few fields that differ.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from masklab.utils.errors import InputError
+
+
+def read_yaml(file: Any, name: str | Path) -> Any:
+    """What a YAML file holds; `InputError` calls it ``name`` where it cannot be read."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} cannot be read ({reason}): correct the file.") from None
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; renamed to ``path`` at the end, and removed when writing fails."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(output: str | Path) -> Path:
+    """The folder, made if it is missing; `InputError` if it cannot be."""
+    output = Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be a folder to write to ({error.strerror}): name another --output."
+        ) from None
+    return output
+
+
+def file_to_write(path: str | Path) -> Path:
+    """The path of a file to write later, its folder made; `InputError`, before any work, if it is a folder itself."""
+    path = Path(path)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file to write to.")
+    return path
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to fill; renamed to ``folder`` at the end, and removed when filling it fails.
+
+    Raises `InputError` if ``folder`` exists and is not empty, or cannot be made.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty; name a new folder or empty this one.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): name another folder.") from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

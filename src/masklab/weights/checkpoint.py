@@ -1,0 +1,164 @@
+"""Weights files: safetensors whose header holds the configuration, the class table and the score threshold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from masklab.config.migrate import migrate_config
+from masklab.config.nested import merge
+from masklab.config.schema import Config, validate
+from masklab.model.build import build_model
+from masklab.model.masklab import MaskLab
+from masklab.model.tensors import header_value, read_tensors, write_tensors
+from masklab.structures import ClassTable
+from masklab.utils.device import check_precision, default_device
+from masklab.utils.errors import InputError
+from masklab.utils.types import Precision
+from masklab.weights.migrate import migrate_tensors
+
+FORMAT = "masklab 2"
+READABLE = (FORMAT, "masklab 1")
+MODELS = Path(__file__).parent / "released"
+
+
+def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = None, half: bool = False) -> None:
+    """Write a weights file that `load_model` opens with no other file; written beside and renamed.
+
+    ``notes`` are further facts for the header: how the weights came about and what they scored.  ``half`` writes
+    float16, half the size, which `load_model` gives back as float32; `InputError` for weights beyond its range.
+    """
+    config = model.config.model_dump(mode="json")
+    del config["data"], config["output"]  # paths of the machine it was trained on
+    config["model"]["backbone"] |= {"weights": None, "segmentation_weights": None}
+    config["train"]["start_from"] = None
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(config),
+        "classes": json.dumps({"ids": model.classes.ids, "names": model.classes.names}),
+        "score_threshold": json.dumps(model.score_threshold),
+        "notes": json.dumps(notes or {}),
+    }
+    write_tensors(path, model.state_dict(), header, half)
+
+
+def model_names() -> list[str]:
+    """The trained models that come with the package."""
+    return sorted(path.stem for path in MODELS.glob("*.safetensors"))
+
+
+def find_weights(model: str | Path) -> Path:
+    """The weights file that MODEL names: a file, a run folder, whose ``best`` wins over its ``last``, or one of `model_names`.
+
+    A file or run of that name wins over a model that comes with the package; a folder of anything else does not.
+    Raises `InputError` when there is none.
+    """
+    path = Path(model)
+    for file in (path, path / "best.safetensors", path / "last.safetensors"):
+        if file.is_file():
+            return file
+    if str(model) in model_names() and not (path / "config.yaml").exists():  # with it, a run that has no weights yet
+        return MODELS / f"{model}.safetensors"
+    if path.is_dir():
+        raise InputError(f"{path} holds no best.safetensors or last.safetensors: give the folder of a finished run.")
+    raise InputError(
+        f"{path}: there is no such run folder or weights file, nor a model that comes with masklab "
+        f"({', '.join(model_names())}): give the folder that `masklab train` wrote."
+    )
+
+
+def load_model(
+    model: str | Path,
+    device: str | torch.device | None = None,
+    max_detections: int | None = None,
+    precision: Precision | None = None,
+) -> MaskLab:
+    """Load MaskLab from a run folder, a weights file or by the name of a model that comes with the package.
+
+    It is in evaluation mode on ``device``, by default a GPU if there is one, and finds at most ``max_detections``
+    objects in an image, by default as many as its configuration says, and so with ``precision``, the number format
+    of its convolutions.  Raises `InputError` for a missing file, one of another kind, one whose tensors do not fit its
+    header, and a precision that the device does not have.
+    """
+    place = torch.device(device or default_device())
+    path = find_weights(model)
+    header, tensors = read_tensors(path, READABLE, "train")
+    settings, tensors = migrate_config(header_value(header, "config", dict, path)), migrate_tensors(tensors)
+    if precision is not None:
+        check_precision(precision, place, "precision")
+        settings = merge(settings, {"train": {"precision": precision}})
+    config = validate(settings, str(path))
+    threshold = header_value(header, "score_threshold", object, path)
+    if not (threshold is None or (isinstance(threshold, (int, float)) and 0 <= threshold <= 1)):
+        raise InputError(
+            f"{path}: its score_threshold is {threshold}, not from 0 to 1: take the file as it was written."
+        )
+    classes = _class_table(header, path)
+    _check_sizes(config, classes, tensors, path)
+    loaded = build_model(config, classes, load_pretrained=False)
+    loaded.load_state_dict(tensors)
+    loaded.score_threshold = threshold
+    if max_detections is not None:
+        loaded.box_head.max_detections = max_detections
+    return loaded.to(place).to(memory_format=torch.channels_last).eval()
+
+
+def read_notes(model: str | Path) -> dict[str, Any]:
+    """The facts that were saved with the weights."""
+    path = find_weights(model)
+    notes: dict[str, Any] = header_value(read_tensors(path, READABLE, "train")[0], "notes", dict, path)
+    return notes
+
+
+def _check_sizes(config: Config, classes: ClassTable, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that are not the model's, before it takes memory: a header may ask for any size."""
+    try:
+        with torch.device("meta"):
+            model = build_model(config, classes, load_pretrained=False)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: its configuration cannot be built ({str(error).splitlines()[0]}): take the file as it was written."
+        ) from None
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"{path}: its tensors do not fit its configuration ({name} is {found.get(name, 'missing')}, not "
+                f"{wanted.get(name, 'expected')}): take the file as it was written."
+            )
+
+
+def _class_table(header: dict[str, str], path: Path) -> ClassTable:
+    given = header_value(header, "classes", dict, path)
+    ids, names = given.get("ids"), given.get("names")
+    if not isinstance(ids, list) or not isinstance(names, list) or len(ids) != len(names):
+        raise InputError(f"{path}: the classes of its header are no table: take the file as it was written.")
+    table = ClassTable.from_categories([{"id": i, "name": n} for i, n in zip(ids, names, strict=True)], path)
+    if table.ids != tuple(ids):
+        raise InputError(f"{path}: the classes of its header are not in order: take the file as it was written.")
+    return table
+
+
+def describe(model: str | Path) -> str:
+    """What a weights file says of itself, as YAML, and below it the card: the ``.md`` file beside it, if there is one.
+
+    Raises `InputError` as `load_model` does for a file that cannot be used.
+    """
+    path = find_weights(model)
+    header, tensors = read_tensors(path, READABLE, "train")
+    facts = {
+        "weights": str(path),
+        "bytes": path.stat().st_size,
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "classes": list(_class_table(header, path).names),
+        "score_threshold": header_value(header, "score_threshold", object, path),
+        **header_value(header, "notes", dict, path),
+    }
+    card = path.with_suffix(".md")
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    return f"{text}\n{card.read_text(encoding='utf-8', errors='replace')}" if card.is_file() else text

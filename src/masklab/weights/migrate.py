@@ -1,0 +1,28 @@
+"""Weights of earlier versions, read as the present one: names of tensors that have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+RENAMED = {
+    "rpn.codes.": "rpn.deltas.",
+    "box_classifier.codes.": "box_head.deltas.",
+    "box_classifier.": "box_head.",
+    "mask_branch.": "mask_head.",
+}
+"""How names of tensors began in version 0.1, and how they begin now; the first that fits counts."""
+
+
+def migrate_tensors(tensors: Mapping[str, T], prefix: str = "") -> dict[str, T]:
+    """The tensors under their present names; ``prefix`` is what all names begin with, as in a checkpoint."""
+    return {_present(name, prefix): tensor for name, tensor in tensors.items()}
+
+
+def _present(name: str, prefix: str) -> str:
+    for old, new in RENAMED.items():
+        if name.startswith(prefix + old):
+            return prefix + new + name[len(prefix + old) :]
+    return name
