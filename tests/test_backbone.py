@@ -115,3 +115,12 @@ def test_a_local_weights_file_is_loaded(tmp_path):
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     backbone, _ = build_backbone(BackboneConfig(name="resnet18", weights=tmp_path / "weights.safetensors"))
     assert torch.equal(backbone.conv2[0].conv1.weight, network.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen_batch"])
+def test_every_level_is_taken_after_its_rectifier(norm):
+    backbone, make_conv5 = build(norm=norm)
+    features = backbone(torch.randn(2, 3, 33, 33))
+    for name, values in {**features._asdict(), "conv5": make_conv5().eval()(features.conv4)}.items():
+        assert values.min() == 0, name
+        assert values.max() > 0, name

@@ -135,3 +135,52 @@ def test_detections_after_soft_nms(cap):
     np.testing.assert_allclose(found.scores[0, :count], softened[order], atol=1e-5)
     np.testing.assert_allclose(found.boxes[0, :count], boxes[kept][order], atol=1e-3)
     assert (found.scores[0, count:] == 0).all()
+
+
+def detections(config, boxes, probabilities, deltas=None):
+    """``(label, score, box)`` of what is found among proposals (R, 4) with probabilities (R, K + 1), background last."""
+    proposals, probabilities = torch.tensor([boxes]), torch.tensor(probabilities)
+    classes = probabilities.shape[1] - 1
+    deltas = torch.zeros(len(boxes), classes, 4) if deltas is None else torch.tensor(deltas)
+    head = BoxHead(config, nn.Identity(), 1, 1, num_classes=classes)
+    found = head.detect(
+        BoxOutput(probabilities.log(), deltas),
+        Proposals(proposals, torch.tensor([len(boxes)])),
+        torch.tensor([[99, 99]]),
+    )
+    rows = zip(found.labels[0].tolist(), found.scores[0].tolist(), found.boxes[0].tolist(), strict=True)
+    return [(label, pytest.approx(score, abs=1e-5), pytest.approx(box, abs=1e-3)) for label, score, box in rows][
+        : int(found.num_valid[0])
+    ]
+
+
+def test_each_class_has_a_box_of_its_own():
+    """Of one proposal, class 0 moves the box right by its width, class 1 down by its height and class 2 doubles it."""
+    double = 5 * math.log(2)
+    deltas = [[[10.0, 0, 0, 0], [0, 10, 0, 0], [0, 0, double, double]]]
+    found = detections(BoxConfig(), [[20.0, 30, 40, 40]], [[0.2, 0.3, 0.4, 0.1]], deltas)
+    assert found == [(2, 0.4, [10, 25, 50, 45]), (1, 0.3, [20, 40, 40, 50]), (0, 0.2, [40, 30, 60, 40])]
+
+
+LARGE, HALF = [0.0, 0, 10, 10], [0.0, 0, 10, 5]  # they overlap by one half
+LIKELY = [[0.6, 0.3, 0.1], [0.25, 0.5, 0.25]]
+
+
+def test_a_detection_suppresses_none_of_another_class():
+    found = detections(BoxConfig(nms_iou=0.4), [LARGE, HALF], LIKELY)
+    assert found == [(0, 0.6, LARGE), (1, 0.5, HALF)]
+
+
+def test_a_detection_softens_none_of_another_class():
+    found = detections(BoxConfig(nms_iou=0.9, soft_nms=0.5), [LARGE, HALF], LIKELY)
+    less = math.exp(-0.25 / 0.5)
+    assert found == [(0, 0.6, LARGE), (1, 0.5, HALF), (1, 0.3 * less, LARGE), (0, 0.25 * less, HALF)]
+
+
+@pytest.mark.parametrize(("height", "count"), [(58.0, 2), (62.0, 1)])
+def test_detections_are_one_object_above_an_overlap_of_six_tenths(height, count):
+    boxes = [[0.0, 0, 50, 100], [0.0, 0, 50, height]]
+    head = BoxHead(BoxConfig(), nn.Identity(), 1, 1, num_classes=1)
+    output = BoxOutput(torch.tensor([[1.0, 0], [0.5, 0]]), torch.zeros(2, 1, 4))
+    found = head.detect(output, Proposals(torch.tensor([boxes]), torch.tensor([2])), torch.tensor([[200, 200]]))
+    assert found.num_valid.tolist() == [count]

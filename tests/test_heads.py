@@ -11,7 +11,7 @@ from masklab.model import masklab as masklab_module
 from masklab.model.alternatives import FCISHead, MaskRCNNHead, part_table
 from masklab.model.build import build_model
 from masklab.model.cost import model_cost
-from masklab.model.refinement import SharedRefinement
+from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.crop_channels import crop_channels
 from masklab.ops.rois import Rois
@@ -276,3 +276,61 @@ def test_cost_of_the_heads():
     per_box = 41 * 41 * (9 * 17 * 16 + 4 * 9 * 16 * 16 + 16)
     assert found["refinement"].macs == pytest.approx(once + boxes * per_box)
     assert found["total"].parameters == sum(part.parameters for name, part in found.items() if name != "total")
+
+
+REFINEMENTS = pytest.mark.parametrize("mask", [{}, SHARED], ids=["paper", "shared"])
+
+
+@REFINEMENTS
+def test_the_refined_loss_reaches_what_the_coarse_mask_is_made_of(shapes, tiny_config, classes, mask):
+    step = TrainingStep(build(tiny_config, classes, mask)).train()
+    batch = drawn_batch(shapes, step.model.config, [row_with_objects(shapes)])
+    step(batch, torch.Generator().manual_seed(0))["mask_refined"].backward()
+    branch = step.model.mask_head
+    for layer in (branch.semantic, branch.direction, branch.coarse):
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.abs().sum() > 0
+
+
+def test_a_shared_refinement_that_adds_nothing_hands_its_gradient_on():
+    refinement = SharedRefinement(["conv1"], {"conv1": 3}, 16)
+    torch.nn.init.zeros_(refinement.predict.weight)
+    coarse, slope = torch.randn(4, 7, 7, requires_grad=True), torch.randn(4, 7, 7)
+    refinement(coarse, [torch.randn(2, 16, 9, 9)], random_rois(4)).backward(slope)
+    assert torch.equal(coarse.grad, slope)
+
+
+@REFINEMENTS
+def test_the_refinement_sees_the_logit_of_the_coarse_mask(shapes, tiny_config, classes, mask):
+    """A coarse logit of 4 everywhere, and a refinement that only hands it on."""
+    model = build(tiny_config, classes, mask)
+    branch, refinement = model.mask_head, model.refinement
+    with torch.no_grad():
+        for layer in (branch.semantic, branch.direction):
+            layer.weight.zero_()
+        branch.semantic.bias.fill_(8)  # a half of it counts
+        refinement.predict.weight.zero_()
+        if mask is not SHARED:
+            for conv in refinement.convs:
+                conv.weight.zero_()[0, 0, 2, 2] = 1
+            refinement.predict.weight[0, 0] = 1
+    image = np.random.default_rng(0).integers(0, 255, (3, 90, 90), dtype=np.uint8)
+    found = model.eval().segment(image, np.array([[10.0, 20, 50, 60]]), np.array([1]))
+    np.testing.assert_allclose(found.masks, torch.tensor(4.0).sigmoid().expand(1, 15, 15), atol=1e-4)
+    batch = drawn_batch(shapes, model.config, [row_with_objects(shapes)])
+    batch.targets[0].masks.fill_(1)
+    batch.targets[0].labels.clamp_(max=2)
+    losses = TrainingStep(model).train()(batch, torch.Generator().manual_seed(0))
+    for name in ("mask_coarse", "mask_refined"):
+        assert losses[name].item() == pytest.approx(np.log1p(np.exp(-4)), abs=1e-4), name
+
+
+def test_the_papers_refinement_sees_every_channel_of_its_levels_and_the_coarse_logit():
+    """A gradient comes back to each of them."""
+    refinement = Refinement(["conv1", "conv2"], {"conv1": 3, "conv2": 5}, 8)
+    levels = [torch.randn(2, channels, 9, 9, requires_grad=True) for channels in (3, 5)]
+    coarse = torch.randn(4, 7, 7, requires_grad=True)
+    refinement(coarse, levels, random_rois(4)).square().sum().backward()
+    assert (coarse.grad != 0).flatten(1).any(dim=1).all()
+    for level in levels:
+        assert (level.grad.abs().sum(dim=(0, 2, 3)) > 0).all()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts import assert_instances
+from contracts import assert_instances, changed
 from PIL import Image
 from torchvision.ops import nms
 
@@ -59,6 +59,30 @@ def test_proposals_are_the_best_boxes_that_survive_suppression():
         assert (boxes[:, 2] <= width).all()
         assert (boxes[:, 3] <= height).all()
         assert len(nms(boxes, torch.arange(len(boxes), 0, -1).float(), 0.7)) == len(boxes)
+
+
+def test_the_best_anchors_are_taken_before_suppression_and_each_mode_has_its_cap():
+    """Three anchors in one place have the best scores; only where a fourth is taken do others get their turn."""
+    same, apart = [0.0, 0, 16, 16], [[20.0, 0, 36, 16], [0, 20, 16, 36], [20, 20, 36, 36]]
+    anchors = torch.tensor([same, same, same, *apart])
+    output = RPNOutput(
+        torch.tensor([[0.0, 9], [0, 8], [0, 7], [0, 6], [0, 5], [0, 4]])[None], torch.zeros(1, 6, 4), anchors
+    )
+    for train, test in ((3, 5), (5, 3)):
+        rpn = RPN(RPNConfig(pre_nms_train=train, pre_nms_test=test), 8, 8, "exact")
+        assert rpn.train().propose(output, sizes((40, 40))).num_valid.tolist() == [train - 2]
+        assert rpn.eval().propose(output, sizes((40, 40))).num_valid.tolist() == [test - 2]
+
+
+def test_the_rpn_cuts_its_filters_at_nought_and_six():
+    rpn = RPN(RPNConfig(channels=4, anchor_sizes=[16]), 8, 8, "exact")
+    with torch.no_grad():
+        for layer, bias in ((rpn.conv, torch.tensor([-3.0, 2, 6, 50])), (rpn.objectness, 0), (rpn.deltas, 0)):
+            layer.weight.fill_(0.0 if layer is rpn.conv else 1.0)
+            layer.bias.copy_(torch.as_tensor(bias))
+        output = rpn(torch.randn(1, 8, 3, 3))
+    assert (output.objectness == 0 + 2 + 6 + 6).all()
+    assert (output.deltas == 0 + 2 + 6 + 6).all()
 
 
 def test_detections_keep_their_promises(model):
@@ -270,3 +294,124 @@ def test_a_wrong_class_count_is_refused(tiny_config, classes):
     values["model"]["num_classes"] = 7
     with pytest.raises(InputError, match="num_classes is 7 but the data has 3"):
         build_model(validate(values, "test"), classes)
+
+
+def test_each_mask_is_read_from_the_channel_of_its_class(tiny_config, classes):
+    """Semantic logits that are the same everywhere, but of each class others, and no other evidence."""
+    torch.manual_seed(0)
+    model = build_model(changed(tiny_config, model={"mask": {"refine_levels": []}}), classes).eval()
+    values = torch.tensor([-6.0, 1.0, 4.0])
+    for layer in (model.mask_head.semantic, model.mask_head.direction):
+        torch.nn.init.zeros_(layer.weight)
+    model.mask_head.semantic.bias.data.copy_(values)
+    labels = torch.tensor([2, 0, 1, 1, 2])
+    boxes = np.array([[5.0 * k, 3.0 * k, 30 + 5 * k, 40 + 3 * k] for k in range(5)])
+    given = model.segment(np.zeros((3, 70, 90), np.uint8), boxes, labels.numpy())
+    wanted = (values[labels] / 2).sigmoid()
+    np.testing.assert_allclose(given.masks, wanted[:, None, None].expand(-1, 15, 15), atol=1e-5)
+    found = model(images(), sizes((97, 113), (97, 113)))
+    for n, count in enumerate(found.num_valid.tolist()):
+        labels = found.labels[n, :count]
+        assert len(labels.unique()) > 1
+        wanted = (values[labels] / 2).sigmoid()[:, None, None].expand(-1, 15, 15)
+        torch.testing.assert_close(found.masks[n, :count], wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("from_imagenet", [True, False])
+def test_the_box_classifier_starts_from_the_backbones_conv5_if_asked(tiny_config, classes, from_imagenet):
+    torch.manual_seed(0)
+    model = build_model(changed(tiny_config, model={"box": {"from_imagenet": from_imagenet}}), classes)
+    ours, theirs = (head.conv5.state_dict() for head in (model.box_head, model.mask_head))
+    same = [torch.equal(ours[name], theirs[name]) for name in ours if "conv" in name and name.endswith("weight")]
+    assert len(same) == 4
+    assert all(same) if from_imagenet else not any(same)
+
+
+@pytest.mark.parametrize(
+    ("mask", "right", "upper_left"),
+    [
+        ({}, 3 * 8 + 4, 2 * 8 + 7),
+        ({"directions": 4}, 3 * 4 + 2, 2 * 4 + 3),
+        ({"distance_bins": 2}, 1 * 8 + 4, 1 * 8 + 7),
+        ({"distance_metric": "l2_side"}, 3 * 8 + 4, 3 * 8 + 7),
+        ({"distance_metric": "l2_corner"}, 2 * 8 + 4, 2 * 8 + 7),
+        ({"start_degrees": 22.5}, 3 * 8 + 3, 2 * 8 + 6),
+        ({"start_degrees": -45.0}, 3 * 8 + 5, 2 * 8 + 0),
+    ],
+)
+def test_the_mask_branch_reads_the_directions_that_it_is_built_for(tiny_config, classes, mask, right, upper_left):
+    """Each channel says its own number; of a 15 x 15 mask, the middle of the right side sees the centre to its left,
+    and a place five samples above and left of the centre sees it down to the right."""
+    branch = build_model(changed(tiny_config, model={"mask": mask}), classes).mask_head
+    with torch.no_grad():
+        branch.semantic.weight.zero_()
+        branch.direction.weight.zero_()
+        branch.direction.bias.copy_(torch.arange(len(branch.direction.bias)))
+        box = Rois(torch.tensor([[0.2, 0.1, 0.7, 0.8]]), torch.zeros(1, dtype=torch.long))
+        logits = branch(torch.randn(1, 64, 13, 15))
+        found = branch.coarse_masks(logits, box, torch.tensor([1]))[0]
+    assert (float(found[7, 14]), float(found[2, 2])) == pytest.approx((right, upper_left), abs=1e-3)
+
+
+GRID = {"box": {"deformable": "grid"}}
+SWITCHES = [
+    ({}, {"rpn": {"dilation": 1}}, {"rpn"}),
+    ({}, {"rpn": {"anchor_sizes": [16, 24, 48]}}, {"rpn"}),
+    ({}, {"rpn": {"anchor_ratios": [0.5, 1, 3]}}, {"rpn"}),
+    ({}, {"box": {"dilations": [1, 2]}}, {"box"}),
+    ({}, {"box": {"roi_size": 8}}, {"box"}),
+    ({}, {"box": {"from_imagenet": False}}, {"box"}),
+    ({}, GRID, {"box"}),
+    (GRID, {"box": {"deformable": "cell"}}, {"box"}),
+    (GRID, {"box": {"deformable_scale": 0.2}}, {"box"}),
+    ({}, {"mask": {"dilations": [2, 4]}}, {"coarse", "refined"}),
+    ({}, {"mask": {"semantic": False}}, {"coarse", "refined"}),
+    ({}, {"mask": {"direction": False}}, {"coarse", "refined"}),
+    ({}, {"mask": {"directions": 4}}, {"coarse", "refined"}),
+    ({}, {"mask": {"distance_bins": 2}}, {"coarse", "refined"}),
+    ({}, {"mask": {"distance_metric": "l2_corner"}}, {"coarse", "refined"}),
+    ({}, {"mask": {"start_degrees": 22.5}}, {"coarse", "refined"}),
+    ({}, {"mask": {"refine_levels": ["conv1"]}}, {"refined"}),
+    ({}, {"mask": {"refine_levels": ["conv2", "conv1"]}}, {"refined"}),
+    ({}, {"mask": {"refinement": "shared"}}, {"refined"}),
+    ({}, {"backbone": {"output_stride": 16}}, {"rpn", "box", "coarse", "refined"}),
+    ({}, {"coord_mode": "tf"}, {"rpn", "box", "coarse", "refined"}),
+]
+
+
+def parts(config, classes, weights=None):
+    """What each part of a model makes of one image and three boxes, and the weights it does so with."""
+    torch.manual_seed(0)
+    model = build_model(config, classes).eval()
+    for part in model.modules():
+        if isinstance(part, torch.nn.GroupNorm):  # a fresh network's units add nothing
+            torch.nn.init.ones_(part.weight)
+    if model.box_head.offsets is not None:
+        torch.nn.init.normal_(model.box_head.offsets.weight, std=0.1)
+    if weights is not None:
+        own = model.state_dict()
+        fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
+        if not config.model.box.from_imagenet:
+            fitting = {n: v for n, v in fitting.items() if not n.startswith("box_head.conv5")}
+        model.load_state_dict(fitting, strict=False)
+    boxes, image = torch.tensor([[8.0, 9, 60, 70], [30, 20, 100, 60], [1, 2, 111, 95]]), images(1)
+    with torch.no_grad():
+        features = model.backbone(image)
+        rois = model.rois(boxes, torch.zeros(3, dtype=torch.long), image)
+        rpn, box = model.rpn(features.conv4), model.box_head(features.conv4, rois)
+        coarse = model.mask_head.coarse_masks(model.mask_head(features.conv4), rois, torch.tensor([0, 1, 2]))
+        refined = model.refinement(coarse, model.refinement.maps(features), rois)
+    found = {"rpn": torch.cat([rpn.deltas[0], rpn.anchors], dim=1), "box": box.classes}
+    return found | {"coarse": coarse, "refined": refined}, model.state_dict()
+
+
+@pytest.mark.parametrize(("base", "switch", "changes"), SWITCHES)
+def test_a_switch_changes_the_part_it_is_for_and_no_other(tiny_config, classes, base, switch, changes):
+    """With the same weights in every layer that is of the same shape."""
+    config = changed(tiny_config, model=base)
+    without, weights = parts(config, classes)
+    again, _ = parts(config, classes, weights)
+    found, _ = parts(changed(config, model=switch), classes, weights)
+    same = lambda a, b: a.shape == b.shape and torch.allclose(a, b, atol=1e-5)  # noqa: E731
+    assert {name for name in found if not same(again[name], without[name])} == set()
+    assert {name for name in found if not same(found[name], without[name])} == changes

@@ -280,3 +280,27 @@ def test_segmentation_weights_that_are_missing_name_the_command(tmp_path):
             load_recipe("masklab", {"model": {"backbone": {"segmentation_weights": tmp_path / "none"}}}),
             ClassTable((1,), ("a",)),
         )
+
+
+LIBRARY = {
+    "rpn": {
+        "anchor_ratios": [0.5, 1.0, 2.0], "channels": 512, "positive_iou": 0.7, "negative_iou": 0.3, "samples": 256,
+        "positive_fraction": 0.5, "drop_crossing_anchors": True, "nms_iou": 0.7, "pre_nms_train": 12000,
+        "pre_nms_test": 6000, "proposals_train": 300, "proposals_test": 300, "objectness_weight": 1, "box_weight": 2,
+    },
+    "box": {
+        "roi_size": 14, "samples": 64, "positive_fraction": 0.25, "positive_iou": 0.5, "append_ground_truth": False,
+        "iou_aware_score": False, "class_weight": 1, "box_weight": 2, "nms_iou": 0.6, "soft_nms": None, "max_detections": 100,
+    },
+    "mask": {"distance_metric": "linf", "start_degrees": 0, "coarse_weight": 1, "refined_weight": 1, "box_jitter": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_what_the_paper_leaves_to_its_library_is_the_librarys(name):
+    config = load_recipe(name)
+    for part, values in LIBRARY.items():
+        have = getattr(config.model, part).model_dump()
+        assert {field: have[field] for field in values} == values
+    change = config.image.augment
+    assert (change.horizontal_flip, change.vertical_flip, change.quarter_turns) == (True, False, False)

@@ -4,22 +4,28 @@ import json
 import math
 import shutil
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 from contracts import assert_finite_and_connected, assert_instances, broken_at, changed
 
+from masklab.config.model import RPNConfig
 from masklab.config.schema import validate
 from masklab.datasets.coco import CocoSplit
+from masklab.masks import rle
 from masklab.model.build import build_model
-from masklab.model.rpn import RPN, RPNOutput
+from masklab.model.rpn import RPN, Proposals, RPNOutput
 from masklab.ops.boxes import box_iou
+from masklab.ops.crop import crop_and_resize
+from masklab.ops.crop_channels import crop_channels
 from masklab.structures import Batch, Targets
 from masklab.training.assign import sample_anchors, sample_proposals
 from masklab.training.data.loader import train_loader
 from masklab.training.fit import train
 from masklab.training.losses import classification_loss, mask_loss
 from masklab.training.module import (
+    BaseModule,
     TrainingModule,
     add_gradients,
     build_optimizer,
@@ -411,3 +417,274 @@ def test_the_loss_falls(shapes, tiny_config, classes):
 def test_training_without_a_folder_says_which(tiny_config):
     with pytest.raises(InputError, match="--data DIR"):
         train(tiny_config)
+
+
+def sampled(anchors, objects, size=(40, 40), **changes):
+    """The object of each anchor that enters the loss, -1 for background, by the anchor's row."""
+    sample = sample_anchors(torch.tensor(anchors), objects, size, RPNConfig(**changes), seeded())
+    return dict(zip(sample.rows.tolist(), sample.objects.tolist(), strict=True))
+
+
+def test_an_object_has_its_best_anchor_among_those_that_may_learn():
+    """By hand: overlaps of 0.88, across the border, of 0.699, of 0.26 and of nothing."""
+    anchors = [[-2.0, 0, 14, 20], [1, 1, 17, 21], [0, 10, 20, 30], [25, 25, 39, 39]]
+    objects = targets([[0, 0, 14, 20]])
+    assert sampled(anchors, objects) == {1: 0, 2: -1, 3: -1}
+    assert sampled(anchors, objects, drop_crossing_anchors=False) == {0: 0, 2: -1, 3: -1}
+
+
+def test_anchors_that_are_equally_the_best_of_an_object_are_all_positive():
+    """And one that is nearly as good is neither object nor background."""
+    anchors = [[8.0, 10, 18, 20], [12, 10, 22, 20], [10, 7, 20, 17], [0, 30, 10, 40]]
+    assert sampled(anchors, targets([[10, 10, 20, 20]])) == {0: 0, 1: 0, 3: -1}
+
+
+def test_an_object_that_no_anchor_touches_makes_none_positive():
+    anchors = [[0.0, 0, 10, 10], [12, 0, 22, 10], [30, 30, 45, 45]]
+    assert sampled(anchors, targets([[30, 30, 38, 38]])) == {0: -1, 1: -1}
+
+
+def test_a_crowd_is_not_background_to_an_anchor():
+    """By hand: all, 5/7 and 4/9 of the background anchors lie in the crowd, and all of the object's."""
+    anchors = [[25.0, 25, 35, 35], [16, 25, 30, 35], [10, 25, 28, 35], [22, 22, 32, 24]]
+    crowd = targets([[22, 22, 32, 24]], ignored=[[20, 20, 40, 40]])
+    assert sampled(anchors, crowd) == {2: -1, 3: 0}
+    assert sampled(anchors, targets(ignored=[[20, 20, 40, 40]])) == {2: -1}
+
+
+# of the object, the first is a positive whose code is (-1, 0, 0, 0), which costs 0.5 where 0 is predicted
+OBJECT, NEAR = (
+    [10.0, 10, 30, 30],
+    [[12.0, 10, 32, 30], [50, 50, 70, 70], [60, 10, 80, 30], [10, 60, 30, 80], [80, 60, 99, 80]],
+)
+
+
+def test_anchor_losses_are_means_over_the_anchors_drawn(step):
+    """By hand: five in the first image; in the second all lie in a crowd but two."""
+    output = RPNOutput(torch.zeros(2, 5, 2), torch.zeros(2, 5, 4), torch.tensor(NEAR))
+    images = batch(targets([OBJECT]), targets(ignored=[[0, 50, 113, 97]]))
+    losses = step._rpn_losses(output, images, [seeded(), seeded()])
+    assert losses["rpn_box"].item() == pytest.approx(2 * 0.5 / 5 / 2)
+    assert losses["rpn_objectness"].item() == pytest.approx(math.log(2))
+
+
+def losses_of_boxes(step, label, append, right=None):
+    """Two images with five and two proposals, one of them an object's; only class ``right`` knows its box."""
+    model = step.model
+    model.config = changed(model.config, model={"box": {"append_ground_truth": append, "samples": 64}})
+    with torch.no_grad():
+        for layer in (model.box_head.classes, model.box_head.deltas):
+            layer.weight.zero_()
+        if right is not None:
+            model.box_head.deltas.bias[4 * right] = -1
+    images = batch(targets([OBJECT], [label]), targets())
+    proposals = Proposals(torch.tensor([NEAR, NEAR]), torch.tensor([5, 2]))
+    return step._box_losses(model.backbone(images.images), proposals, images, [seeded(), seeded()])
+
+
+@pytest.mark.parametrize(("append", "drawn"), [(False, 5), (True, 6)])
+def test_box_losses_are_means_over_the_proposals_drawn(step, append, drawn):
+    """An annotated box is one of them only if asked, and costs nothing here."""
+    losses = losses_of_boxes(step, 1, append)
+    assert losses["box"].item() == pytest.approx(2 * 0.5 / drawn / 2)
+    assert losses["box_class"].item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("label", range(3))
+def test_the_box_loss_is_of_the_objects_own_class(step, label):
+    losses = losses_of_boxes(step, label, False, right=2)
+    assert losses["box"].item() == pytest.approx(0 if label == 2 else 0.1, abs=1e-6)
+    losses["box"].backward()
+    moved = step.model.box_head.deltas.bias.grad.view(3, 4).abs().sum(dim=1)
+    assert moved.nonzero().flatten().tolist() == ([] if label == 2 else [label])
+
+
+def test_a_mask_is_trained_in_the_class_of_its_object(step):
+    """Classes 0 and 2 say no everywhere and class 1 yes; masks come in another order than objects."""
+    branch = step.model.mask_head
+    with torch.no_grad():
+        for layer in (branch.semantic, branch.direction):
+            layer.weight.zero_()
+        branch.semantic.bias.copy_(torch.tensor([-200.0, 200, -200]))
+    objects = targets(OBJECTS, [2, 0, 1])
+    objects.mask_rows = torch.tensor([1, 2, 0])
+    objects.mask_boxes = objects.boxes[objects.mask_rows]
+    objects.masks = torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(3, 15, 15)
+    assert step(batch(objects, targets()), seeded())["mask_coarse"].item() == pytest.approx(0, abs=1e-6)
+
+
+def difference(found, masks, *_):
+    return (found - masks).abs().mean()
+
+
+class Truth(torch.nn.Module):
+    """In place of the mask head: for each class a map of the pixels themselves, (N, K, H, W), and masks read from it."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, conv4):
+        return self.maps
+
+    def coarse_masks(self, maps, rois, labels):
+        return crop_channels(maps, rois, (15, 15), labels)
+
+
+@pytest.fixture(scope="module")
+def one_of_each(shapes, tmp_path_factory):
+    """Drawn images with at most one object of each class."""
+    folder = shutil.copytree(shapes, tmp_path_factory.mktemp("one") / "set")
+    train = json.loads((folder / "train.json").read_text())
+    train["annotations"] = list({(a["image_id"], a["category_id"]): a for a in train["annotations"]}.values())
+    (folder / "train.json").write_text(json.dumps(train))
+    return CocoSplit.find(folder, "train")
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_masks_are_read_where_their_targets_were_taken(one_of_each, tiny_config, monkeypatch, jitter):
+    """From the file to the loss, with the true mask of each class in place of what is predicted."""
+    monkeypatch.setattr("masklab.training.step.mask_loss", difference)
+    settings = {"mask": {"box_jitter": jitter, "refine_levels": [], "train_masks": 100}}
+    config = changed(
+        tiny_config, model=settings, image={"augment": {"horizontal_flip": False}}, train={"batch_size": 8}
+    )
+    model = build_model(config, one_of_each.categories)
+    images = next(iter(train_loader(one_of_each, config)))
+    maps = torch.zeros(8, 4, 96, 112)
+    for n, image_id in enumerate(images.image_ids):
+        index = next(i for i, image in enumerate(one_of_each.images) if image.image_id == image_id)
+        objects = one_of_each.objects(index)
+        for row, label in enumerate(objects.labels):
+            maps[n, label] = torch.from_numpy(rle.window(objects.runs(row), objects.size, (0, 0, 112, 96)))
+    model.mask_head = Truth(torch.nn.functional.pad(maps, (0, 1, 0, 1), mode="replicate"))
+    moved = torch.cat([(t.mask_boxes - t.boxes[t.mask_rows]).abs().amax(dim=1) for t in images.targets])
+    assert len(moved) > 10
+    assert (moved > 0.5).float().mean() > 0.9 if jitter else (moved == 0).all()
+    losses = TrainingStep(model)._mask_losses(model.backbone(images.images), images, [seeded()] * 8)
+    assert losses["mask_coarse"].item() == pytest.approx(0, abs=1e-4)
+
+
+class TrueRefinement(torch.nn.Module):
+    """Half of the coarse mask and half of what the maps show in the boxes given."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.truth = maps
+
+    def maps(self, features):
+        return [self.truth]
+
+    def forward(self, coarse, maps, rois):
+        assert len(coarse) == 4
+        return (coarse + crop_and_resize(maps[0], rois, (15, 15))[:, 0]) / 2
+
+
+def test_masks_that_are_refined_keep_their_boxes_and_targets(step, monkeypatch):
+    """Two of the three masks of each image are refined, in another order than the objects."""
+    monkeypatch.setattr("masklab.training.step.mask_loss", difference)
+    model, maps = step.model, torch.rand(2, 1, 97, 113, generator=seeded())
+    model.config = changed(model.config, model={"mask": {"train_refined": 2}})
+    model.mask_head, model.refinement = Truth(maps.expand(-1, 3, -1, -1)), TrueRefinement(maps)
+    images = batch(targets(OBJECTS, [2, 0, 1]), targets(OBJECTS[::-1], [0, 1, 1]))
+    for n, objects in enumerate(images.targets):
+        objects.mask_rows = torch.tensor([1, 2, 0])
+        objects.mask_boxes = objects.boxes[objects.mask_rows]
+        rois = model.rois(objects.mask_boxes, torch.full((3,), n), images.images)
+        objects.masks = crop_and_resize(maps, rois, (15, 15))[:, 0]
+    for seed in range(3):
+        losses = step(images, torch.Generator().manual_seed(seed))
+        assert losses["mask_coarse"].item() == pytest.approx(0, abs=1e-6)
+        assert losses["mask_refined"].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "weight", "loss"),
+    [
+        ("rpn", "objectness_weight", "rpn_objectness"),
+        ("rpn", "box_weight", "rpn_box"),
+        ("box", "class_weight", "box_class"),
+        ("box", "box_weight", "box"),
+        ("mask", "coarse_weight", "mask_coarse"),
+        ("mask", "refined_weight", "mask_refined"),
+    ],
+)
+def test_a_weight_is_a_factor_on_its_loss_alone(step, part, weight, loss):
+    model, images, losses = step.model, batch(targets(OBJECTS, [0, 2, 1]), targets()), {}
+    plain = model.config
+    for factor in (1, 3):
+        model.config = changed(plain, model={part: {weight: factor}})
+        losses[factor] = step(images, seeded())
+    for name, value in losses[1].items():
+        assert value > 0, name
+        torch.testing.assert_close(losses[3][name], value * (3 if name == loss else 1))
+
+
+@pytest.mark.parametrize(("momentum", "way"), [(0.0, 3.0), (0.5, 1 + 1.5 + 1.75)])
+def test_sgd_has_momentum(tiny_config, momentum, way):
+    """A slope of 1 at a learning rate of 1 for three steps."""
+    network = torch.nn.Linear(2, 2)
+    before = [p.detach().clone() for p in network.parameters()]
+    update = {"optimizer": "sgd", "momentum": momentum, "learning_rate": 1.0, "weight_decay": 0.0}
+    optimizer = build_optimizer(network, tiny_config.train.model_copy(update=update))
+    for _ in range(3):
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    for p, start in zip(network.parameters(), before, strict=True):
+        torch.testing.assert_close(start - p, torch.full_like(p, way))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_without_a_slope_weights_decay_and_nothing_else_does(tiny_config, kind):
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 2, 3), torch.nn.GroupNorm(1, 2), torch.nn.Flatten(), torch.nn.Linear(2, 2)
+    )
+    for p in network.parameters():
+        torch.nn.init.constant_(p, 2.0)
+        p.grad = torch.zeros_like(p)
+    update = {"optimizer": kind, "learning_rate": 0.5, "weight_decay": 0.1}
+    build_optimizer(network, tiny_config.train.model_copy(update=update)).step()
+    for name, p in network.named_parameters():
+        decays = name in ("0.weight", "3.weight")
+        torch.testing.assert_close(p.detach(), torch.full_like(p, 2 * (1 - 0.5 * 0.1) if decays else 2.0))
+
+
+class Slope(BaseModule):
+    """Six weights and two biases on a slope of 1000."""
+
+    def __init__(self, settings):
+        super().__init__(torch.nn.Linear(3, 2), settings)
+        self.network = torch.nn.Linear(3, 2)
+
+    def trained(self):
+        return self.network
+
+    def losses(self, batch, first):
+        return {"height": 1000 * sum(p.sum() for p in self.network.parameters())}
+
+
+@pytest.mark.parametrize(
+    ("clip_by", "clip_norm", "moved"),
+    [
+        ("parameter", 0.5, [0.5, 0.5]),
+        ("global", 0.5, [0.5 * math.sqrt(6 / 8), 0.5 * math.sqrt(2 / 8)]),
+        ("parameter", None, [1000 * math.sqrt(6), 1000 * math.sqrt(2)]),
+    ],
+)
+def test_a_step_of_training_is_clipped(tiny_config, clip_by, clip_norm, moved):
+    """How far weights and biases go at a learning rate of 1."""
+    update = {"clip_by": clip_by, "clip_norm": clip_norm, "optimizer": "sgd", "learning_rate": 1.0, "warmup_steps": 0}
+    module = Slope(tiny_config.train.model_copy(update=update))
+    before = [p.detach().clone() for p in module.network.parameters()]
+    images = Batch(torch.zeros(1, 3, 9, 9), torch.tensor([[9, 9]]), [targets()], [1])
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", devices=1, **quiet)
+    trainer.fit(module, torch.utils.data.DataLoader([images], batch_size=None))
+    gone = [(p - start).norm().item() for p, start in zip(module.network.parameters(), before, strict=True)]
+    assert gone == pytest.approx(moved, rel=1e-3)

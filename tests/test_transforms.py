@@ -446,3 +446,25 @@ def test_shortest_sides_are_drawn_evenly_and_bound_the_longest():
     assert set(drawn["wide"]) == {(11, 45), (22, 90)}
     assert 70 < drawn["square"].count((30, 30)) < 130
     assert network_size((40, 40), config) == (80, 80)
+
+
+def test_images_are_mirrored_left_and_right_half_of_the_time():
+    """And, unless asked for, neither upside down nor turned."""
+    image, rng, seen = torch.tensor([[[10.0, 20], [30, 40]]]), generator(), []
+    config = ImageConfig(scale=1.0)
+    for _ in range(400):
+        changed, geometry = augment(image, Geometry.identity((2, 2)), config, rng)
+        assert (geometry.matrix()[0, 0] < 0) == (changed[0, 0, 0] == 20)
+        seen.append(changed.flatten().tolist())
+    hflip = seen.count([20, 10, 40, 30])
+    assert 160 < hflip < 240
+    assert hflip + seen.count([10, 20, 30, 40]) == 400
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_shrinking_loses_no_line(first):
+    """Of lines on every fourth column, whichever they are, each pixel of an image a quarter as large shows a quarter."""
+    lines = torch.zeros(1, 32, 64)
+    lines[..., first::4] = 200
+    shrunk = resize(lines, (8, 16))
+    torch.testing.assert_close(shrunk[..., 2:-2], torch.full((1, 8, 12), 50.0), atol=0.1, rtol=0)
