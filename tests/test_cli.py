@@ -15,9 +15,12 @@ from pycocotools import mask as oracle
 
 import masklab
 from masklab.cli.app import _parser, main
-from masklab.cli.demo import demo
+from masklab.cli.demo import demo, try_nuclei
 from masklab.config.recipe import load_recipe
+from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.model.build import build_model
+from masklab.model.masklab import MaskLab
+from masklab.results.instances import Instances
 from masklab.training.fit import train
 from masklab.weights.checkpoint import load_model, save_model
 
@@ -69,6 +72,161 @@ def test_predict_writes_coco_results_and_overlays(run, shapes, tmp_path):
     overlays = sorted(tmp_path.glob("*.png"))
     assert len(overlays) == 4
     assert not list(tmp_path.glob(".*")), "nothing half written stays behind"
+
+
+SQUARES = [(4, 4, 14, 14), (24, 4, 34, 14), (44, 4, 54, 14)]  # in each image of 40 x 60 pixels
+VIEWS = ["--flips", "both", "--scales", "0.5", "1.25"]
+SCALES = [0.5, 1.25]
+
+
+def squares(shown, scores, classes):
+    """The first of `SQUARES`, every pixel of them, as they are found."""
+    boxes, masks = np.array(SQUARES[:shown], np.float32), np.ones((shown, 3, 3), np.float32)
+    labels = np.zeros(shown, np.int64)
+    return Instances((40, 60), boxes, np.array(scores, np.float32), labels, masks, classes.names, classes.ids)
+
+
+@pytest.fixture
+def sure_from_03(tiny_config, classes, tmp_path, monkeypatch):
+    """Weights with the stored threshold 0.3 that find the three squares with scores 0.9, 0.4 and 0.2; the data set of
+    a grey and a coloured image; and the views that were asked for."""
+    model, data, views = build_model(tiny_config, classes), tmp_path / "data", []
+    model.score_threshold = 0.3
+    save_model(model, tmp_path / "stored.safetensors")
+    (data / "val").mkdir(parents=True)
+    for name, colour in (("1.png", (100, 100, 100)), ("2.png", (100, 60, 20))):
+        Image.new("RGB", (60, 40), colour).save(data / "val" / name)
+    annotations = [
+        {"image_id": image, "category_id": 2, "bbox": [x1, y1, 10, 10], "area": 100, "iscrowd": 0}
+        | {"segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]], "id": 10 * image + n}
+        for image in (1, 2)
+        for n, (x1, y1, x2, y2) in enumerate(SQUARES)
+    ]
+    images = [{"id": n, "file_name": f"{n}.png", "height": 40, "width": 60} for n in (1, 2)]
+    categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
+    values = {"images": images, "annotations": annotations, "categories": categories}
+    (data / "val.json").write_text(json.dumps(values))
+
+    def predict(self, image, flips="none", scales=(1.0,)):
+        views.append(("predict", flips, list(scales)))
+        return squares(3, [0.9, 0.4, 0.2], self.classes)
+
+    def segment(self, image, boxes, labels, flips="none", scales=(1.0,)):
+        views.append(("segment", flips, list(scales)))
+        return squares(len(boxes), [1.0] * len(boxes), self.classes)
+
+    monkeypatch.setattr(MaskLab, "predict", predict)
+    monkeypatch.setattr(MaskLab, "segment", segment)
+    return tmp_path / "stored.safetensors", data, views
+
+
+def tinted(path):
+    """Which of the squares an overlay shows."""
+    drawn = np.asarray(Image.open(path).convert("RGB"))
+    factor = len(drawn) // 40
+    return [bool((drawn[9 * factor, (x1 + 5) * factor] != drawn[30 * factor, 30 * factor]).any()) for x1, *_ in SQUARES]
+
+
+def test_predict_draws_and_counts_from_the_stored_threshold(sure_from_03, tmp_path, capsys):
+    weights, data, _ = sure_from_03
+    for words, said, shown in (
+        ([], "4 objects of score 0.30 or more (6 detections in all)", [True, True, False]),
+        (["--score", "0.6"], "2 objects of score 0.60 or more", [True, False, False]),
+        (["--score", "0"], "6 objects of score 0.00 or more", [True, True, True]),
+    ):
+        out = tmp_path / "out"
+        assert main(["predict", str(weights), str(data / "val"), "--output", str(out), *words]) == 0
+        assert said in capsys.readouterr().out
+        assert [tinted(out / name) for name in ("1.png", "2.png")] == [shown, shown]
+        assert len(json.loads((out / "predictions.json").read_text())) == 6, "every detection is written"
+
+
+def test_evaluate_matches_from_the_stored_threshold(sure_from_03, tmp_path, capsys):
+    """Two of three squares count, in both images, in the parts by kind and in what limits the model."""
+    weights, data, _ = sure_from_03
+    target = tmp_path / "metrics.json"
+    words = ["evaluate", str(weights), "--data", str(data), "--error_analysis", "true", "--output", str(target)]
+    assert main(words) == 0
+    assert "0.30" in capsys.readouterr().out
+    metrics = json.loads(target.read_text())
+    parts = metrics["by_colour"]
+    assert (parts["grey"]["images"], parts["colour"]["images"]) == (1, 1)
+    for matching in (metrics["matching"], parts["grey"]["matching"], parts["colour"]["matching"]):
+        assert matching["score_threshold"] == 0.3
+        for way in ("kaggle", "stardist", "cellpose"):
+            assert list(matching[way].values()) == pytest.approx([2 / 3] * 11)
+    assert metrics["error_analysis"]["errors"]["right"] == {"detections": 4, "objects": 4}
+    assert metrics["error_analysis"]["errors"]["missed"]["objects"] == 2
+    recall = metrics["error_analysis"]["recall"]["all"]
+    assert recall["detections"]["0.75"] == 1
+    assert recall["found"]["0.75"] == pytest.approx(2 / 3)
+    for kind in ("annotated_boxes", "annotated_masks"):
+        assert metrics["error_analysis"][kind]["AP"] == pytest.approx(1), "all three, whatever their score"
+
+
+def test_the_views_asked_for_reach_the_model(sure_from_03, tmp_path):
+    weights, data, views = sure_from_03
+    out = ["--output", str(tmp_path / "out")]
+    assert main(["predict", str(weights), str(data / "val"), *out, *VIEWS]) == 0
+    assert views == [("predict", "both", SCALES)] * 2
+    for words, called in (
+        ([], ["predict"]),
+        (["--ground_truth_boxes", "true"], ["segment"]),
+        (["--error_analysis", "true"], ["predict", "segment"]),
+    ):
+        views.clear()
+        target = tmp_path / "metrics.json"
+        assert main(["evaluate", str(weights), "--data", str(data), "--output", str(target), *words, *VIEWS]) == 0
+        assert views == [(name, "both", SCALES) for name in called for _ in range(2)], words
+        measured = json.loads(target.read_text())["measured"]
+        assert (measured["flips"], measured["scales"]) == ("both", SCALES)
+    views.clear()
+    assert main(["evaluate", str(weights), "--data", str(data)]) == 0
+    assert views == [("predict", "none", [1.0])] * 2
+
+
+def test_show_draws_from_the_stored_threshold(sure_from_03, tmp_path, monkeypatch, capsys):
+    weights, data, _ = sure_from_03
+    monkeypatch.setattr("masklab.plots.show.FIGURES", {"count": lambda look: f"{len(look.found)} at {look.score}"})
+    words = ["show", str(weights), str(data / "val" / "1.png"), "--output", str(tmp_path / "a")]
+    assert main(words) == 0
+    assert "2 at 0.3\n" in capsys.readouterr().out
+    assert main([*words, "--score", "0"]) == 0
+    assert "3 at 0.0\n" in capsys.readouterr().out
+    assert main(["show", str(weights), "--data", str(data), "--output", str(tmp_path / "b")]) == 0
+    assert "2 images at score 0.30: 4 objects found (0 badly localised), 2 missed" in capsys.readouterr().out
+
+
+def test_a_stored_threshold_of_0_is_one(tiny_config, classes, tmp_path):
+    for stored, used in ((0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (None, 0.5)):
+        model = build_model(tiny_config, classes)
+        model.score_threshold = stored
+        save_model(model, tmp_path / "model.safetensors")
+        assert load_model(tmp_path / "model.safetensors").threshold == used
+
+
+def test_the_nuclei_of_the_demo_count_from_the_models_own_threshold(tiny_config, classes, tmp_path, monkeypatch):
+    """Every nucleus found as it is drawn, 20 of the 32 with a score above 0.3, 8 of these above 0.5; but one twice, so
+    that another is lost."""
+    _, labels = draw_nuclei()
+    scores = np.repeat(np.array([0.9, 0.4, 0.2], np.float32), (8, 12, 12))
+    boxes = np.zeros((32, 4), np.float32)
+    for n in range(32):
+        rows, columns = np.nonzero(labels == n + 1)
+        boxes[n] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    boxes[7] = boxes[0]
+    masks, label = np.ones((32, 3, 3), np.float32), np.zeros(32, np.int64)
+    found = Instances(labels.shape, boxes, scores, label, masks, classes.names, classes.ids)
+    model = build_model(tiny_config, classes)
+    model.score_threshold = 0.3
+    monkeypatch.setattr(model, "predict", lambda given: found)
+    monkeypatch.setattr("masklab.cli.demo.load_model", lambda name: model)
+    assert try_nuclei(tmp_path / "nuclei.png") == (19, 32)
+    drawn = np.asarray(Image.open(tmp_path / "nuclei.png").convert("RGB"))
+    factor = len(drawn) // len(labels)
+    centres = factor * (boxes[:, :2] + boxes[:, 2:]).astype(int) // 2
+    coloured = [np.ptp(drawn[y, x].astype(int)) > 20 for x, y in centres.tolist()]
+    assert sum(coloured) == 20
 
 
 def test_one_bad_image_costs_only_itself(run, shapes, tmp_path, capsys):

@@ -125,6 +125,64 @@ def test_one_channel_a_sample_equals_crop_then_select(memory, per_box, chunk, mo
     torch.testing.assert_close(fast.grad, slow.grad, atol=1e-5, rtol=0)
 
 
+BORDERS = {
+    "flush": [(0, 0, 41, 25), (20, 10, 41, 25), (40, 24, 41, 25), (7, 3, 41, 20), (3, 9, 33, 25)],
+    "beyond": [(30, 12, 49, 31), (40.5, 24.5, 60, 40), (-6, -4, 47, 29), (45, 2, 50, 9), (2, 28, 9, 33)],
+    "flipped": [(41, 25, 30, 15), (49, 31, 35, 20)],
+}
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("mode", ["exact", "tf"])
+@pytest.mark.parametrize("cells", [(4, 6), (2, 2), (1, 6), (4, 1), (1, 1)], ids=str)
+def test_one_channel_a_sample_equals_the_slow_version_on_the_right_and_bottom_border(cells, mode, memory):
+    """Boxes that end on the last row and column, cross them or lie beyond; maps down to a single cell; the last image."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, *cells).to(memory_format=memory)
+    pixels = torch.tensor([box for kind in BORDERS.values() for box in kind], dtype=torch.float32)
+    boxes = Rois.from_pixels(pixels, torch.ones(len(pixels), dtype=torch.long), (25, 41), mode)
+    for size in ((1, 1), (2, 5), (7, 3)):
+        channels = torch.randint(0, 3, (len(boxes), *size))
+        fast, slow = features.clone().requires_grad_(), features.clone().requires_grad_()
+        found = crop_channels(fast, boxes, size, channels)
+        crops = reference.crop_and_resize(slow, boxes.boxes, boxes.batch_index, size, boxes.slack)
+        expected = reference.select_channels(crops, channels)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        weight = torch.randn_like(found)
+        (found * weight).sum().backward()
+        (expected * weight).sum().backward()
+        torch.testing.assert_close(fast.grad, slow.grad, atol=1e-5, rtol=0)
+
+
+def test_the_last_cell_has_its_own_value_and_the_whole_gradient():
+    """f(y, x) = 10 y + x on 3 x 4 cells: a box on the last column reads 3, 13, 23 in it, one on the last row 20 ... 23."""
+    features = torch.stack([torch.zeros(3, 4), RAMP[0, 0, :3, :4]])[None].requires_grad_()
+    last = rois((0, 1, 1, 1), (1, 0, 1, 1))
+    column, row = crop_channels(features, last, (3, 4), torch.tensor([1, 1])).unbind()
+    torch.testing.assert_close(column, torch.tensor([[3.0] * 4, [13] * 4, [23] * 4]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(row, torch.tensor([[20.0, 21, 22, 23]] * 3), atol=1e-5, rtol=0)
+    (column.sum() + row.sum()).backward()
+    expected = torch.tensor([[0.0, 0, 0, 4], [0, 0, 0, 4], [3, 3, 3, 7]])
+    torch.testing.assert_close(features.grad[0, 1], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("read", ["crop", "channel"])
+def test_exact_mode_reads_half_a_pixel_beyond_the_border_and_no_more(read):
+    """An image of 17 x 65 pixels, so that half a pixel is not the same share of both sides."""
+
+    def sample(x, y):
+        point = torch.tensor([[x, y, x, y]])
+        there = Rois.from_pixels(point, torch.zeros(1, dtype=torch.long), (17, 65))
+        if read == "crop":
+            return crop_and_resize(torch.ones(1, 1, 3, 9), there, (1, 1)).item()
+        return crop_channels(torch.ones(1, 1, 3, 9), there, (1, 1), torch.tensor([0])).item()
+
+    for x, y in ((0, 8), (65, 8), (32, 0), (32, 17), (0, 0), (65, 17)):
+        assert sample(x, y) == 1, "the border"
+    for x, y in ((-0.1, 8), (65.1, 8), (32, -0.1), (32, 17.1), (65.1, 17), (65, 17.1)):
+        assert sample(x, y) == 0, "a tenth of a pixel outside"
+
+
 def test_more_boxes_than_one_chunk():
     count = CHUNK // (41 * 41) * 2 + 3
     features, boxes = torch.randn(2, 32, 9, 7), random_rois(count)

@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+from masklab.cli.app import main
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "masklab"
 DOCS = ROOT / "docs"
@@ -81,3 +83,19 @@ def test_faults_are_found():
     assert faults(row) == []
     wrong = row.replace("strides", "paces").replace("Config.name", "Config.nom") + "see `model/spine.py`"
     assert faults(wrong) == ["model/spine.py", "Backbone.paces", "BackboneConfig.nom"]
+
+
+def test_the_readme_gives_the_cost_that_the_command_prints(capsys):
+    """Of one image of 800 x 1200 and 80 classes, to the digits that the README gives."""
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if "`masklab info resnet101`" in line)
+    given = re.search(r"([\d.]+) M parameters, ([\d.]+) G multiply-adds", row).groups()
+    assert "80 classes), one image of 800 x 1200" in row
+    assert main(["info", "resnet101"]) == 0
+    said = capsys.readouterr().out
+    assert "one image of 800 x 1200, 80 classes" in said
+    total = next(line for line in said.splitlines() if "total" in line)
+    printed = re.findall(r"[\d.]+", total)[:2]
+    for figure, exact in zip(given, printed, strict=True):
+        digits = len(figure.partition(".")[2])
+        assert digits > 0, "a rounded whole number hides what the command prints"
+        assert figure == f"{float(exact):.{digits}f}"

@@ -356,6 +356,11 @@ def test_coco_of_perfect_results_is_one() -> None:
     assert coco_metrics(truth, results, 41)["mask"]["AP"] < 0.99
 
 
+def test_crowds_are_not_counted_among_the_objects_of_a_class() -> None:
+    truth, results = scene([(1, bar(0, 10)), (1, bar(12, 20))], [(1, bar(0, 10), 0.5)], crowds=[(1, bar(20, 40))])
+    assert coco_metrics(truth, results, 100)["per_class"]["class 1"]["objects"] == 2
+
+
 def test_coco_does_not_depend_on_ids() -> None:
     truth, results = drawn_case(7)
     expected = coco_metrics(truth, results, 200)
@@ -381,6 +386,56 @@ def test_coco_takes_missing_and_malformed_boxes_and_areas_from_masks() -> None:
     boxless = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     assert coco_metrics(bare, boxless, 200) == coco_metrics(truth, results, 200)
     assert coco_metrics(broken, boxless, 200) == coco_metrics(truth, results, 200)
+
+
+def frame(x: int, y: int, side: int, wide: int) -> dict[str, Any]:
+    """A square outline: few pixels in a large box."""
+    pixels = np.zeros((SIDE, SIDE), bool)
+    pixels[y : y + side, x : x + side] = True
+    pixels[y + wide : y + side - wide, x + wide : x + side - wide] = False
+    return rle(pixels)
+
+
+SMALL, MEDIUM, LARGE = frame(0, 0, 40, 2), frame(0, 50, 100, 3), frame(40, 40, 150, 40)
+
+
+def hollow(results: list[tuple[dict[str, Any], float]]) -> dict[str, Any]:
+    """Of 304 pixels in a box of 1600, of 1164 in one of 10000 and of 17600 in one of 22500."""
+    truth, found = scene([(1, SMALL), (1, MEDIUM), (1, LARGE)], [(1, mask, score) for mask, score in results])
+    truth["images"][0] |= {"height": SIDE, "width": SIDE}
+    assert overlaps(truth, found).object_areas.tolist() == [304, 1164, 17600]
+    assert overlaps(truth, found).areas.tolist() == [int(coco_mask.area(mask)) for mask, _ in results]
+    return coco_metrics(truth, found, 100)["mask"]
+
+
+@pytest.mark.parametrize(("found", "sizes"), [(SMALL, [1, 0, 0]), (MEDIUM, [0, 1, 0]), (LARGE, [0, 0, 1])])
+def test_an_object_is_as_large_as_its_mask_not_as_its_box(found: dict[str, Any], sizes: list[int]) -> None:
+    figures = hollow([(found, 0.9)])
+    assert [figures[key] for key in ("APs", "APm", "APl")] == pytest.approx(sizes)
+
+
+def test_a_triangle_has_an_area_and_a_given_area_wins() -> None:
+    triangle = {"segmentation": [[20.0, 20, 60, 20, 20, 60]], "image_id": 1, "category_id": 1}
+    truth, _ = scene([], [])
+    truth["images"][0] |= {"height": SIDE, "width": SIDE}
+    truth["annotations"] = [triangle | {"id": 1, "iscrowd": 0}]
+    assert overlaps(truth, []).object_areas.tolist() == [pytest.approx(800, rel=0.05)]
+    for area, key in ((None, "APs"), (5000, "APm"), (10000, "APl")):
+        truth["annotations"][0]["area"] = area
+        figures = coco_metrics(truth, [], 100)["mask"]
+        assert [name for name in ("APs", "APm", "APl") if figures[name] is not None] == [key]
+
+
+def test_a_false_alarm_is_as_large_as_its_mask() -> None:
+    """It comes before the right ones, of which there is one of each size: the precision of its size is a half."""
+    right = [(SMALL, 0.5), (MEDIUM, 0.5), (LARGE, 0.5)]
+    for wrong, expected in (
+        (frame(150, 0, 40, 2), [0.5, 1, 1]),
+        (frame(99, 0, 100, 4), [1, 0.5, 1]),
+        (frame(0, 0, 140, 60), [1, 1, 0.5]),
+    ):
+        figures = hollow([(wrong, 0.9), *right])
+        assert [figures[key] for key in ("APs", "APm", "APl")] == pytest.approx(expected)
 
 
 def test_shuffled_results_change_nothing() -> None:
@@ -536,6 +591,22 @@ def test_matching_and_crowds() -> None:
     assert matching_metrics(overlaps(truth, results), 0.5)["stardist"]["mean"] == 1.0
     truth, results = scene([], [(1, bar(22, 30), 0.9)], crowds=[(1, bar(20, 40))])
     assert matching_metrics(overlaps(truth, results), 0.5)["kaggle"]["mean"] == 1.0
+    for crowds in ([(1, bar(20, 28)), (1, bar(28, 40))], [(1, bar(28, 40)), (1, bar(20, 28))]):
+        truth, results = scene([], [(1, bar(20, 30), 0.9)], crowds=crowds)
+        assert overlaps(truth, results).in_crowd.tolist() == [True], "mostly in one, a little in the other"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_detection_in_a_crowd_leaves_the_object_to_one_outside(order: int) -> None:
+    """Object 0..10, crowd 0..7: the detection 0..10 is in the crowd, 3..13 (IoU 7/13) is not and would be a false alarm."""
+    truth, results = scene(
+        objects=[(1, bar(0, 10))],
+        crowds=[(1, bar(0, 7))],
+        detections=[(1, bar(0, 10), 0.9), (1, bar(3, 13), 0.8)][::order],
+    )
+    metrics = matching_metrics(overlaps(truth, results), 0.5)["stardist"]
+    assert metrics["0.50"] == 1
+    assert metrics["0.55"] == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -572,9 +643,29 @@ def test_tuning_finds_the_best_threshold() -> None:
     assert tune_score_threshold(found) == 0.5
     assert tune_score_threshold(found, [0.9, 0.05, 0.6, 0.2]) == 0.6
     assert matching_metrics(found, tune_score_threshold(found))["kaggle"]["mean"] == 1.0
+    assert tune_score_threshold(found, [0.9, 0.6, 0.05, 0.45, 0.5]) == 0.5, "the middle of 0.45, 0.5 and 0.6"
     drawn = overlaps(*drawn_case(11))
     scores = {t: matching_metrics(drawn, t)["kaggle"]["mean"] for t in (0.1, 0.3, 0.5, 0.7, 0.9)}
     assert scores[tune_score_threshold(drawn, list(scores))] == max(scores.values())
+
+
+@pytest.mark.parametrize("score", [0.05, 0.95])
+def test_tuning_looks_from_005_to_095(score: float) -> None:
+    """One answer is right; where it is so unsure, or the false alarms so sure, only one threshold of the grid will do."""
+    wrong = [(1, bar(20, 30), score - 0.03)] if score > 0.5 else []
+    found = overlaps(*scene([(1, bar(0, 10))], [(1, bar(0, 10), score), *wrong]))
+    assert tune_score_threshold(found) == score
+
+
+def test_tuning_is_exact_and_counts_overlaps_above_the_threshold_only() -> None:
+    """Of 101 images with one object each, one is lost beyond 0.1; an IoU of exactly 0.5 is worth nothing to Kaggle."""
+    objects = [(n, bar(0, 10)) for n in range(1, 102)]
+    sure = [(n, bar(0, 10), 0.9 if n > 1 else 0.1) for n in range(1, 102)]
+    assert tune_score_threshold(overlaps(*scene(objects, sure, images=101)), [0.1, 0.4, 0.8]) == 0.1
+    row = [(2, bar(n, n + 2)) for n in range(0, 40, 2)]
+    half_and_a_false_alarm = [(1, bar(0, 5), 0.3), (2, bar(0, 5, row=1), 0.3)]
+    found = half_and_a_false_alarm + [(*entry, 0.9) for entry in row]
+    assert tune_score_threshold(overlaps(*scene([(1, bar(0, 10)), *row], found, images=2)), [0.2, 0.8]) == 0.8
 
 
 # ---------------------------------------------------------------- report

@@ -116,6 +116,7 @@ CASES = {
         ["localisation"],
         ["localisation", "duplicate"],
     ),
+    "over a part of its own, of just half of it": (["########", "..#"], ["####"], ["merged"] * 2, ["merged"]),
     "of another class": (["####"], [("####", 2)], ["missed"], ["false"]),
 }
 
@@ -136,6 +137,16 @@ def test_crowds_and_low_scores_do_not_count():
     assert errors.detections.tolist() == ["right", "", ""]
     assert errors.counts()["right"] == {"detections": 1, "objects": 1}
     assert sum(sum(counts.values()) for counts in errors.counts().values()) == 2
+
+
+def test_a_score_of_just_the_threshold_counts():
+    truth, results = scene(["####"], ["####", "........##"])
+    for result in results:
+        result["score"] = 0.5
+    errors = find_errors(overlaps(truth, results), 0.5)
+    assert errors.objects.tolist() == ["right"]
+    assert errors.detections.tolist() == ["right", "false"]
+    assert errors.ious.tolist() == [1.0]
 
 
 def reference_kinds(truth, results, errors):
@@ -238,7 +249,7 @@ def test_annotated_masks_by_hand():
     truth, results = scene(
         ["##########", "............####"],
         ["########", "#########", ".............######", "....................####", ("############", 2)],
-        crowds=["....................####"],
+        crowds=["....................#..#"],
     )
     before = json.dumps([truth, results])
     changed = with_annotated_masks(truth, results)
@@ -249,6 +260,9 @@ def test_annotated_masks_by_hand():
     assert with_annotated_masks(scene([], [])[0], results) == results
     results[1]["score"] = 0.95
     assert coco_area([entry["segmentation"] for entry in with_annotated_masks(truth, results)])[:2] == [8, 10]
+    for detection, area in (("#####", 10), ("####", 4)):  # a box IoU of a half is enough, of 4 / 10 is not
+        changed = with_annotated_masks(*scene(["##########"], [detection]))
+        assert coco_area([entry["segmentation"] for entry in changed]) == [area]
 
 
 def coco_area(masks):
@@ -257,7 +271,9 @@ def coco_area(masks):
     return overlaps(truth, entries).areas.tolist()
 
 
-def test_gaps_by_hand():
+@pytest.mark.parametrize("rows", [1, 3, 1024])
+def test_gaps_by_hand(rows, monkeypatch):
+    monkeypatch.setattr("masklab.evaluation.error_analysis.ROWS_AT_ONCE", rows)
     assert neighbour_gaps(np.zeros((0, 4), np.float32)).shape == (0,)
     assert neighbour_gaps(np.array([[0, 0, 4, 4]], np.float32)).tolist() == [np.inf]
     boxes = np.array([[0, 0, 4, 4], [4, 2, 8, 6], [11, 10, 19, 18], [11, 2, 12, 3]], np.float32)

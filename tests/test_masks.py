@@ -169,6 +169,34 @@ def test_half_is_background() -> None:
     assert runs[0].tolist() == [16]
 
 
+def test_half_between_two_samples_is_background() -> None:
+    """From 0 on the upper edge to 1 on the lower: the middle one of three pixels is a half, and so is that of a row."""
+    down = np.array([[[0, 0], [1, 1]]], np.float32)
+    assert ops.encode_masks(down, np.array([[0, 0, 1, 3]], np.float32), (3, 1))[0].tolist() == [2, 1]
+    assert ops.encode_masks(1 - down, np.array([[0, 0, 1, 3]], np.float32), (3, 1))[0].tolist() == [0, 1, 2]
+    across = down.transpose(0, 2, 1)
+    assert ops.encode_masks(across, np.array([[0, 0, 3, 1]], np.float32), (1, 3))[0].tolist() == [2, 1]
+
+
+def test_just_above_and_below_a_half() -> None:
+    boxes = np.array([[0, 0, 4, 4]] * 2, np.float32)
+    masks = np.full((2, 3, 3), 0.5, np.float32) + np.array([1e-4, -1e-4], np.float32)[:, None, None]
+    assert [rle.area(runs) for runs in ops.encode_masks(masks, boxes, (4, 4))] == [16, 0]
+
+
+def test_a_pixel_on_the_edge_of_a_box_is_inside_whatever_the_rounding() -> None:
+    """Edges one float32 beyond the centres of the pixels 1000 and 1002, which reads the mask's own edge, not beyond."""
+    first = np.nextafter(np.float32(1000.5), np.float32(2000))
+    last = np.nextafter(np.float32(1002.5), np.float32(0))
+    for box, size in (((first, 0, last, 1), (1, 1200)), ((0, first, 1, last), (1200, 1))):
+        regions = paste.paste(np.ones((1, 2, 2), np.float32), np.array([box], np.float32), size)
+        assert regions.values.tolist() == [1, 1, 1]
+    ramp = np.array([[[0, 1]] * 2], np.float32)
+    thin = paste.paste(ramp, np.array([[2.4, 0, 2.49995, 1]], np.float32), (1, 6))
+    assert thin.values.tolist() == [1]
+    assert paste.paste(ramp, np.array([[2.4, 0, 2.49, 1]], np.float32), (1, 6)).values.size == 0
+
+
 def runs_of(mask: np.ndarray) -> rle.RLE:
     return encode.encode_windows([mask], [(0, 0)], (mask.shape[0], mask.shape[1]))[0]
 
@@ -182,8 +210,17 @@ def test_label_map_by_hand() -> None:
 
 
 def test_equal_scores_show_the_earlier() -> None:
-    full = runs_of(np.ones((2, 2), bool))
-    assert (label_map.label_map([full, full, full], np.ones(3), (2, 2)) == 1).all()
+    first, second, third = np.eye(3, dtype=bool)[[0, 1, 2], None] | np.eye(3, dtype=bool)[[1, 2, 2], None]
+    labels = label_map.label_map([runs_of(m) for m in (first, second, third)], np.ones(3), (1, 3))
+    assert labels.tolist() == [[1, 1, 2]]
+
+
+def test_the_better_by_a_hair_is_on_top() -> None:
+    full = runs_of(np.ones((1, 3), bool))
+    part = runs_of(np.array([[True, False, False]]))
+    scores = np.array([0.9, np.nextafter(np.float32(0.9), np.float32(1))], np.float32)
+    assert label_map.label_map([full, part], scores, (1, 3)).tolist() == [[1, 2, 2]]
+    assert label_map.label_map([part, full], scores, (1, 3)).tolist() == [[1, 1, 1]]
 
 
 def slow_fill(found: list[polygons.Polygon], shape: tuple[int, int]) -> np.ndarray:
@@ -262,3 +299,7 @@ def test_polygons_from_runs_lie_in_the_image() -> None:
     ((ring,),) = polygons.rle_to_polygons(runs_of(mask), (9, 11))
     assert ring.tolist() == [[5, 4], [8, 4], [8, 7], [5, 7]]
     assert polygons.rle_to_polygons(np.array([99]), (9, 11)) == []
+    mask[5, 6] = False
+    ((_, hole),) = polygons.rle_to_polygons(runs_of(mask), (9, 11))
+    assert hole.min(axis=0).tolist() == [6, 5], "x, then y"
+    assert hole.max(axis=0).tolist() == [7, 6]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
+from masklab.datasets.objects import Objects
 from masklab.masks import coco_segmentation, encode, rle
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
@@ -92,6 +93,7 @@ def test_large_numbers_survive() -> None:
         ("4é", "outside"),
         ("44Q", "ends inside"),
         ("o" * 9 + "0", "too large"),
+        ("o" * 7 + "0", "too large"),
         ("44O", "negative"),
         ("441K", "negative"),
     ],
@@ -110,6 +112,7 @@ def test_malformed_strings_are_refused(string: str, reason: str) -> None:
         ([[1, 1, 3, 3, 2]], "odd"),
         ([[1, 1, 3, float("nan"), 2, 2]], "finite"),
         ([[1, 1, 3, 1e9, 2, 2]], "outside"),
+        ([[1, 1, 3, -1e9, 2, 2]], "outside"),
         ([1, 1, 3, 3, 2, 2], "flat list"),
         ([[[1, 1], [3, 3], [2, 2]]], "flat list"),
         ([[1, 1, 3, None, 2, "x"]], "flat list"),
@@ -226,8 +229,48 @@ def test_windows_must_fit() -> None:
         encode.encode_windows([np.ones((2, 2), bool)], [(0, 0, 2, 3)], (5, 5))
     with pytest.raises(ValueError, match="leaves the image"):
         encode.encode_windows([np.ones((2, 2), bool)], [(4, 0, 6, 2)], (5, 5))
+    for box in ((-1, 0, 1, 2), (0, -1, 2, 1), (0, 4, 2, 6)):
+        with pytest.raises(ValueError, match="leaves the image"):
+            encode.encode_windows([np.ones((2, 2), bool)], [box], (5, 5))
+    assert encode.encode_windows([np.ones((2, 2), bool)], [(5, 1, 7, 3)], (3, 7))[0].tolist() == [16, 2, 1, 2]
     with pytest.raises(ValueError, match="bits"):
         encode.encode_flat(np.ones(3, bool), np.array([[0, 0, 2, 2]]), (5, 5))
+
+
+SHAPES = {  # and how many pixels of each are drawn
+    "ring": (["####", "#..#", "#..#", "####"], 12),
+    "ring in a ring": (["#####", "#...#", "#.#.#", "#...#", "#####"], 17),
+    "hook": (["#....", "#....", "###.."], 5),
+    "stairs": (["#...", "##..", ".##.", "..##"], 7),
+    "two parts": (["##...", ".....", "...##"], 4),
+    "a corner touches": (["#.", ".#"], 2),
+    "full": (["###", "###"], 6),
+    "last pixel": (["...", "..#"], 1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_area_is_that_of_the_pixels_not_of_the_box(name: str) -> None:
+    rows, pixels = SHAPES[name]
+    mask = np.array([[character == "#" for character in row] for row in rows])
+    runs = encode.encode_windows([mask], [(1, 2)], (9, 8))[0]
+    assert rle.area(runs) == pixels
+    objects = Objects.build((9, 8), [runs, runs_of(np.ones((9, 8), np.uint8)), runs], [0, 0, 0])
+    assert objects.areas.tolist() == [pixels, 72, pixels]
+
+
+def test_any_number_but_0_labels_an_object() -> None:
+    values, runs = encode.encode_labels(np.array([[-3, 0, 7], [-3, 7, 7]]))
+    assert values.tolist() == [-3, 7]
+    assert [r.tolist() for r in runs] == [[0, 2, 4], [3, 3]]
+
+
+def test_polygons_in_an_image_of_almost_4_thousand_million_pixels() -> None:
+    """Which 31 bits do not count and 32 do."""
+    square = [[10, 20, 60, 20, 60, 60, 10, 60]]
+    assert rle.area(coco_segmentation.rle_from_segmentation(square, (2**16, 2**16 - 1))) == 50 * 40
+    with pytest.raises(ValueError, match="too many"):
+        coco_segmentation.rle_from_segmentation(square, (2**16, 2**16))
 
 
 def test_coco_annotations_equal_pycocotools() -> None:

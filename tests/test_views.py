@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from contracts import assert_instances, fails
+from contracts import assert_instances, changed, fails
 
 from masklab.inference.test_time_augmentation import PLAIN, View, all_views, fuse_boxes
 from masklab.model.build import build_model
@@ -152,6 +152,42 @@ def test_a_flipped_image_gives_the_flipped_result(model, image, view, flips):
     compare(flips=flips)
     with pytest.raises(AssertionError):
         compare()
+
+
+def test_every_scale_and_turn_reaches_the_network(model, image, monkeypatch):
+    """An image of 41 x 58 pixels, which the model takes as it is, at half and at twice its size."""
+    sizes, real = [], model.network_input
+    monkeypatch.setattr(
+        model, "network_input", lambda *given: sizes.append(real(*given)[1][0].tolist()) or real(*given)
+    )
+    model.predict(image, "turns", [0.5, 2.0])
+    for scale, seen in ((0.5, sizes[:8]), (2, sizes[8:])):
+        across, transposed = seen[:4], seen[4:]
+        assert across == [pytest.approx([41 * scale, 58 * scale], abs=0.6)] * 4
+        assert transposed == [pytest.approx([58 * scale, 41 * scale], abs=0.6)] * 4
+    (from_list,), alone = model.predict([image], **SEVERAL), model.predict(image, **SEVERAL)
+    np.testing.assert_array_equal(from_list.boxes, alone.boxes)
+    np.testing.assert_array_equal(from_list.masks, alone.masks)
+
+
+@pytest.mark.parametrize(("nms_iou", "iou"), [(0.3, 0.3), (0.9, 0.6)])
+def test_views_agree_by_the_models_own_rules(tiny_config, classes, image, nms_iou, iou, monkeypatch):
+    """But boxes of two views that overlap by more than 0.6 are one object, however much suppression leaves."""
+    rules, real = [], fuse_boxes
+    monkeypatch.setattr(
+        "masklab.model.masklab.fuse_boxes", lambda found, *given: rules.append(given) or real(found, *given)
+    )
+    box = {"nms_iou": nms_iou, "score_threshold": 0.02, "max_detections": 5}
+    result = build_model(changed(tiny_config, model={"box": box}), classes).predict(image, **SEVERAL)
+    assert rules == [(iou, 0.02, 5)]
+    assert len(result) <= 5
+
+
+def test_an_overlap_of_just_the_limit_is_no_vote():
+    """Of 1/2: both boxes stay, each seen by one view of two."""
+    boxes, scores, _ = fuse_boxes([found((0, 0, 10, 10, 0.8, 0)), found((0, 0, 10, 5, 0.4, 0))], 0.5, 0.0, 10)
+    assert boxes.tolist() == [[0, 0, 10, 10], [0, 0, 10, 5]]
+    torch.testing.assert_close(scores, torch.tensor([0.4, 0.2]))
 
 
 def test_no_detections_in_any_view(tiny_config, classes, image):
