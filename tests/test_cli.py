@@ -1,5 +1,6 @@
 import importlib
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -14,11 +15,15 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 import masklab
-from masklab.cli.app import _parser, main
+from masklab.cli.app import main, parse
 from masklab.cli.demo import demo
-from masklab.config.recipe import load_recipe
+from masklab.cli.options import given_fields
+from masklab.cli.registry import VERBS
+from masklab.config import Config, load_recipe
+from masklab.config.nested import flatten
 from masklab.model.build import build_model
 from masklab.training.fit import train
+from masklab.utils.log import terminal_messages
 from masklab.weights.checkpoint import load_model, save_model
 
 
@@ -136,15 +141,90 @@ def test_doctor_says_that_torch_is_missing():
 
 
 @pytest.mark.parametrize(
-    ("words", "has"),
+    ("words", "recipe"),
     [
-        (["train", "--data", "x", "nuclei"], "masklab train RECIPE --data"),
-        (["pretrain", "--train.steps=3", "nuclei"], "masklab pretrain RECIPE --train.steps=3"),
-        (["ablate", "--data", "x", "table3"], "masklab ablate TABLE --data"),
+        (["train", "--data", "x", "nuclei"], "nuclei"),
+        (["train", "nuclei", "--data", "x"], "nuclei"),
+        (["train", "--resume", "--train.steps=3", "nuclei"], "nuclei"),
+        (["train", "--image.min_side", "700", "nuclei", "--data=x"], "nuclei"),
+        (["pretrain", "--train.steps=3", "nuclei"], "nuclei"),
+        (["ablate", "--data", "x", "table3"], "table3-2"),
+        (["ablate", "--recipe=nuclei", "--rows", "table3-2", "--train.steps", "3", "--", "table3"], "nuclei"),
+        (["ablate", "table3", "--data", "x", "--recipe", "shapes", "--recipe", "nuclei"], "nuclei"),
     ],
 )
-def test_what_the_defaults_come_from_stands_first(words, has, capsys):
-    assert has in fails(capsys, *words)
+def test_the_defaults_are_the_recipes_wherever_it_stands(words, recipe):
+    verb, parsed = parse(words)
+    given = {"train.steps": 3, "image.min_side": 700, "data": Path("x")}
+    start = "paper-base" if recipe == "table3-2" else recipe
+    names = [name for name in given if any(name in word for word in words)]
+    changes = {}
+    for name in names:
+        *sections, last = name.split(".")
+        inner = {last: given[name]}
+        for section in reversed(sections):
+            inner = {section: inner}
+        changes |= inner
+    assert given_fields(parsed, "test") == load_recipe(start, changes)
+    assert verb.config(parsed) == load_recipe(start)
+
+
+def test_help_shows_the_values_of_the_recipe(capsys):
+    texts = []
+    for words in (["train", "nuclei", "--help"], ["train", "--help", "nuclei"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        texts.append(" ".join(capsys.readouterr().out.split()))
+    for text in texts:
+        assert all(f"--{name} " in text for name in flatten(load_recipe("nuclei").model_dump()))
+    assert texts[0] == texts[1]
+    for text, config in zip(texts[1:], (load_recipe("nuclei"), Config()), strict=True):
+        steps, bins = config.train.steps, config.model.box.max_detections
+        assert re.search(rf"--train\.steps STEPS .{{1,200}}default: {steps}\)", text)
+        assert re.search(rf"--model\.box\.max_detections MAX_DETECTIONS .{{1,300}}default: {bins}\)", text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "nuclei", "--resume", "true"], ["evaluate", "nuclei", "--data", "x", "--error_analysis", "true"]],
+)
+def test_a_flag_with_a_value_is_explained(words, capsys):
+    assert "switched on by their name alone: leave the value out" in fails(capsys, *words)
+
+
+def test_flags_switch_on():
+    for word, (verb, *rest) in {
+        "resume": ["train", "nuclei"],
+        "ground_truth_boxes": ["evaluate", "nuclei", "--data", "x"],
+        "error_analysis": ["evaluate", "nuclei", "--data", "x"],
+    }.items():
+        assert parse([verb, *rest])[1][word] is False
+        assert parse([verb, f"--{word}", *rest])[1][word] is True
+
+
+def test_every_verb_is_in_the_overview_and_explains_itself(capsys):
+    overviews = {}
+    for group in ("", "data"):
+        with pytest.raises(SystemExit):
+            main([*group.split(), "--help"])
+        overviews[group] = " ".join(capsys.readouterr().out.split())
+    for name, verb in VERBS.items():
+        group, _, last = name.rpartition(" ")
+        assert f" {last} {verb.help}" in overviews[group]
+        assert verb.run.__doc__
+    assert "data make or inspect data sets" in overviews[""]
+
+
+def test_messages_go_to_the_terminal_only_while_a_verb_runs(capsys):
+    messages = logging.getLogger("masklab.test")
+    messages.warning("before")
+    with terminal_messages():
+        messages.info("told %d", 1)
+        messages.debug("detail")
+        messages.warning("beware")
+    messages.warning("after")
+    assert capsys.readouterr() == ("told 1\n", "masklab: beware\n")
 
 
 def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
@@ -255,8 +335,8 @@ def test_the_readmes_commands_are_understood(tmp_path, monkeypatch):
     for command in commands:
         words = command.split()
         if "--help" not in words:
-            parser, verbs = _parser(words)
-            assert parser.parse_args(words).subcommand.split()[0] in {verb.split()[0] for verb in verbs}
+            verb, _ = parse(words)
+            assert verb in VERBS.values()
 
 
 def test_bad_words(run, shapes, tmp_path, capsys):

@@ -308,7 +308,7 @@ def printed(metrics, width=100):
 
 def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     target = tmp_path / "val.json"
-    words = ["evaluate", str(weights), "--data", str(shapes), "--error_analysis", "true", "--output", str(target)]
+    words = ["evaluate", str(weights), "--data", str(shapes), "--error_analysis", "--output", str(target)]
     assert main([*words, "--flips", "horizontal", "--scales", "0.8"]) == 0
     out = capsys.readouterr().out
     for title in ("boxes or outlines", "Where boxes are lost", "Errors at the score threshold"):

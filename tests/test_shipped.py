@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import masklab
-from masklab.cli.app import MODEL_HELP, main
+from masklab.cli.app import main
 from masklab.cli.demo import try_nuclei
+from masklab.cli.options import MODEL_HELP
 from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.model.build import build_model
 from masklab.utils.errors import InputError

@@ -12,6 +12,7 @@ among them; sizes ``(height, width)``; ``num_classes`` counts foreground.
 from __future__ import annotations
 
 import importlib
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ _HOMES = {
     "save": "weights.checkpoint.save_model",
     "train": "training.fit.train",
 }
+logging.getLogger("masklab").addHandler(logging.NullHandler())
 __version__ = version("masklab")
 __all__ = sorted(_HOMES)
 

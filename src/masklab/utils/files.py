@@ -1,8 +1,4 @@
-"""The configuration: every number of the model, the data and the training has its one home here.
-
-The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is silent, the choice that
-``docs/paper.md`` explains.  A recipe is a YAML file with the few fields that differ.
-"""
+"""Reading of YAML, atomic writing of files and folders, and checks of paths to write to."""
 
 from __future__ import annotations
 
