@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -19,6 +19,9 @@ from masklab.paper.tables import TABLES, print_recipes, table_rows
 from masklab.utils.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
 from masklab.utils.files import file_to_write, make_folder
 from masklab.utils.types import Precision
+
+if TYPE_CHECKING:
+    from masklab.inference.options import PredictionOptions
 
 Verb = Callable[[Namespace], None]
 
@@ -307,8 +310,20 @@ def _add_views(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        default=None,
-        help="number format of the convolutions, if not the model's own; auto takes bf16 where the hardware has it",
+        default="auto",
+        help="number format of the convolutions; auto takes bf16 where the hardware has it",
+    )
+
+
+def _options(arguments: Namespace, score_threshold: float | None = None) -> PredictionOptions:
+    from masklab.inference.options import PredictionOptions
+
+    return PredictionOptions(
+        flips=arguments.flips,
+        scales=tuple(arguments.scales),
+        max_detections=arguments.max_detections,
+        score_threshold=score_threshold,
+        precision=arguments.precision,
     )
 
 
@@ -321,12 +336,9 @@ def _evaluate(arguments: Namespace) -> None:
         arguments.model,
         arguments.data,
         arguments.split,
+        _options(arguments),
         arguments.ground_truth_boxes,
-        arguments.flips,
-        arguments.scales,
         arguments.error_analysis,
-        arguments.max_detections,
-        arguments.precision,
     )
     print_report(metrics)
     if output:
@@ -351,16 +363,10 @@ def _predict_parser() -> ArgumentParser:
 
 def _predict(arguments: Namespace) -> None:
     from masklab.inference.folder import predict_folder
-    from masklab.weights.checkpoint import load_model
+    from masklab.inference.predictor import load
 
-    predict_folder(
-        load_model(arguments.model, max_detections=arguments.max_detections, precision=arguments.precision),
-        arguments.images,
-        arguments.output,
-        arguments.score,
-        arguments.flips,
-        arguments.scales,
-    )
+    predictor = load(arguments.model, options=_options(arguments, arguments.score))
+    predict_folder(predictor, arguments.images, arguments.output)
 
 
 def _submit_parser() -> ArgumentParser:
@@ -376,10 +382,10 @@ def _submit_parser() -> ArgumentParser:
 
 
 def _submit(arguments: Namespace) -> None:
+    from masklab.inference.predictor import load
     from masklab.paper.submission import write_submission
-    from masklab.weights.checkpoint import load_model
 
-    for path in write_submission(load_model(arguments.model), arguments.list, arguments.images, arguments.output):
+    for path in write_submission(load(arguments.model), arguments.list, arguments.images, arguments.output):
         print(f"written to {path}")
 
 
@@ -402,17 +408,17 @@ def _show_parser() -> ArgumentParser:
 
 
 def _show(arguments: Namespace) -> None:
+    from masklab.inference.predictor import load
     from masklab.plots.failures import show_failures
     from masklab.plots.show import show
-    from masklab.weights.checkpoint import load_model
 
     if (arguments.image is None) == (arguments.data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
-    model = load_model(arguments.model)
+    predictor = load(arguments.model)
     if arguments.data is None:
-        show(model, arguments.image, arguments.output, arguments.score)
+        show(predictor, arguments.image, arguments.output, arguments.score)
     else:
-        show_failures(model, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)
+        show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)
 
 
 def _shapes_parser() -> ArgumentParser:
@@ -553,7 +559,8 @@ def _info_parser() -> ArgumentParser:
 
 
 def _info(arguments: Namespace) -> None:
-    from masklab.model.cost import model_cost, print_cost
+    from masklab.cli.cost import print_cost
+    from masklab.model.cost import model_cost
     from masklab.weights.checkpoint import describe, model_names
 
     name, path = arguments.name, Path(arguments.name)

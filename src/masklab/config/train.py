@@ -43,7 +43,7 @@ class TrainConfig(Section):
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of a running average of the weights, such as 0.999, which is then what is validated and saved; null has none."""
     precision: Precision = "auto"
-    """Number format of the convolutions, in training and in prediction; auto takes bf16 where the hardware has it; fp16 is for GPUs, with scaled gradients."""
+    """Number format of the convolutions in training and its validation; auto takes bf16 where the hardware has it; fp16 is for GPUs, with scaled gradients."""
     validate_every: int = Field(5000, ge=1)
     """Steps between two validations."""
     validate_images: int | None = Field(None, ge=1)

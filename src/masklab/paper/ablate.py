@@ -16,7 +16,6 @@ from masklab.config.schema import Config, validate
 from masklab.datasets.open import open_split
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.report import write_metrics
-from masklab.model.backbone import check_network
 from masklab.model.build import build_model
 from masklab.paper.comparison import FIGURES, Result, print_results, write_results
 from masklab.paper.tables import TABLES, Row, table_rows
@@ -26,6 +25,7 @@ from masklab.training.fit import train
 from masklab.training.record import refuse_other_settings
 from masklab.training.resume import CHECKPOINT
 from masklab.utils.errors import FailedRunsError, InputError
+from masklab.weights.segmentation import check_network
 
 METRICS = "metrics.json"
 SEGMENTATION = "model.backbone.segmentation_weights"
