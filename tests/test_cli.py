@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts import assert_instances
+from contracts import assert_instances, predictor
 from PIL import Image
 from pycocotools import mask as oracle
 
@@ -87,11 +87,11 @@ def test_one_bad_image_costs_only_itself(run, shapes, tmp_path, capsys):
 
 
 def test_python_door(run, shapes):
-    model = masklab.load(run)
-    assert isinstance(model, torch.nn.Module)
+    loaded = masklab.load(run)
+    assert isinstance(loaded.model, torch.nn.Module)
     image = next((shapes / "val").iterdir())
-    assert_instances(model.predict(image), model)
-    assert masklab.evaluate(model, shapes)["measured"]["model"] == "in memory"
+    assert_instances(loaded.predict(image), loaded)
+    assert masklab.evaluate(loaded, shapes)["measured"]["model"] == "in memory"
 
 
 def test_train_takes_fields_from_the_command_line(shapes, tmp_path):
@@ -110,7 +110,7 @@ def test_weights_come_back_as_they_went(run, tmp_path):
     save_model(model, tmp_path / "copy.safetensors")
     again = load_model(tmp_path / "copy.safetensors")
     image = np.random.default_rng(0).integers(0, 255, (3, 60, 80), dtype=np.uint8)
-    np.testing.assert_array_equal(model.predict(image).masks, again.predict(image).masks)
+    np.testing.assert_array_equal(predictor(model).predict(image).masks, predictor(again).predict(image).masks)
     assert again.classes == model.classes
     assert again.config.image == model.config.image
     assert b"pytest" not in (tmp_path / "copy.safetensors").read_bytes()[:20000], "no path of the training machine"

@@ -48,8 +48,9 @@ def add_info(parser: ArgumentParser) -> None:
 def info(arguments: Namespace) -> None:
     """Of a model: its classes, how it was trained, what it scored, and its card, the Markdown file beside its weights.
     Of a recipe: parameters and multiply-adds of its model, part by part. Of a name that is both: both."""
+    from masklab.cli.cost import print_cost
     from masklab.config import load_recipe, recipe_names
-    from masklab.model.cost import model_cost, print_cost
+    from masklab.model.cost import model_cost
     from masklab.weights.checkpoint import describe, model_names
 
     name, path = arguments.name, Path(arguments.name)

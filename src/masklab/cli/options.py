@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from masklab.config import Config
+    from masklab.inference.options import PredictionOptions
 
 MODEL_HELP = "a run folder that `masklab train` wrote, a weights file, or nuclei, the model that comes with masklab"
 
@@ -52,8 +53,21 @@ def add_prediction_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        default=None,
-        help="number format of the convolutions, if not the model's own; auto takes bf16 where the hardware has it",
+        default="auto",
+        help="number format of the convolutions; auto takes bf16 where the hardware has it",
+    )
+
+
+def prediction_options(arguments: Namespace, score_threshold: float | None = None) -> PredictionOptions:
+    """The options that `add_prediction_options` added."""
+    from masklab.inference.options import PredictionOptions
+
+    return PredictionOptions(
+        flips=arguments.flips,
+        scales=tuple(arguments.scales),
+        max_detections=arguments.max_detections,
+        score_threshold=score_threshold,
+        precision=arguments.precision,
     )
 
 

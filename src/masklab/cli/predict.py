@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masklab.cli.options import MODEL_HELP, add_output, add_prediction_options
+from masklab.cli.options import MODEL_HELP, add_output, add_prediction_options, prediction_options
 from masklab.utils.errors import InputError
 from masklab.utils.files import file_to_write
 
@@ -41,12 +41,9 @@ def evaluate(arguments: Namespace) -> None:
         arguments.model,
         arguments.data,
         arguments.split,
+        prediction_options(arguments),
         arguments.ground_truth_boxes,
-        arguments.flips,
-        arguments.scales,
         arguments.error_analysis,
-        arguments.max_detections,
-        arguments.precision,
     )
     print_report(metrics)
     if output:
@@ -68,16 +65,10 @@ def predict(arguments: Namespace) -> None:
     """Find the objects of images. Writes predictions.json (COCO results: every detection with its score, masks as run
     lengths, your own category ids) and, for each image, an overlay of the objects found."""
     from masklab.inference.folder import predict_folder
-    from masklab.weights.checkpoint import load_model
+    from masklab.inference.predictor import load
 
-    predict_folder(
-        load_model(arguments.model, max_detections=arguments.max_detections, precision=arguments.precision),
-        arguments.images,
-        arguments.output,
-        arguments.score,
-        arguments.flips,
-        arguments.scales,
-    )
+    predictor = load(arguments.model, options=prediction_options(arguments, arguments.score))
+    predict_folder(predictor, arguments.images, arguments.output)
 
 
 def add_submit(parser: ArgumentParser) -> None:
@@ -90,10 +81,10 @@ def add_submit(parser: ArgumentParser) -> None:
 def submit(arguments: Namespace) -> None:
     """Predict the images that a COCO list names, such as image_info_test-dev2017.json, and write the two zip files that
     COCO's evaluation server takes: one of masks, one of boxes, with the best 100 detections of each image."""
+    from masklab.inference.predictor import load
     from masklab.paper.submission import write_submission
-    from masklab.weights.checkpoint import load_model
 
-    for path in write_submission(load_model(arguments.model), arguments.list, arguments.images, arguments.output):
+    for path in write_submission(load(arguments.model), arguments.list, arguments.images, arguments.output):
         print(f"written to {path}")
 
 
@@ -113,14 +104,14 @@ def show(arguments: Namespace) -> None:
     """Draw figures, as PNG files. Of one IMAGE: the objects found, the semantic and the direction logits they are made
     of, how the best masks are assembled, and where a deformable crop samples. With --data instead: the split's worst
     images, with every missed, wrong and badly localised object marked."""
+    from masklab.inference.predictor import load
     from masklab.plots.failures import show_failures
     from masklab.plots.show import show
-    from masklab.weights.checkpoint import load_model
 
     if (arguments.image is None) == (arguments.data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
-    model = load_model(arguments.model)
+    predictor = load(arguments.model)
     if arguments.data is None:
-        show(model, arguments.image, arguments.output, arguments.score)
+        show(predictor, arguments.image, arguments.output, arguments.score)
     else:
-        show_failures(model, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)
+        show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)

@@ -43,7 +43,8 @@ def train(arguments: Namespace) -> None:
     --model.mask.directions 4; the defaults below are those of the recipe you name."""
     from masklab.training.fit import train
 
-    train(given_fields(arguments, f"recipe {arguments.recipe}"), resume=arguments.resume)
+    config = given_fields(arguments, f"recipe {arguments.recipe}")
+    train(config, *_folders(config), resume=arguments.resume)
 
 
 def pretrain(arguments: Namespace) -> None:
@@ -53,7 +54,15 @@ def pretrain(arguments: Namespace) -> None:
     you name."""
     from masklab.training.pretrain import pretrain
 
-    pretrain(given_fields(arguments, f"recipe {arguments.recipe}"), resume=arguments.resume)
+    config = given_fields(arguments, f"recipe {arguments.recipe}")
+    pretrain(config, *_folders(config), resume=arguments.resume)
+
+
+def _folders(config: Config) -> tuple[Path, Path]:
+    """Data folder and output folder of the configuration; `InputError` names the option of a missing one."""
+    if config.data is None or config.output is None:
+        raise InputError(f"training needs a folder: give {'--data' if config.data is None else '--output'} DIR.")
+    return config.data, config.output
 
 
 def add_ablate(parser: ArgumentParser) -> None:
@@ -90,12 +99,9 @@ def ablate(arguments: Namespace) -> None:
 
     start = start_recipe(arguments)
     changed = given_fields(arguments, f"recipe {_start(arguments)}")
-    if changed.data is None or changed.output is None:
-        raise InputError(f"ablate needs a folder: give {'--data' if changed.data is None else '--output'} DIR.")
     ablate(
         arguments.table,
-        changed.data,
-        changed.output,
+        *_folders(changed),
         arguments.seeds,
         arguments.recipe,
         _changes(changed.model_dump(include={"model", "image", "train"}), start.model_dump()),

@@ -45,7 +45,7 @@ class TrainConfig(Section):
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, such as 0.999; the averaged weights are validated and saved. null keeps no average."""
     precision: Precision = "auto"
-    """Number format of the convolutions, in training and in prediction; auto takes bf16 where the hardware has it; fp16 needs a GPU and scales the loss."""
+    """Number format of the convolutions, in training and its validation; auto takes bf16 where the hardware has it; fp16 needs a GPU and scales the loss."""
     validate_every: int = Field(5000, ge=1)
     """Steps between two validations."""
     validate_images: int | None = Field(None, ge=1)

@@ -17,7 +17,6 @@ from masklab.config.schema import Config, validate
 from masklab.datasets.open import open_split
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.report import write_metrics
-from masklab.model.backbone import check_network
 from masklab.model.build import build_model
 from masklab.paper.comparison import FIGURES, Result, print_results, write_results
 from masklab.paper.tables import TABLES, Row, table_rows
@@ -27,6 +26,7 @@ from masklab.training.fit import train
 from masklab.training.record import refuse_other_settings
 from masklab.training.resume import CHECKPOINT
 from masklab.utils.errors import FailedRunsError, InputError
+from masklab.weights.segmentation import check_network
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masklab.datasets.coco import listed_images
-from masklab.model.masklab import MaskLab
+from masklab.inference.predictor import Predictor
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
@@ -17,7 +17,7 @@ DETECTIONS = 100
 """Number of detections per image that COCO's server counts."""
 
 
-def write_submission(model: MaskLab, listing: str | Path, images: str | Path, output: str | Path) -> list[Path]:
+def write_submission(predictor: Predictor, listing: str | Path, images: str | Path, output: str | Path) -> list[Path]:
     """Predict the images that the COCO JSON ``listing`` names; returns the paths of the zip of masks and the zip of boxes.
 
     ``OUTPUT/mask/detections_SPLIT_masklab_results.zip`` and the same under ``box`` hold one JSON list each: the best
@@ -28,7 +28,7 @@ def write_submission(model: MaskLab, listing: str | Path, images: str | Path, ou
     split = Path(listing).stem.removeprefix("image_info_").removeprefix("instances_")
     results: dict[str, list[dict[str, Any]]] = {"mask": [], "box": []}
     for image in track(listed_images(listing, images), "predicting"):
-        found = model.predict(image.path)
+        found = predictor.predict(image.path)
         if found.size != image.size:
             raise InputError(
                 f"{image.path} has {found.size[0]} x {found.size[1]} pixels but {listing} says "
