@@ -2,7 +2,7 @@
 
     uv run python benchmarks/dense.py [--quick] [--side 4096]
 
-First, the whole way (`MaskLab.segment`, then run lengths) with the `nuclei` network, shared refinement and nothing
+First, the whole way (`Predictor.segment`, then run lengths) with the `nuclei` network, shared refinement and nothing
 enlarged: seconds and peak memory.  Then only what grows with the objects, coarse masks, refinement and run lengths on
 maps that are held, at 500 and at 5,000.  Bar: neither seconds nor memory grow faster than the objects do.  The last
 line is the growth of the seconds over that of the objects: at most 1 is linear.  `--quick` takes 1024 x 1024.
@@ -21,6 +21,7 @@ import torch
 from side_by_side import alternate, arguments, peak_memory, ratio, show
 
 from masklab.config.recipe import load_recipe
+from masklab.inference.predictor import Predictor
 from masklab.masks.threshold import masks_to_rle
 from masklab.model.build import build_model
 from masklab.structures import ClassTable
@@ -35,11 +36,12 @@ def main() -> None:
     changes = {"model": {"mask": {"refinement": "shared"}}, "image": {"scale": 1.0}}
     model = build_model(load_recipe("nuclei", changes), ClassTable((1,), ("object",)))
     model = model.eval().to(memory_format=torch.channels_last)
+    predictor = Predictor(model)
     image = torch.randint(256, (3, side, side), dtype=torch.uint8)
     boxes, labels = draw_boxes(MANY, side), np.zeros(MANY, np.int64)
 
     def whole(count: int) -> None:
-        model.segment(image, boxes[:count], labels[:count]).rles()
+        predictor.segment(image, boxes[:count], labels[:count]).rles()
 
     rows = []
     for count in (FEW, MANY):
@@ -47,13 +49,13 @@ def main() -> None:
         rows.append((f"{count} objects", took, peak_memory(partial(whole, count))))
     show(f"the whole way, {side} x {side}", ["", "seconds", "peak extra MiB"], rows)
 
-    with model.inference():
-        tensor, _ = model.network_input(image)
+    with predictor.inference():
+        tensor, _ = predictor.network_input(image)
         maps = model.mask_maps(model.backbone(tensor))
 
     def objects(count: int) -> None:
         places = torch.from_numpy(boxes[None, :count])
-        with model.inference():
+        with predictor.inference():
             none = torch.zeros(1, count, dtype=torch.long)
             masks = model.masks(maps, places, none, torch.tensor([count]), tensor)
         masks_to_rle(masks[0].numpy(), boxes[:count], (side, side))

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import time
 
-from masklab import build_model, load_recipe
+from masklab import Predictor, build_model, load_recipe
 from masklab.datasets.coco import CocoSplit
 from masklab.training.data.loader import train_loader
 from masklab.training.module import build_optimizer, clip_gradients
@@ -42,7 +42,7 @@ def main() -> None:
     print("  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
 
     began = time.perf_counter()
-    found = model.predict(split.images[0].path)
+    found = Predictor(model).predict(split.images[0].path)
     report(f"prediction, {len(found)} detections", began)
 
 

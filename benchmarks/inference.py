@@ -3,7 +3,7 @@
     uv run python benchmarks/inference.py [--quick]
 
 First table: `resnet101` with shared refinement on one image of 800 x 1200, 300 proposals and 100 detections, from
-uint8 pixels to masks (`MaskLab.predict`), against conv1 to conv5 of the same network on the same input.  Bar: at most
+uint8 pixels to masks (`Predictor.predict`), against conv1 to conv5 of the same network on the same input.  Bar: at most
 1.8 times as long; the multiply-adds alone are printed.  Second table: images a second of the `nuclei` recipe's model,
 from uint8 pixels to run lengths, against torchvision's Mask R-CNN with a ResNet-18-FPN, from uint8 pixels to masks
 pasted into the image; both see 512 x 512 pixels and are made to find 300 objects.  Bar: at least 2 times as many.
@@ -27,6 +27,7 @@ from side_by_side import alternate, arguments, breakdown, mask_rcnn, ratio, show
 from torch import nn
 
 from masklab.config.recipe import load_recipe
+from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
 from masklab.model.cost import model_cost
 from masklab.model.masklab import MaskLab
@@ -59,23 +60,23 @@ def against_backbone(rounds: int) -> float:
     """How many times as long as its backbone the whole model takes."""
     size = (800, 1200)
     model = random_model("resnet101", 80, mask={"refinement": "shared"})
-    image = torch.randint(256, (3, *size), dtype=torch.uint8)
-    with model.inference():
-        tensor, _ = model.network_input(image)
+    predictor, image = Predictor(model), torch.randint(256, (3, *size), dtype=torch.uint8)
+    with predictor.inference():
+        tensor, _ = predictor.network_input(image)
 
     found: list[Instances] = []
 
     def whole() -> None:
-        found[:] = [model.predict(image)]
+        found[:] = [predictor.predict(image)]
 
     def backbone() -> torch.Tensor:
-        with model.inference():
+        with predictor.inference():
             return model.mask_head.conv5(model.backbone(tensor).conv4)
 
     seconds = alternate({"whole model": whole, "backbone alone": backbone}, rounds)
     show("ResNet-101, 800 x 1200", ["", "seconds"], list(seconds.items()))
     parts = {
-        "resize and normalise": (model, "network_input"),
+        "resize and normalise": (predictor, "_prepare"),
         "conv1 to conv4": (model.backbone, "forward"),
         "region proposal network": (model.rpn, "forward"),
         "proposals": (model.rpn, "propose"),
@@ -95,7 +96,7 @@ def against_backbone(rounds: int) -> float:
 
 def against_mask_rcnn(rounds: int) -> None:
     """Images a second of the nuclei model and of torchvision's."""
-    ours = random_model("nuclei", 1, box={"max_detections": FOUND})
+    ours = Predictor(random_model("nuclei", 1, box={"max_detections": FOUND}))
     seen = SIDE * SCALE
     theirs: nn.Module = mask_rcnn(1, min_size=seen, max_size=seen, box_score_thresh=0.0, box_detections_per_img=FOUND)
     theirs = theirs.eval().to(memory_format=torch.channels_last)

@@ -1,13 +1,14 @@
 """A mutation run of our own: single faults are put into copies of the code, and the tests that know the line are run.
 
     uv run python benchmarks/mutation.py [--faults 200] [--seed 0] [--folders ops model training evaluation]
-        [--output runs/mutation.json] [--jobs 1] [--seconds 300] [--resume]
+        [--output runs/mutation.json] [--jobs 1] [--seconds 600] [--resume]
 
 Folders (or modules) are below the package.  The faults are drawn by the seed, over the files by their lines.  One run
 of the suite under coverage tells which test runs which line; it is kept in `.mutation/` until code or tests change.  A
-fault meets the tests that ran its statement, fastest first, until one fails: a fork of one parent that has imported
-torch and the like, but never masklab, imports the copy.  Code that runs at import (constants, fields, defaults) meets
-the tests that run the lines naming it, the 60 fastest that use its module, and the test files named like it.
+fault meets the tests that ran its statement, until one fails: the fastest first, those of files named like it still
+sooner.  A fork of one parent that has imported torch and the like, but never masklab, imports the copy.  Code that runs
+at import (constants, fields, defaults) meets the tests that run the lines naming it, the 60 fastest that use its module
+and the test files named like it.
 
 A time-out or a crash is a kill.  A statement that no test runs is a survivor.  `--seconds` is how much of the suite's
 recorded time a fault may meet.  Prints a line a fault, then the share killed and the survivors as a Markdown table, to
@@ -488,6 +489,8 @@ class Suite:
     def choose(self, fault: Fault, most: float) -> tuple[list[list[str]], int]:
         """The tests in groups of shared fixtures, the fastest group first, and how many were left out."""
         chosen = self.on(fault.path, fault.place.first, fault.place.last)
+        words = {Path(fault.path).stem, Path(fault.path).parent.name}
+        own = {test for test in self.tests if words & {*Path(test.split("::")[0]).stem.split("_")}}
         if fault.place.names or -1 in chosen:
             for name in filter(str.strip, fault.place.names):
                 for path, source in self.sources.items():
@@ -495,9 +498,7 @@ class Suite:
                         if re.search(rf"\b{name}\b", line):
                             chosen |= self.on(path, number, number)
             users = sorted(self.on(fault.path) - {-1}, key=lambda test: sum(self.cost[self.tests[test]]))
-            stem = Path(fault.path).stem
-            own = {i for i, test in enumerate(self.tests) if stem in Path(test.split("::")[0]).stem.split("_")}
-            chosen |= {*users[:60], *own}
+            chosen |= {*users[:60], *(i for i, test in enumerate(self.tests) if test in own)}
         groups: dict[str, list[str]] = defaultdict(list)
         for test in sorted({self.tests[i] for i in chosen - {-1}} - self.doubted, key=lambda test: self.cost[test][0]):
             groups[test.split("::")[0] if self.cost[test][1] > 0.5 else test].append(test)
@@ -507,7 +508,7 @@ class Suite:
 
         kept: list[list[str]] = []
         spent = 0.0
-        for group in sorted(groups.values(), key=seconds):
+        for group in sorted(groups.values(), key=lambda group: seconds(group) * (0.1 if own & {*group} else 1)):
             spent += seconds(group)
             if kept and spent > most:
                 break
@@ -659,7 +660,7 @@ def main() -> None:
     parser.add_argument("--folders", nargs="+", default=["ops", "model", "training", "evaluation"])
     parser.add_argument("--output", type=Path, default=Path("runs/mutation.json"))
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--resume", action="store_true", help="keep the verdicts in OUTPUT")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help=argparse.SUPPRESS)
     parser.add_argument("--preload", default=PRELOAD, help=argparse.SUPPRESS)

@@ -233,10 +233,15 @@ def build(row: Row, first_step: int) -> tuple[BaseModule, DataLoader[Any]]:
 
 
 def train_ours(row: Row) -> list[dict[str, Any]]:
-    model = train(row.config, row.data, row.run, resume=clear_or_resume(row.run))
+    predictor = train(row.config, row.data, row.run, resume=clear_or_resume(row.run))
     return [
         {"row": row.name, "paste": "exact", "minutes": read_notes(row.run)["minutes"]}
-        | measure(row, model, lambda image: model.predict(image.path).to_coco(image.image_id), model.threshold)
+        | measure(
+            row,
+            predictor.model,
+            lambda image: predictor.predict(image.path).to_coco(image.image_id),
+            predictor.threshold,
+        )
     ]
 
 

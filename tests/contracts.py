@@ -7,7 +7,14 @@ import pytest
 
 from masklab.config.nested import merge
 from masklab.config.schema import validate
+from masklab.inference.options import PredictionOptions
+from masklab.inference.predictor import Predictor
 from masklab.utils.errors import BrokenLossError, InputError
+
+
+def predictor(model, **options):
+    """A `Predictor` in float32, for results that are compared to the last digits."""
+    return Predictor(model, PredictionOptions(**{"precision": "float32", **options}))
 
 
 def assert_instances(instances, model=None):

@@ -10,7 +10,7 @@ from PIL import Image
 from masklab.cli.app import main
 from masklab.paper import ablate as ablate_module
 from masklab.paper.ablate import ablate, row_config
-from masklab.paper.comparison import Result, mean_and_std, order_of, order_sentence, orders, write_results
+from masklab.paper.comparison import Result, draw_results, mean_and_std, order_of, order_sentence, orders, write_results
 from masklab.paper.tables import Row, table_rows
 from masklab.training import fit
 from masklab.utils.errors import BrokenLossError, FailedRunsError, InputError
@@ -77,15 +77,16 @@ def test_the_written_tables_hold_what_the_runs_measured(finished):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_finished_runs_are_kept(finished, shapes, recipe, monkeypatch, capsys):
+def test_finished_runs_are_kept(finished, shapes, recipe, monkeypatch, caplog):
     folder, results = finished
 
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(ablate_module, "train", refuse)
+    caplog.set_level("INFO", "masklab")
     assert ablate("table3", shapes, folder, 2, recipe, rows=ROWS) == results
-    assert capsys.readouterr().out.count("finished before") == 4
+    assert [record.getMessage() for record in caplog.records].count("finished before") == 4
 
 
 def test_a_failing_run_is_reported_and_resumed_and_the_rest_goes_on(finished, shapes, recipe, tmp_path, monkeypatch):
@@ -201,7 +202,7 @@ def test_order_without_figures_without_spread_and_by_ap50():
     assert "no such table" in orders([])
     order = order_of(results_of(({"AP50": 2.0}, [1.0]), ({"AP50": 3.0}, [1.1]), ({"AP50": 4.0}, [None])))
     assert (order.figure, order.same, order.other, order.unclear, order.error) == ("AP50", 1, 0, 0, None)
-    assert "one run a row gives no spread" in order_sentence(order)
+    assert "one run a row gives no standard deviation" in order_sentence(order)
 
 
 def test_order_with_own_and_with_true_boxes():
@@ -227,6 +228,39 @@ def test_tables_are_written_whatever_was_measured(tmp_path, runs):
         write_results(tmp_path, table, "about", results_of((paper, runs), (paper, [])))
         assert "nan" not in (tmp_path / f"{table}.md").read_text().lower()
         assert (tmp_path / f"{table}.png").stat().st_size > 1000
+
+
+def test_the_chart_marks_every_run_mean_deviation_and_figure_of_the_paper():
+    rows = [Row("one", "", {}, {"AP75": 30.0}), Row("two", "", {}, {}), Row("three", "", {}, {"AP75": 31.5})]
+    runs = [[10.0, 11.0], [12.0], []]
+    results = [
+        Result(row, [{"mask AP75": v, "mask AP75 in true boxes": v + 20} for v in values])
+        for row, values in zip(rows, runs, strict=True)
+    ]
+    figure = draw_results("table3", results)
+    assert figure.get_suptitle() == "Table 3, number of directions"
+    titles = ["mask AP75: runs, mean, std", "mask AP75 in true boxes: runs, mean, std", "the paper's mask AP75"]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    own, true, paper = figure.axes
+    for axes, shift in ((own, 0), (true, 20)):
+        hollow, means, bars = marks(axes)
+        assert hollow == [(10 + shift, 0), (11 + shift, 0), (12 + shift, 1)]
+        assert means == [(10.5 + shift, 0), (12 + shift, 1)]
+        assert bars == [pytest.approx((10.5 + shift - 0.5**0.5, 10.5 + shift + 0.5**0.5))]
+        assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first row on top"
+    assert [label.get_text() for label in own.get_yticklabels()] == ["one", "two", "three"]
+    hollow, means, bars = marks(paper)
+    assert hollow == means == [(30.0, 0), (31.5, 2)]
+    assert bars == []
+
+
+def marks(axes):
+    """Hollow marks, filled marks, and ends of the bars of a panel."""
+    points = {True: [], False: []}
+    for line in axes.lines:
+        points[line.get_markerfacecolor() == "none"] += zip(line.get_xdata(), line.get_ydata(), strict=True)
+    bars = [tuple(segment[:, 0]) for collection in axes.collections for segment in collection.get_segments()]
+    return points[True], points[False], bars
 
 
 def test_the_command_line(shapes, recipe, tmp_path, monkeypatch, capsys):

@@ -72,3 +72,22 @@ def test_every_public_name_exists():
         assert getattr(masklab, name) is not None
     with pytest.raises(AttributeError):
         masklab.nothing_of_that_name  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "nuclei", "--help"], ["data", "check", "--help"]])
+def test_help_needs_no_torch(words):
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['rich'] = None\n"
+        f"from masklab.cli.app import main; main({words})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: masklab" in done.stdout
+
+
+def test_the_library_sets_up_no_logging():
+    code = (
+        "import logging, masklab, masklab.cli; logger = logging.getLogger('masklab')\n"
+        "print([type(h).__name__ for h in logger.handlers], logger.level, logger.propagate, logging.root.handlers)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "['NullHandler'] 0 True []"

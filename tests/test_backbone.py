@@ -58,7 +58,7 @@ def test_conv5_rates_stand_as_given_and_copies_share_nothing():
 
 def test_wrong_number_of_rates_is_refused():
     _, make_conv5 = build(name="resnet50")
-    with pytest.raises(InputError, match=r"mask\.rates has 2 values .*backbone\.name resnet50 has 3 units"):
+    with pytest.raises(InputError, match=r"mask\.dilations has 2 values .*backbone\.name resnet50 has 3 units"):
         make_conv5([1, 2])
 
 

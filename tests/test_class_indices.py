@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts import changed
+from contracts import changed, predictor
 
 from masklab.model.box_head import BoxOutput
 from masklab.model.build import build_model
@@ -90,7 +90,7 @@ def test_the_class_that_the_model_is_sure_of_is_the_one_that_it_names(tiny_confi
         model.box_head.deltas.weight.zero_()
         model.box_head.deltas.bias.copy_(codes.flatten())
         model.mask_head.semantic.bias.copy_(torch.where(torch.arange(3) == label, 200.0, -200.0))
-    found = model.predict(np.random.default_rng(0).integers(0, 255, (3, 60, 70), dtype=np.uint8))
+    found = predictor(model).predict(np.random.default_rng(0).integers(0, 255, (3, 60, 70), dtype=np.uint8))
     assert len(found) > 3
     assert set(found.labels.tolist()) == {label}
     assert {entry["category_id"] for entry in found.to_coco(1)} == {classes.ids[label]}

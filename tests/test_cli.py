@@ -1,5 +1,6 @@
 import importlib
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -9,19 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts import assert_instances
+from contracts import assert_instances, predictor
 from PIL import Image
 from pycocotools import mask as oracle
 
 import masklab
-from masklab.cli.app import _parser, main
+from masklab.cli.app import main, parse
 from masklab.cli.demo import demo, try_nuclei
-from masklab.config.recipe import load_recipe
+from masklab.cli.options import given_fields
+from masklab.cli.registry import VERBS
+from masklab.config import Config, load_recipe
+from masklab.config.nested import flatten
 from masklab.datasets.synthetic.nuclei import draw_nuclei
+from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
-from masklab.model.masklab import MaskLab
 from masklab.results.instances import Instances
 from masklab.training.fit import train
+from masklab.utils.log import terminal_messages
 from masklab.weights.checkpoint import load_model, save_model
 
 
@@ -107,16 +112,18 @@ def sure_from_03(tiny_config, classes, tmp_path, monkeypatch):
     values = {"images": images, "annotations": annotations, "categories": categories}
     (data / "val.json").write_text(json.dumps(values))
 
-    def predict(self, image, flips="none", scales=(1.0,)):
-        views.append(("predict", flips, list(scales)))
+    def predict(self, images, batch_size=8):
+        if isinstance(images, list):
+            return [predict(self, image) for image in images]
+        views.append(("predict", self.options.flips, list(self.options.scales)))
         return squares(3, [0.9, 0.4, 0.2], self.classes)
 
-    def segment(self, image, boxes, labels, flips="none", scales=(1.0,)):
-        views.append(("segment", flips, list(scales)))
+    def segment(self, image, boxes, labels):
+        views.append(("segment", self.options.flips, list(self.options.scales)))
         return squares(len(boxes), [1.0] * len(boxes), self.classes)
 
-    monkeypatch.setattr(MaskLab, "predict", predict)
-    monkeypatch.setattr(MaskLab, "segment", segment)
+    monkeypatch.setattr(Predictor, "predict", predict)
+    monkeypatch.setattr(Predictor, "segment", segment)
     return tmp_path / "stored.safetensors", data, views
 
 
@@ -145,7 +152,7 @@ def test_evaluate_matches_from_the_stored_threshold(sure_from_03, tmp_path, caps
     """Two of three squares count, in both images, in the parts by kind and in what limits the model."""
     weights, data, _ = sure_from_03
     target = tmp_path / "metrics.json"
-    words = ["evaluate", str(weights), "--data", str(data), "--error_analysis", "true", "--output", str(target)]
+    words = ["evaluate", str(weights), "--data", str(data), "--error_analysis", "--output", str(target)]
     assert main(words) == 0
     assert "0.30" in capsys.readouterr().out
     metrics = json.loads(target.read_text())
@@ -171,8 +178,8 @@ def test_the_views_asked_for_reach_the_model(sure_from_03, tmp_path):
     assert views == [("predict", "both", SCALES)] * 2
     for words, called in (
         ([], ["predict"]),
-        (["--ground_truth_boxes", "true"], ["segment"]),
-        (["--error_analysis", "true"], ["predict", "segment"]),
+        (["--ground_truth_boxes"], ["segment"]),
+        (["--error_analysis"], ["predict", "segment"]),
     ):
         views.clear()
         target = tmp_path / "metrics.json"
@@ -202,7 +209,7 @@ def test_a_stored_threshold_of_0_is_one(tiny_config, classes, tmp_path):
         model = build_model(tiny_config, classes)
         model.score_threshold = stored
         save_model(model, tmp_path / "model.safetensors")
-        assert load_model(tmp_path / "model.safetensors").threshold == used
+        assert masklab.load(tmp_path / "model.safetensors").threshold == used
 
 
 def test_the_nuclei_of_the_demo_count_from_the_models_own_threshold(tiny_config, classes, tmp_path, monkeypatch):
@@ -219,8 +226,9 @@ def test_the_nuclei_of_the_demo_count_from_the_models_own_threshold(tiny_config,
     found = Instances(labels.shape, boxes, scores, label, masks, classes.names, classes.ids)
     model = build_model(tiny_config, classes)
     model.score_threshold = 0.3
-    monkeypatch.setattr(model, "predict", lambda given: found)
-    monkeypatch.setattr("masklab.cli.demo.load_model", lambda name: model)
+    sure = Predictor(model)
+    monkeypatch.setattr(sure, "predict", lambda given: found)
+    monkeypatch.setattr("masklab.cli.demo.load", lambda name: sure)
     assert try_nuclei(tmp_path / "nuclei.png") == (19, 32)
     drawn = np.asarray(Image.open(tmp_path / "nuclei.png").convert("RGB"))
     factor = len(drawn) // len(labels)
@@ -240,11 +248,11 @@ def test_one_bad_image_costs_only_itself(run, shapes, tmp_path, capsys):
 
 
 def test_python_door(run, shapes):
-    model = masklab.load(run)
-    assert isinstance(model, torch.nn.Module)
+    loaded = masklab.load(run)
+    assert isinstance(loaded.model, torch.nn.Module)
     image = next((shapes / "val").iterdir())
-    assert_instances(model.predict(image), model)
-    assert masklab.evaluate(model, shapes)["measured"]["model"] == "in memory"
+    assert_instances(loaded.predict(image), loaded)
+    assert masklab.evaluate(loaded, shapes)["measured"]["model"] == "in memory"
 
 
 def test_train_takes_fields_from_the_command_line(shapes, tmp_path):
@@ -263,7 +271,7 @@ def test_weights_come_back_as_they_went(run, tmp_path):
     save_model(model, tmp_path / "copy.safetensors")
     again = load_model(tmp_path / "copy.safetensors")
     image = np.random.default_rng(0).integers(0, 255, (3, 60, 80), dtype=np.uint8)
-    np.testing.assert_array_equal(model.predict(image).masks, again.predict(image).masks)
+    np.testing.assert_array_equal(predictor(model).predict(image).masks, predictor(again).predict(image).masks)
     assert again.classes == model.classes
     assert again.config.image == model.config.image
     assert b"pytest" not in (tmp_path / "copy.safetensors").read_bytes()[:20000], "no path of the training machine"
@@ -294,15 +302,90 @@ def test_doctor_says_that_torch_is_missing():
 
 
 @pytest.mark.parametrize(
-    ("words", "has"),
+    ("words", "recipe"),
     [
-        (["train", "--data", "x", "nuclei"], "masklab train RECIPE --data"),
-        (["pretrain", "--train.steps=3", "nuclei"], "masklab pretrain RECIPE --train.steps=3"),
-        (["ablate", "--data", "x", "table3"], "masklab ablate TABLE --data"),
+        (["train", "--data", "x", "nuclei"], "nuclei"),
+        (["train", "nuclei", "--data", "x"], "nuclei"),
+        (["train", "--resume", "--train.steps=3", "nuclei"], "nuclei"),
+        (["train", "--image.min_side", "700", "nuclei", "--data=x"], "nuclei"),
+        (["pretrain", "--train.steps=3", "nuclei"], "nuclei"),
+        (["ablate", "--data", "x", "table3"], "table3-2"),
+        (["ablate", "--recipe=nuclei", "--rows", "table3-2", "--train.steps", "3", "--", "table3"], "nuclei"),
+        (["ablate", "table3", "--data", "x", "--recipe", "shapes", "--recipe", "nuclei"], "nuclei"),
     ],
 )
-def test_what_the_defaults_come_from_stands_first(words, has, capsys):
-    assert has in fails(capsys, *words)
+def test_the_defaults_are_the_recipes_wherever_it_stands(words, recipe):
+    verb, parsed = parse(words)
+    given = {"train.steps": 3, "image.min_side": 700, "data": Path("x")}
+    start = "paper-base" if recipe == "table3-2" else recipe
+    names = [name for name in given if any(name in word for word in words)]
+    changes = {}
+    for name in names:
+        *sections, last = name.split(".")
+        inner = {last: given[name]}
+        for section in reversed(sections):
+            inner = {section: inner}
+        changes |= inner
+    assert given_fields(parsed, "test") == load_recipe(start, changes)
+    assert verb.config(parsed) == load_recipe(start)
+
+
+def test_help_shows_the_values_of_the_recipe(capsys):
+    texts = []
+    for words in (["train", "nuclei", "--help"], ["train", "--help", "nuclei"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        texts.append(" ".join(capsys.readouterr().out.split()))
+    for text in texts:
+        assert all(f"--{name} " in text for name in flatten(load_recipe("nuclei").model_dump()))
+    assert texts[0] == texts[1]
+    for text, config in zip(texts[1:], (load_recipe("nuclei"), Config()), strict=True):
+        steps, bins = config.train.steps, config.model.box.max_detections
+        assert re.search(rf"--train\.steps STEPS .{{1,200}}default: {steps}\)", text)
+        assert re.search(rf"--model\.box\.max_detections MAX_DETECTIONS .{{1,300}}default: {bins}\)", text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "nuclei", "--resume", "true"], ["evaluate", "nuclei", "--data", "x", "--error_analysis", "true"]],
+)
+def test_a_flag_with_a_value_is_explained(words, capsys):
+    assert "switched on by their name alone: leave the value out" in fails(capsys, *words)
+
+
+def test_flags_switch_on():
+    for word, (verb, *rest) in {
+        "resume": ["train", "nuclei"],
+        "ground_truth_boxes": ["evaluate", "nuclei", "--data", "x"],
+        "error_analysis": ["evaluate", "nuclei", "--data", "x"],
+    }.items():
+        assert parse([verb, *rest])[1][word] is False
+        assert parse([verb, f"--{word}", *rest])[1][word] is True
+
+
+def test_every_verb_is_in_the_overview_and_explains_itself(capsys):
+    overviews = {}
+    for group in ("", "data"):
+        with pytest.raises(SystemExit):
+            main([*group.split(), "--help"])
+        overviews[group] = " ".join(capsys.readouterr().out.split())
+    for name, verb in VERBS.items():
+        group, _, last = name.rpartition(" ")
+        assert f" {last} {verb.help}" in overviews[group]
+        assert verb.run.__doc__
+    assert "data make or inspect data sets" in overviews[""]
+
+
+def test_messages_go_to_the_terminal_only_while_a_verb_runs(capsys):
+    messages = logging.getLogger("masklab.test")
+    messages.warning("before")
+    with terminal_messages():
+        messages.info("told %d", 1)
+        messages.debug("detail")
+        messages.warning("beware")
+    messages.warning("after")
+    assert capsys.readouterr() == ("told 1\n", "masklab: beware\n")
 
 
 def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
@@ -413,8 +496,8 @@ def test_the_readmes_commands_are_understood(tmp_path, monkeypatch):
     for command in commands:
         words = command.split()
         if "--help" not in words:
-            parser, verbs = _parser(words)
-            assert parser.parse_args(words).subcommand.split()[0] in {verb.split()[0] for verb in verbs}
+            verb, _ = parse(words)
+            assert verb in VERBS.values()
 
 
 def test_bad_words(run, shapes, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import assert_finite_and_connected, assert_instances
+from contracts import assert_finite_and_connected, assert_instances, predictor
 from torch import nn
 
 from masklab.config.model import BoxConfig
@@ -235,7 +235,7 @@ def test_a_training_step_teaches_the_offsets(tiny_config, classes, sub_boxes):
     assert (offsets.weight.grad != 0).any()
     assert (offsets.bias.grad != 0).any()
     assert step.model.rpn.deltas.weight.grad is None, "boxes are where the proposals put them"
-    assert_instances(step.model.predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), step.model)
+    assert_instances(predictor(step.model).predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), step.model)
 
 
 @pytest.mark.parametrize("ground_truth", [True, False])

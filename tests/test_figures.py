@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contracts import predictor
 from PIL import Image
 
 from masklab.cli.app import main
@@ -54,7 +55,7 @@ def image(tmp_path):
 
 def look_at(model, score=0.0):
     values = np.random.default_rng(0).integers(0, 255, (3, 40, 64), dtype=np.uint8)
-    return Inspection.at(model, "noise", values, score)
+    return Inspection.at(predictor(model), "noise", values, score)
 
 
 def holds(tensor, colour):
@@ -62,7 +63,7 @@ def holds(tensor, colour):
 
 
 def test_every_figure_is_written(model, image, tmp_path, capsys):
-    written = show(model, image, tmp_path / "figures", score=0.0)
+    written = show(predictor(model), image, tmp_path / "figures", score=0.0)
     assert [path.name for path in written] == [f"disc_{name}.png" for name in SHAPES[:-1]]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in written)
     for path in written:
@@ -73,7 +74,7 @@ def test_every_figure_is_written(model, image, tmp_path, capsys):
 
 
 def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, capsys):
-    written = show(model, image, tmp_path, score=1.1)
+    written = show(predictor(model), image, tmp_path, score=1.1)
     assert [path.stem for path in written] == ["disc_detections", "disc_semantic", "disc_directions"]
     out = capsys.readouterr().out
     assert "no masks figure: No detection has a score of 1.10 or more; the best of" in out
@@ -81,14 +82,14 @@ def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, cap
 
 def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, capsys):
     only_semantic = tiny(tiny_config, classes, mask__direction=False, mask__refine_levels=[])
-    names = [path.stem for path in show(only_semantic, image, tmp_path / "a", 0.0)]
+    names = [path.stem for path in show(predictor(only_semantic), image, tmp_path / "a", 0.0)]
     assert names == ["disc_detections", "disc_semantic", "disc_masks"]
     assert (
         "no directions figure: this model has no direction logits (model.mask.direction is false)"
         in capsys.readouterr().out
     )
     only_direction = tiny(tiny_config, classes, mask__semantic=False)
-    names = [path.stem for path in show(only_direction, image, tmp_path / "b", 0.0)]
+    names = [path.stem for path in show(predictor(only_direction), image, tmp_path / "b", 0.0)]
     assert names == ["disc_detections", "disc_directions", "disc_masks"]
     assert "model.mask.semantic is false" in capsys.readouterr().out
     whole = tiny(tiny_config, classes)
@@ -97,7 +98,7 @@ def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, c
 
 def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, image, tmp_path, capsys):
     model = tiny(tiny_config, classes, mask__head="mask_rcnn", mask__refine_levels=[], mask__mask_size=28)
-    names = [path.stem for path in show(model, image, tmp_path, 0.0)]
+    names = [path.stem for path in show(predictor(model), image, tmp_path, 0.0)]
     assert names == ["disc_detections", "disc_masks"]
     assert "model.mask.head is mask_rcnn" in capsys.readouterr().out
 
@@ -316,7 +317,7 @@ def test_show_from_the_command_line(weights, shapes, tmp_path, capsys):
 def test_the_worst_come_first_and_the_right_ones_never(model, shapes, tmp_path, monkeypatch):
     """A model that finds everything in all images but one, where it finds nothing."""
     source = CocoSplit.find(shapes, "val")
-    perfect = build_model(model.config, source.categories)
+    perfect = predictor(build_model(model.config, source.categories))
     blind = source.images[2].path
     values = [source.read(index, 3) for index in range(len(source))]
 
@@ -333,8 +334,7 @@ def test_the_worst_come_first_and_the_right_ones_never(model, shapes, tmp_path, 
             source.categories.names,
             source.categories.ids,
         )
-        found.__dict__["runs"] = [objects.runs(row) for row in range(shown)]
-        return found
+        return replace(found, encoded=[objects.runs(row) for row in range(shown)])
 
     monkeypatch.setattr(perfect, "predict", predict)
     written = show_failures(perfect, shapes, tmp_path)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from contracts import assert_finite_and_connected, assert_instances
+from contracts import assert_finite_and_connected, assert_instances, predictor
 
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
@@ -60,7 +60,7 @@ def row_with_objects(shapes):
 @VARIANTS
 def test_an_image_without_boxes(tiny_config, classes, mask):
     model = build(tiny_config, classes, mask).eval()
-    found = model.segment(np.zeros((3, 50, 60), np.uint8), np.zeros((0, 4)), np.zeros(0))
+    found = predictor(model).segment(np.zeros((3, 50, 60), np.uint8), np.zeros((0, 4)), np.zeros(0))
     assert len(found) == 0
     assert_instances(found, model)
 
@@ -105,7 +105,7 @@ def test_save_load_predict(tiny_config, classes, mask, tmp_path):
     save_model(model, tmp_path / "model.safetensors")
     again = load_model(tmp_path / "model.safetensors")
     image = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
-    found, expected = again.predict(image), model.predict(image)
+    found, expected = predictor(again).predict(image), predictor(model).predict(image)
     assert_instances(found, again)
     assert found.masks.shape[1:] == (again.config.model.mask.mask_size,) * 2
     np.testing.assert_allclose(found.masks, expected.masks, atol=1e-5)
@@ -118,11 +118,11 @@ def test_boxes_in_chunks_equal_boxes_at_once(tiny_config, classes, mask, monkeyp
     corners = torch.rand(9, 2) * 40
     boxes = torch.cat([corners, corners + 5 + torch.rand(9, 2) * 40], dim=1).numpy()
     labels, image = np.arange(9) % 3, np.random.default_rng(0).integers(0, 255, (3, 90, 90), dtype=np.uint8)
-    whole = model.segment(image, boxes, labels)
+    whole = predictor(model).segment(image, boxes, labels)
     calls = []
     (model.refinement.mix if mask is SHARED else model.mask_head).register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setattr(masklab_module, "BOXES_AT_ONCE", 2)
-    np.testing.assert_allclose(model.segment(image, boxes, labels).masks, whole.masks, atol=1e-5)
+    np.testing.assert_allclose(predictor(model).segment(image, boxes, labels).masks, whole.masks, atol=1e-5)
     assert len(calls) == 1
 
 
@@ -315,7 +315,7 @@ def test_the_refinement_sees_the_logit_of_the_coarse_mask(shapes, tiny_config, c
                 conv.weight.zero_()[0, 0, 2, 2] = 1
             refinement.predict.weight[0, 0] = 1
     image = np.random.default_rng(0).integers(0, 255, (3, 90, 90), dtype=np.uint8)
-    found = model.eval().segment(image, np.array([[10.0, 20, 50, 60]]), np.array([1]))
+    found = predictor(model).segment(image, np.array([[10.0, 20, 50, 60]]), np.array([1]))
     np.testing.assert_allclose(found.masks, torch.tensor(4.0).sigmoid().expand(1, 15, 15), atol=1e-4)
     batch = drawn_batch(shapes, model.config, [row_with_objects(shapes)])
     batch.targets[0].masks.fill_(1)

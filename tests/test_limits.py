@@ -4,12 +4,13 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 import pytest
 import torch
-from contracts import fails
+from contracts import fails, predictor
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +21,6 @@ from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.error_analysis import (
     Boxes,
     neighbour_gaps,
-    propose,
     recall_table,
     stage_overlaps,
     with_annotated_masks,
@@ -29,6 +29,7 @@ from masklab.evaluation.errors import ERROR_TYPES, find_errors
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.matching import matching_metrics, overlaps
 from masklab.evaluation.report import print_report
+from masklab.inference.options import PredictionOptions
 from masklab.model.build import build_model
 from masklab.results.instances import Instances
 from masklab.weights.checkpoint import save_model
@@ -324,7 +325,7 @@ def printed(metrics, width=100):
 
 def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     target = tmp_path / "val.json"
-    words = ["evaluate", str(weights), "--data", str(shapes), "--error_analysis", "true", "--output", str(target)]
+    words = ["evaluate", str(weights), "--data", str(shapes), "--error_analysis", "--output", str(target)]
     assert main([*words, "--flips", "horizontal", "--scales", "0.8"]) == 0
     out = capsys.readouterr().out
     for title in ("boxes or outlines", "Where boxes are lost", "Errors at the score threshold"):
@@ -333,7 +334,7 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     views = {"flips": "horizontal", "scales": [0.8]}
     assert {key: metrics["measured"][key] for key in views} == views
     error_analysis, truth = metrics["error_analysis"], json.loads((shapes / "val.json").read_text())
-    in_boxes = evaluate(weights, shapes, ground_truth_boxes=True, **views)
+    in_boxes = evaluate(weights, shapes, options=PredictionOptions(**views), ground_truth_boxes=True)
     assert error_analysis["annotated_boxes"] == in_boxes["mask"]
     assert error_analysis["annotated_masks"]["AP"] >= metrics["mask"]["AP"]
     recall, count = error_analysis["recall"], len(truth["annotations"])
@@ -350,10 +351,11 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
 
 
 def test_proposals_are_in_the_images_pixels(tiny_config, classes):
+    torch.manual_seed(0)
     model = build_model(
         tiny_config.model_copy(update={"image": tiny_config.image.model_copy(update={"scale": 2.0})}), classes
     )
-    boxes = propose(model, np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
+    boxes = predictor(model).propose(np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
     assert boxes.shape == (40, 4) or len(boxes) < 40
     assert (boxes >= 0).all()
     assert boxes[:, 2].max() == pytest.approx(50, abs=1e-3)
@@ -367,16 +369,15 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     source = CocoSplit.find(folder, "val")
     for image in source.images[:3]:
         Image.open(image.path).convert("L").convert("RGB").save(image.path)
-    model, colour = build_model(tiny_config, source.categories), source.objects(3)
+    model, colour = predictor(build_model(tiny_config, source.categories)), source.objects(3)
     runs = [colour.runs(n) for n in range(len(colour))]
 
-    def predict(values, flips, scales):
+    def predict(values):
         shown = 0 if (values[0] == values[1]).all() else len(colour)
         masks, scores = np.ones((shown, 3, 3), np.float32), np.ones(shown, np.float32)
         names, ids = source.categories.names, source.categories.ids
         found = Instances(source.images[3].size, colour.boxes[:shown], scores, colour.labels[:shown], masks, names, ids)
-        found.__dict__["runs"] = runs[:shown]
-        return found
+        return replace(found, encoded=runs[:shown])
 
     monkeypatch.setattr(model, "predict", predict)
     metrics = evaluate(model, folder)

@@ -130,7 +130,7 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(shapes, tiny_c
         process = in_another_process(killed_on_the_way, where, number, [*words, *resume])
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        resume = ["--resume", "true"]
+        resume = ["--resume"]
     assert list(run.glob(".*.part")), "what was being written lies there"
     assert main([*words, *resume]) == 0
     assert not list(run.glob(".*.part"))
@@ -171,7 +171,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(shapes, tiny_config, tmp_pa
         train(changed(config, train={"steps": 3}), shapes, run, resume=True)
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 2
     before = (run / "last.safetensors").read_bytes()
-    words = ["train", str(run / "config.yaml"), "--data", str(shapes), "--output", str(run), "--resume", "true"]
+    words = ["train", str(run / "config.yaml"), "--data", str(shapes), "--output", str(run), "--resume"]
     assert main([*words, "--train.threads", "1"]) == 0
     assert (run / "last.safetensors").read_bytes() == before
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts import assert_instances, changed
+from contracts import assert_instances, changed, predictor
 from PIL import Image
 from torchvision.ops import nms
 
@@ -176,35 +176,37 @@ def test_predict_takes_any_kind_of_image(model, tmp_path):
     values = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
     image = Image.fromarray(values.transpose(1, 2, 0))
     image.save(tmp_path / "image.png")
-    results = model.predict([tmp_path / "image.png", str(tmp_path / "image.png"), image, values, torch.tensor(values)])
+    results = predictor(model).predict(
+        [tmp_path / "image.png", str(tmp_path / "image.png"), image, values, torch.tensor(values)]
+    )
     for found in results:
         assert isinstance(found, Instances)
         assert found.size == (70, 90)
         assert_instances(found, model)
         np.testing.assert_array_equal(found.boxes, results[0].boxes)
-    assert len(model.predict(image)) == len(results[0])
+    assert len(predictor(model).predict(image)) == len(results[0])
 
 
 def test_predict_takes_any_view_of_an_array(model):
     values = np.random.default_rng(0).integers(0, 65535, (3, 40, 50), dtype=np.uint16)
-    expected = model.predict(values)
+    expected = predictor(model).predict(values)
     blue_first_channels_last = np.ascontiguousarray(values[::-1].transpose(1, 2, 0))
     for view in (blue_first_channels_last[..., ::-1].transpose(2, 0, 1), values.astype(">u2")):
-        np.testing.assert_array_equal(model.predict(view).boxes, expected.boxes)
+        np.testing.assert_array_equal(predictor(model).predict(view).boxes, expected.boxes)
 
 
 def test_segment_answers_for_the_boxes_it_is_given(model):
     image = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
-    found = model.predict(image)
-    again = model.segment(image, found.boxes, found.labels)
+    found = predictor(model).predict(image)
+    again = predictor(model).segment(image, found.boxes, found.labels)
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-3)
     np.testing.assert_allclose(again.masks, found.masks, atol=1e-3)
-    assert len(model.segment(image, np.zeros((0, 4)), np.zeros(0))) == 0
+    assert len(predictor(model).segment(image, np.zeros((0, 4)), np.zeros(0))) == 0
 
 
 def test_predict_leaves_the_training_mode_alone(model):
     model.train()
-    model.predict(np.zeros((3, 40, 40), np.uint8))
+    predictor(model).predict(np.zeros((3, 40, 40), np.uint8))
     assert model.training
 
 
@@ -219,19 +221,19 @@ def test_predict_leaves_the_training_mode_alone(model):
 )
 def test_predict_refuses_other_values(model, values):
     with pytest.raises(InputError, match="must be uint8, uint16 or float32 of shape"):
-        model.predict(values)
+        predictor(model).predict(values)
 
 
 def test_predict_at_another_scale_answers_in_the_images_own_pixels(tiny_config, classes):
     values = tiny_config.model_dump()
     values["image"]["scale"] = 2.0
     model = build_model(validate(values, "test"), classes).eval()
-    found = model.predict(np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
+    found = predictor(model).predict(np.random.default_rng(0).integers(0, 255, (3, 30, 50), dtype=np.uint8))
     assert_instances(found, model)
 
 
 def test_predict_images_smaller_than_a_cell(model):
-    assert_instances(model.predict(np.full((3, 1, 3), 128, np.uint8)), model)
+    assert_instances(predictor(model).predict(np.full((3, 1, 3), 128, np.uint8)), model)
 
 
 def test_flipping_the_image_mirrors_the_direction_table(model):
@@ -306,7 +308,7 @@ def test_each_mask_is_read_from_the_channel_of_its_class(tiny_config, classes):
     model.mask_head.semantic.bias.data.copy_(values)
     labels = torch.tensor([2, 0, 1, 1, 2])
     boxes = np.array([[5.0 * k, 3.0 * k, 30 + 5 * k, 40 + 3 * k] for k in range(5)])
-    given = model.segment(np.zeros((3, 70, 90), np.uint8), boxes, labels.numpy())
+    given = predictor(model).segment(np.zeros((3, 70, 90), np.uint8), boxes, labels.numpy())
     wanted = (values[labels] / 2).sigmoid()
     np.testing.assert_allclose(given.masks, wanted[:, None, None].expand(-1, 15, 15), atol=1e-5)
     found = model(images(), sizes((97, 113), (97, 113)))

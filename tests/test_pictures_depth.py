@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from contracts import predictor
 from PIL import Image
 
 from masklab.config.image import ImageConfig
@@ -362,7 +363,7 @@ def test_training_and_prediction_share_the_percentiles(tmp_path, tiny_config, cl
     model = build_model(config, classes)
     dataset = InstanceDataset(split, config, augmented=False)
     for index in range(2):
-        seen, size = model.network_input(torch.from_numpy(split.read(index, 2)))
+        seen, size = predictor(model).network_input(torch.from_numpy(split.read(index, 2)))
         assert size.tolist() == [[64, 80]]
         assert torch.equal(dataset[index][0], seen[0, :, :64, :80])
 
@@ -499,13 +500,13 @@ def test_five_deep_channels_train_and_predict(tmp_path, tiny_config):
     assert again.config.model.backbone.in_channels == 5
     assert again.config.image.percentiles == (0.1, 99.9)
     assert len(again.config.image.mean) == 5
-    predict_folder(again, [tmp_path / "set/val"], tmp_path / "out", min_score=0.0)
+    predict_folder(predictor(again, score_threshold=0.0), [tmp_path / "set/val"], tmp_path / "out")
     assert Image.open(tmp_path / "out/0.png").mode == "RGB"
     file = tmp_path / "set/val/0.tif"
-    results = [again.predict(image) for image in (file, scene(5), torch.from_numpy(scene(5)))]
+    results = [predictor(again).predict(image) for image in (file, scene(5), torch.from_numpy(scene(5)))]
     for result in results[1:]:
         np.testing.assert_array_equal(result.boxes, results[0].boxes)
-    duplicate = again.predict(scene(5) * 2)  # percentiles follow
+    duplicate = predictor(again).predict(scene(5) * 2)  # percentiles follow
     np.testing.assert_allclose(duplicate.boxes, results[0].boxes, atol=1e-2)
 
 
@@ -524,32 +525,32 @@ def test_predict_takes_pillow_images_of_every_mode(model, mode):
         image = Image.fromarray(grey.astype(np.float32) / 255)
     else:
         image = Image.fromarray(as_type(np.uint8, 3)).convert(mode)
-    found = model.predict(image)
+    found = predictor(model).predict(image)
     assert found.size == (70, 90)
     if mode in ("RGB", "RGBA", "I;16", "F"):
         values = {"I;16": DEEP[None, :, :, 0], "F": grey[None].astype(np.float32) / 255}
-        expected = model.predict(values.get(mode, channels_first(as_type(np.uint8, 3)).copy()))
+        expected = predictor(model).predict(values.get(mode, channels_first(as_type(np.uint8, 3)).copy()))
         np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_predict_shows_grey_numbers_as_grey(model, dtype):
     grey = channels_first(as_type(dtype, 0)).copy()
-    expected = model.predict(grey.repeat(3, axis=0))
-    np.testing.assert_array_equal(model.predict(grey).boxes, expected.boxes)
+    expected = predictor(model).predict(grey.repeat(3, axis=0))
+    np.testing.assert_array_equal(predictor(model).predict(grey).boxes, expected.boxes)
 
 
 def test_predict_leaves_the_given_numbers_alone(model):
     values = np.random.default_rng(0).random((3, 40, 40), dtype=np.float32)
     before = values.copy()
-    model.predict(values)
+    predictor(model).predict(values)
     assert (values == before).all()
 
 
 def test_a_float_image_beyond_one_is_named_and_left_out(model, tmp_path, capsys):
     tifffile.imwrite(tmp_path / "far.tif", np.full((40, 40), 4095, np.float32))
     tifffile.imwrite(tmp_path / "near.tif", np.full((40, 40), 0.5, np.float32))
-    message = sentence(predict_folder, model, [tmp_path], tmp_path / "out")
+    message = sentence(predict_folder, predictor(model), [tmp_path], tmp_path / "out")
     assert "1 of 2 images" in message
     assert f"{tmp_path / 'far.tif'} holds numbers from 4095 to 4095" in capsys.readouterr().err
     assert (tmp_path / "out/near.png").is_file()

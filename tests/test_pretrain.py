@@ -17,8 +17,7 @@ from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import Objects
 from masklab.masks import encode
 from masklab.model.backbone import FrozenBatchNorm
-from masklab.model.build import build_model
-from masklab.model.segmentation import build_segmentation, save_segmentation
+from masklab.model.segmentation import build_segmentation
 from masklab.training import pretrain as module
 from masklab.training.data.semantic import IGNORED, collate_semantic, rasterize, semantic_loader, warp
 from masklab.training.data.transforms import Geometry, quarter_turn
@@ -26,6 +25,7 @@ from masklab.training.fit import train
 from masklab.training.pretrain import PretrainModule, confusion, label_map, pixel_loss, pretrain, segmentation_scores
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.segmentation import initial_model, save_segmentation
 
 BACKGROUND = 7
 
@@ -282,7 +282,7 @@ def test_a_run_leaves_what_it_promises(run, capsys):
 
 def test_the_weights_land_in_conv1_to_conv4_and_both_copies_of_conv5(run, from_run, classes):
     _, saved = tensors_of(run)
-    model = build_model(from_run, classes)
+    model = initial_model(from_run, classes)
     lower = model.backbone.state_dict()
     assert set(lower) == {name for name in saved if not name.startswith("conv5.")}
     for name, value in lower.items():
@@ -297,7 +297,7 @@ def test_a_box_classifier_drawn_anew_stays_so(run, from_run, classes):
     _, saved = tensors_of(run)
     values = from_run.model_dump()
     values["model"]["box"]["from_imagenet"] = False
-    model = build_model(validate(values, "test"), classes)
+    model = initial_model(validate(values, "test"), classes)
     name = "0.conv1.weight"
     assert torch.equal(model.mask_head.conv5.state_dict()[name], saved[f"conv5.{name}"])
     assert not torch.equal(model.box_head.conv5.state_dict()[name], saved[f"conv5.{name}"])
@@ -307,7 +307,7 @@ def test_batch_norm_is_trained_and_then_frozen(run, from_run, shapes, tmp_path):
     header, saved = tensors_of(run)
     assert saved["conv1.1.running_mean"].abs().sum() > 0, "pretraining learnt its statistics"
     assert saved["conv1.1.num_batches_tracked"] == json.loads(header["notes"])["step"] > 0
-    model = train(from_run, shapes, tmp_path / "run")
+    model = train(from_run, shapes, tmp_path / "run").model
     norm = model.backbone.conv1[1]
     assert isinstance(norm, FrozenBatchNorm)
     for name, value in norm.state_dict().items():
@@ -316,7 +316,7 @@ def test_batch_norm_is_trained_and_then_frozen(run, from_run, shapes, tmp_path):
 
 
 def test_a_model_opens_without_the_file_it_started_from(run, from_run, classes, tmp_path):
-    save_model(build_model(from_run, classes), tmp_path / "model.safetensors")
+    save_model(initial_model(from_run, classes), tmp_path / "model.safetensors")
     assert str(run).encode() not in (tmp_path / "model.safetensors").read_bytes()
     assert load_model(tmp_path / "model.safetensors").config.model.backbone.segmentation_weights is None
 
@@ -328,7 +328,7 @@ def test_imagenet_weights_are_not_looked_for(classes, tmp_path):
     save_segmentation(network, config.model.backbone, classes, tmp_path / "seg.safetensors")
     there, gone = str(tmp_path / "seg.safetensors"), str(tmp_path / "none.safetensors")
     config = changed(config, model={"backbone": {"pretrained": True, "weights": gone, "segmentation_weights": there}})
-    assert torch.equal(build_model(config, classes).backbone.conv1[0].weight, network.backbone.conv1[0].weight)
+    assert torch.equal(initial_model(config, classes).backbone.conv1[0].weight, network.backbone.conv1[0].weight)
 
 
 @pytest.mark.parametrize(
@@ -348,17 +348,17 @@ def test_other_output_strides_rates_and_weights_tags_are_welcome(from_run, class
     config = changed(from_run, model={"backbone": {"output_stride": 16, "name": "resnet18.tv_in1k"}})
     values = config.model_dump()
     values["model"]["mask"]["dilations"] = [2, 4]
-    build_model(validate(values, "test"), classes)
+    initial_model(validate(values, "test"), classes)
 
 
 def test_files_of_another_kind_are_refused(from_run, classes, tmp_path):
-    model = build_model(from_run, classes)
+    model = initial_model(from_run, classes)
     save_model(model, tmp_path / "model.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights")
     for name in ("model", "text", "missing"):
         config = changed(from_run, model={"backbone": {"segmentation_weights": str(tmp_path / f"{name}.safetensors")}})
         with pytest.raises(InputError, match=rf"{name}\.safetensors.*`masklab pretrain`"):
-            build_model(config, classes)
+            initial_model(config, classes)
 
 
 def test_a_pretrained_backbone_is_no_model(run):

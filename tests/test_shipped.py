@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import masklab
-from masklab.cli.app import MODEL_HELP, main
+from masklab.cli.app import main
 from masklab.cli.demo import try_nuclei
+from masklab.cli.options import MODEL_HELP
 from masklab.datasets.synthetic.nuclei import draw_nuclei
+from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import describe, find_weights, load_model, model_names, read_notes, save_model
@@ -152,8 +154,8 @@ def test_rounding_to_half_precision_changes_no_object(shipped, drawn, found, tmp
     save_model(full, tmp_path / "half.safetensors", half=True)
     rounded, own = load_file(tmp_path / "half.safetensors"), load_file(find_weights("nuclei"))
     assert all(torch.equal(rounded[name], own[name]) for name in own)
-    assert not torch.equal(full.rpn.conv.weight, shipped.rpn.conv.weight)
-    before, after = (x.above(shipped.threshold) for x in (full.predict(drawn[0]), found))
+    assert not torch.equal(full.rpn.conv.weight, shipped.model.rpn.conv.weight)
+    before, after = (x.above(shipped.threshold) for x in (Predictor(full).predict(drawn[0]), found))
     assert len(before) == len(after)
     shares = np.array([[(a & b).sum() / (a | b).sum() for b in after.full_masks()] for a in before.full_masks()])
     assert shares.max(axis=1).min() > 0.95

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from contracts import changed, fails
+from contracts import changed, fails, predictor
 from safetensors import safe_open
 
-from masklab.model.backbone import check_network
 from masklab.model.build import build_model
 from masklab.structures import ClassTable
 from masklab.training.fit import train
 from masklab.training.pretrain import pretrain
 from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.segmentation import check_network
 from masklab.weights.transfer import OF_CLASSES, load_matching, load_start
 
 
@@ -45,7 +45,7 @@ def started(config, path, classes):
 
 def predictions(model, kinds=("boxes", "scores", "labels", "masks")):
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 112), dtype=np.uint8)
-    found = model.predict(list(images))
+    found = predictor(model).predict(list(images))
     assert all(len(each) > 3 for each in found)
     return [getattr(each, kind) for each in found for kind in kinds]
 

@@ -10,6 +10,7 @@ import torch
 from pycocotools.coco import COCO
 
 from masklab.cli.app import main
+from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
 from masklab.paper import submission
 from masklab.structures import ClassTable
@@ -66,5 +67,7 @@ def test_images_of_another_size_are_refused(listing, shapes, tiny_config, classe
     truth["images"][1]["height"] += 1
     listing.write_text(json.dumps(truth))
     with pytest.raises(InputError, match=r"00002\.png has 96 x 112 pixels but .* says 97 x 112"):
-        submission.write_submission(build_model(tiny_config, classes), listing, shapes / "val", tmp_path / "out")
+        submission.write_submission(
+            Predictor(build_model(tiny_config, classes)), listing, shapes / "val", tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()

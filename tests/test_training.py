@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from contracts import assert_finite_and_connected, assert_instances, broken_at, changed
+from contracts import assert_finite_and_connected, assert_instances, broken_at, changed, predictor
 
 from masklab.config.model import RPNConfig
 from masklab.config.schema import validate
@@ -119,7 +119,7 @@ def test_tf_coordinates_train_and_predict(tiny_config, classes):
     one = batch(targets(OBJECTS, [0, 1, 2]))
     one.images = torch.randn(1, 3, 104, 120)
     assert_finite_and_connected(TrainingStep(model).train()(one, seeded()), model)
-    assert_instances(model.predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), model)
+    assert_instances(predictor(model).predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), model)
 
 
 def test_a_run_whose_loss_breaks_stops_and_keeps_what_it_has(shapes, tiny_config, tmp_path, monkeypatch):
@@ -323,9 +323,9 @@ def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path
     for name in ("best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"):
         assert (tmp_path / "run" / name).is_file(), name
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
-    assert model.score_threshold is not None
+    assert model.model.score_threshold is not None
     loaded = load_model(tmp_path / "run")
-    assert loaded.score_threshold == model.score_threshold
+    assert loaded.score_threshold == model.model.score_threshold
     assert loaded.classes.names == ("disc", "box", "triangle", "ring")
     assert read_notes(tmp_path / "run")["step"] in (2, 4)
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
@@ -341,8 +341,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, m
             train(tiny_config, shapes, tmp_path / "parts")
     resumed = train(tiny_config, shapes, tmp_path / "parts", resume=True)
     assert read_notes(tmp_path / "parts" / "last.safetensors")["step"] == 4
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
 def test_a_run_is_resumed_without_the_weights_it_began_with(shapes, tiny_config, tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from contracts import assert_instances, changed, fails
+from contracts import assert_instances, changed, fails, predictor
 
+from masklab.inference.options import PredictionOptions
 from masklab.inference.test_time_augmentation import PLAIN, View, all_views, fuse_boxes
 from masklab.model.build import build_model
 
@@ -72,9 +73,8 @@ def test_views_by_hand():
         ("none", [float("nan")], "scales holds nan"),
     ],
 )
-def test_views_without_sense_are_refused(model, flips, scales, word):
-    fails([word], model.predict, [], flips, scales)
-    fails([word], model.segment, np.zeros((3, 9, 9), np.uint8), np.zeros((0, 4)), np.zeros(0), flips, scales)
+def test_views_without_sense_are_refused(flips, scales, word):
+    fails([word], lambda: PredictionOptions(flips=flips, scales=scales))
 
 
 def found(*rows):
@@ -108,26 +108,27 @@ def test_one_view_agrees_with_itself():
 
 
 def test_the_plain_view_is_plain_prediction(model, image):
-    plain, again = model.predict(image), model.predict(image, "none", [1.0])
+    plain, again = predictor(model).predict(image), predictor(model, flips="none", scales=[1.0]).predict(image)
     for name in ("boxes", "scores", "labels", "masks"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
-    with model.inference():
-        (boxes, scores, labels), masks = model._many_views(torch.from_numpy(image), [PLAIN])
-    np.testing.assert_allclose(boxes, plain.boxes, atol=1e-3)
-    np.testing.assert_allclose(scores, plain.scores, atol=1e-6)
-    np.testing.assert_array_equal(labels, plain.labels)
-    np.testing.assert_allclose(masks, plain.masks, atol=1e-3)
+    fused = predictor(model)._predict_views(torch.from_numpy(image))
+    np.testing.assert_allclose(fused.boxes, plain.boxes, atol=1e-3)
+    np.testing.assert_allclose(fused.scores, plain.scores, atol=1e-6)
+    np.testing.assert_array_equal(fused.labels, plain.labels)
+    np.testing.assert_allclose(fused.masks, plain.masks, atol=1e-3)
 
 
 def test_many_views_keep_the_promises(model, image):
-    result = model.predict(image, **SEVERAL)
+    result = predictor(model, **SEVERAL).predict(image)
     assert len(result) > 3
     assert_instances(result, model)
-    assert not np.array_equal(result.scores, model.predict(image).scores)
-    assert model.predict([], **SEVERAL) == []
+    assert not np.array_equal(result.scores, predictor(model).predict(image).scores)
+    assert predictor(model, **SEVERAL).predict([]) == []
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(result.masks, model.segment(image, result.boxes, result.labels).masks, atol=1e-3)
-    again = model.segment(image, result.boxes, result.labels, **SEVERAL)
+        np.testing.assert_allclose(
+            result.masks, predictor(model).segment(image, result.boxes, result.labels).masks, atol=1e-3
+        )
+    again = predictor(model, **SEVERAL).segment(image, result.boxes, result.labels)
     np.testing.assert_allclose(again.masks, result.masks, atol=1e-4)
 
 
@@ -142,7 +143,7 @@ def test_a_flipped_image_gives_the_flipped_result(model, image, view, flips):
     size, seen = image.shape[1:], tuple(shown.shape[1:])
 
     def compare(**views):
-        plain, flipped = model.predict(image, **views), model.predict(shown, **views)
+        plain, flipped = predictor(model, **views).predict(image), predictor(model, **views).predict(shown)
         np.testing.assert_allclose(flipped.scores, plain.scores, atol=1e-5)
         np.testing.assert_array_equal(flipped.labels, plain.labels)
         back = view.to_image(torch.from_numpy(flipped.boxes), size, seen)
@@ -156,16 +157,17 @@ def test_a_flipped_image_gives_the_flipped_result(model, image, view, flips):
 
 def test_every_scale_and_turn_reaches_the_network(model, image, monkeypatch):
     """An image of 41 x 58 pixels, which the model takes as it is, at half and at twice its size."""
-    sizes, real = [], model.network_input
+    several = predictor(model, flips="turns", scales=[0.5, 2.0])
+    sizes, real = [], several.network_input
     monkeypatch.setattr(
-        model, "network_input", lambda *given: sizes.append(real(*given)[1][0].tolist()) or real(*given)
+        several, "network_input", lambda *given: sizes.append(real(*given)[1][0].tolist()) or real(*given)
     )
-    model.predict(image, "turns", [0.5, 2.0])
+    several.predict(image)
     for scale, seen in ((0.5, sizes[:8]), (2, sizes[8:])):
         across, transposed = seen[:4], seen[4:]
         assert across == [pytest.approx([41 * scale, 58 * scale], abs=0.6)] * 4
         assert transposed == [pytest.approx([58 * scale, 41 * scale], abs=0.6)] * 4
-    (from_list,), alone = model.predict([image], **SEVERAL), model.predict(image, **SEVERAL)
+    (from_list,), alone = predictor(model, **SEVERAL).predict([image]), predictor(model, **SEVERAL).predict(image)
     np.testing.assert_array_equal(from_list.boxes, alone.boxes)
     np.testing.assert_array_equal(from_list.masks, alone.masks)
 
@@ -175,10 +177,10 @@ def test_views_agree_by_the_models_own_rules(tiny_config, classes, image, nms_io
     """But boxes of two views that overlap by more than 0.6 are one object, however much suppression leaves."""
     rules, real = [], fuse_boxes
     monkeypatch.setattr(
-        "masklab.model.masklab.fuse_boxes", lambda found, *given: rules.append(given) or real(found, *given)
+        "masklab.inference.predictor.fuse_boxes", lambda found, *given: rules.append(given) or real(found, *given)
     )
     box = {"nms_iou": nms_iou, "score_threshold": 0.02, "max_detections": 5}
-    result = build_model(changed(tiny_config, model={"box": box}), classes).predict(image, **SEVERAL)
+    result = predictor(build_model(changed(tiny_config, model={"box": box}), classes), **SEVERAL).predict(image)
     assert rules == [(iou, 0.02, 5)]
     assert len(result) <= 5
 
@@ -194,4 +196,4 @@ def test_no_detections_in_any_view(tiny_config, classes, image):
     model = build_model(tiny_config, classes).eval()
     with torch.no_grad():
         model.box_head.classes.bias.copy_(torch.tensor([-50.0, -50, -50, 50]))
-    assert len(model.predict(image, **SEVERAL)) == 0
+    assert len(predictor(model, **SEVERAL).predict(image)) == 0

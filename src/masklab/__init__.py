@@ -2,8 +2,8 @@
 
     import masklab
 
-    model = masklab.load("runs/nuclei")
-    instances = model.predict("image.jpg")
+    predictor = masklab.load("nuclei")  # predictor.model is the torch.nn.Module
+    instances = predictor.predict("image.jpg")
 
 Images are RGB ``(3, H, W)``; boxes ``xyxy`` in pixels, x right, y down; labels ``0..K-1``, background never
 among them; sizes ``(height, width)``; ``num_classes`` counts foreground.
@@ -12,6 +12,7 @@ among them; sizes ``(height, width)``; ``num_classes`` counts foreground.
 from __future__ import annotations
 
 import importlib
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from masklab.config.schema import Config
     from masklab.datasets.synthetic.shapes import draw_shapes
     from masklab.evaluation.evaluate import evaluate
-    from masklab.model.build import build_model
+    from masklab.inference.options import PredictionOptions
+    from masklab.inference.predictor import Predictor, load
     from masklab.model.masklab import MaskLab
     from masklab.results.instances import Instances
     from masklab.results.overlay import overlay
     from masklab.structures import ClassTable
     from masklab.training.fit import train
     from masklab.utils.errors import BrokenLossError, InputError
-    from masklab.weights.checkpoint import load_model as load
     from masklab.weights.checkpoint import save_model as save
+    from masklab.weights.segmentation import initial_model as build_model
 
 _HOMES = {
     "BrokenLossError": "utils.errors.BrokenLossError",
@@ -37,16 +39,19 @@ _HOMES = {
     "InputError": "utils.errors.InputError",
     "Instances": "results.instances.Instances",
     "MaskLab": "model.masklab.MaskLab",
-    "build_model": "model.build.build_model",
+    "PredictionOptions": "inference.options.PredictionOptions",
+    "Predictor": "inference.predictor.Predictor",
+    "build_model": "weights.segmentation.initial_model",
     "draw_shapes": "datasets.synthetic.shapes.draw_shapes",
     "evaluate": "evaluation.evaluate.evaluate",
-    "load": "weights.checkpoint.load_model",
+    "load": "inference.predictor.load",
     "load_recipe": "config.recipe.load_recipe",
     "overlay": "results.overlay.overlay",
     "recipe_names": "config.recipe.recipe_names",
     "save": "weights.checkpoint.save_model",
     "train": "training.fit.train",
 }
+logging.getLogger("masklab").addHandler(logging.NullHandler())
 __version__ = version("masklab")
 __all__ = sorted(_HOMES)
 

@@ -15,12 +15,12 @@ from masklab.datasets.synthetic.shapes import draw_shapes
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.report import print_report, write_metrics
 from masklab.inference.folder import predict_folder
+from masklab.inference.predictor import load
 from masklab.masks.encode import encode_labels
 from masklab.masks.threshold import rle_to_coco
 from masklab.results.overlay import overlay
 from masklab.training.fit import train
 from masklab.utils.files import atomic_write
-from masklab.weights.checkpoint import load_model
 
 IMAGES = {"train": 240, "val": 24}
 
@@ -36,12 +36,12 @@ def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None
     draw_shapes(data, IMAGES, seed=0)
     print("2/5  training from scratch")
     config = load_recipe("shapes", {"train": {"steps": steps}} if steps else None)
-    model = train(config, data, run)
+    predictor = train(config, data, run)
     print("3/5  evaluating on the validation images")
-    metrics = evaluate(model, data, "val")
+    metrics = evaluate(predictor, data, "val")
     write_metrics(output / "metrics.json", metrics)
     print("4/5  writing predictions and overlays")
-    predict_folder(model, [data / "val"], images)
+    predict_folder(predictor, [data / "val"], images)
     print("5/5  the model that comes with masklab, on a drawn image of nuclei")
     found, drawn = try_nuclei(output / "nuclei.png")
     print(f"{found} of {drawn} nuclei found: {output / 'nuclei.png'}")
@@ -67,10 +67,10 @@ def try_nuclei(path: str | Path) -> tuple[int, int]:
 
     Returns how many nuclei it found, at an IoU of at least 0.5 and its own score threshold, and how many were drawn.
     """
-    model, (image, labels) = load_model("nuclei"), draw_nuclei()
-    instances = model.predict(image).above(model.threshold)
+    predictor, (image, labels) = load("nuclei"), draw_nuclei()
+    instances = predictor.predict(image).above(predictor.threshold)
     with atomic_write(path) as temporary:
-        overlay(image, instances, model.threshold).save(temporary, "PNG")
+        overlay(image, instances, predictor.threshold).save(temporary, "PNG")
     drawn = rle_to_coco(encode_labels(labels)[1], instances.size)
     shares = mask.iou(instances.rles(), drawn, [False] * len(drawn))
     return int((shares >= 0.5).any(axis=0).sum()), len(drawn)

@@ -1,4 +1,4 @@
-"""What the sections of the configuration have in common: their base class, ranges of numbers, "auto"."""
+"""Base class and common types of the configuration's sections."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from masklab.utils.errors import InputError
 from masklab.utils.types import Auto
 
-Positive = Field(gt=0)
 Count = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 T = TypeVar("T")
 
-VAL_FRACTION = 0.2  # of the images are held out as val where a data set does not say which
+VAL_FRACTION = 0.2  # fraction of the images that is split off as val if a data set has no val of its own
 
 
 class Section(BaseModel):
+    """Frozen section of the configuration; the docstring of a field is its help on the command line."""
+
     model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, frozen=True)
 
 
 def resolved(value: T | Auto, field: str) -> T:
-    """The value of a field that may be "auto", once training has put a number there; `InputError` before."""
+    """The value of a field that training has resolved; raises `InputError` if it is still "auto"."""
     if value == "auto":
         raise InputError(
-            f"{field} is auto, which only `masklab train` can settle, from the training images: give a value instead."
+            f"{field} is auto, which only `masklab train` can resolve, from the training images: give a value instead."
         )
     return value

@@ -10,28 +10,30 @@ from masklab.config.fields import Above0, Section
 
 
 class AugmentConfig(Section):
+    """Augmentation of training images."""
+
     horizontal_flip: bool = True
-    """Mirror left and right with probability one half."""
+    """Flip left to right with probability one half."""
     vertical_flip: bool = False
-    """Mirror top and bottom with probability one half."""
+    """Flip top to bottom with probability one half."""
     quarter_turns: bool = False
-    """Turn by 0, 90, 180 or 270 degrees."""
+    """Rotate by 0, 90, 180 or 270 degrees, with equal probability."""
     min_sides: list[int] | None = None
-    """Shortest sides to draw from, each with a longest side of 1.5 times as much ("RS" in the paper); null takes min_side and max_side."""
+    """Random scale ("RS" in the paper): values of min_side to choose from at random, each with a max_side of 1.5 times as much; null uses min_side and max_side below image."""
     scale_jitter: tuple[float, float] | None = None
-    """Further factor on the scale, drawn log-uniformly between these two."""
+    """Range of a further random scale factor, log-uniform between these two numbers; null has none."""
     crop_size: int | None = Field(None, ge=16)
     """Side of a random square crop in pixels of the network's input; null uses whole images."""
     brightness: float = Field(0.0, ge=0, le=1)
-    """Factor on the brightness, drawn from 1 - b to 1 + b."""
+    """Brightness jitter b: a random factor from 1 - b to 1 + b."""
     contrast: float = Field(0.0, ge=0, le=1)
-    """Factor on the contrast, drawn from 1 - c to 1 + c."""
+    """Contrast jitter c: a random factor from 1 - c to 1 + c."""
     saturation: float = Field(0.0, ge=0, le=1)
-    """Factor on the saturation, drawn from 1 - s to 1 + s."""
+    """Saturation jitter s: a random factor from 1 - s to 1 + s."""
     hue: float = Field(0.0, ge=0, le=0.5)
-    """Turn of the hue, drawn from -h to h."""
+    """Hue jitter h: a random shift from -h to h, in turns of the colour circle."""
     invert: float = Field(0.0, ge=0, le=1)
-    """Probability of turning the image into its negative."""
+    """Probability of inverting the intensities."""
 
     @model_validator(mode="after")
     def _scales(self) -> AugmentConfig:
@@ -45,20 +47,22 @@ class AugmentConfig(Section):
 
 
 class ImageConfig(Section):
+    """Image preprocessing."""
+
     scale: float | None = Field(None, gt=0)
-    """Fixed factor from the image to the network's input; null uses min_side and max_side."""
+    """Fixed scale factor from the image to the network's input; null uses min_side and max_side."""
     min_side: int = Field(600, ge=1)
-    """Shortest side of the network's input."""
+    """Length of the shorter side of the network's input, in pixels."""
     max_side: int = Field(1024, ge=1)
-    """Longest side of the network's input, which wins over min_side."""
+    """Maximum length of the longer side, in pixels; it takes precedence over min_side."""
     value_range: tuple[float, float] | None = None
-    """Numbers in an image that become 0 and 1, such as [0, 4095]; null is the whole range of 8 or 16 bits, and 0 to 1 of floats, unless percentiles are set."""
+    """Intensity range of the images that is mapped to 0..1, such as [0, 4095]; null is the full range of 8-bit or 16-bit images and 0 to 1 of floating-point images, unless percentiles is set."""
     percentiles: tuple[float, float] | None = None
-    """Percentiles of each channel of each image that become 0 and 1, such as [0.1, 99.9], in place of value_range; training sets these two where images of more than 8 bits are given neither."""
+    """Percentiles of each channel of each image that are mapped to 0..1, such as [0.1, 99.9], in place of value_range. If neither is set and the training images have more than 8 bits, training sets these."""
     mean: list[float] = Field([0.485, 0.456, 0.406])
-    """Mean of each channel, of images scaled to 0..1."""
+    """Mean of each channel, with intensities scaled to 0..1."""
     std: list[Above0] = Field([0.229, 0.224, 0.225])
-    """Standard deviation of each channel, of images scaled to 0..1."""
+    """Standard deviation of each channel, with intensities scaled to 0..1."""
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
@@ -68,7 +72,7 @@ class ImageConfig(Section):
                 f"min_side is {self.min_side} but must not be above max_side, {self.max_side}: change one of them"
             )
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel in both")
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one per channel in both")
         if self.value_range is not None and self.percentiles is not None:
             raise ValueError("value_range and percentiles are both set: set one of them to null")
         if self.value_range is not None and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:
@@ -79,6 +83,6 @@ class ImageConfig(Section):
             )
         if self.scale is not None and self.augment.min_sides is not None:
             raise ValueError(
-                f"scale is {self.scale} but augment.min_sides draws the scale in training: set one of them to null"
+                f"scale is {self.scale} but augment.min_sides chooses the scale in training: set one of them to null"
             )
         return self

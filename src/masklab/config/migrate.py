@@ -1,4 +1,4 @@
-"""Configurations of earlier versions, read as the present one: fields that have been renamed."""
+"""Renamed configuration fields: reading configurations of earlier versions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RENAMED = {
     "model.mask.rates": "model.mask.dilations",
     "train.validate_pictures": "train.validate_images",
 }
-"""The present name of each field that had another one in version 0.1, sections before what is in them."""
+"""Old and new name of each field renamed since version 0.1; a section comes before its fields."""
 
 
 def migrate_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested fields with the present names; what has both names, or is no mapping, is left for `validate` to refuse."""
+    """Nested fields under their present names; a section with both names of a field is left for `validate` to refuse."""
     for old, new in RENAMED.items():
         values = _rename(values, old.split("."), new.rpartition(".")[2])
     return values

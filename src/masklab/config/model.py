@@ -12,26 +12,28 @@ from masklab.utils.types import Auto
 
 
 class BackboneConfig(Section):
+    """Backbone."""
+
     name: str = "resnet101"
     """Any network of timm's ResNet family: resnet18 ... resnet152, resnext, wide_resnet, with or without a weights tag."""
     pretrained: bool = True
-    """Start from timm's ImageNet weights for ``name``; false starts from random weights."""
+    """Start from timm's ImageNet weights of ``name``; false starts from random weights."""
     weights: Path | None = None
-    """A local file with the ImageNet weights of ``name``, for machines that are offline."""
+    """Local file with the ImageNet weights of ``name``, for machines without internet access."""
     segmentation_weights: Path | None = None
-    """A file that `masklab pretrain` wrote, in place of the ImageNet weights: conv1 to conv4 and both copies of conv5 start from it ("Seg" in the paper)."""
+    """File that `masklab pretrain` wrote, in place of the ImageNet weights: initialises conv1 to conv4 and both copies of conv5 ("Seg" in the paper)."""
     output_stride: Literal[8, 16, 32] = 8
-    """Pixels per cell of the last feature map; 8 is the paper's."""
+    """Stride of the last feature map, in input pixels; the paper uses 8."""
     norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
     """Frozen batch norm (paper), trainable batch norm, or group norm (for training from scratch)."""
     width: float = Field(1.0, gt=0, le=2)
-    """Factor on the channels of conv2 to conv5; other than 1 only from random weights."""
+    """Factor on the number of channels of conv2 to conv5; values other than 1 need random weights."""
     in_channels: Count | Auto = "auto"
-    """Channels of an image; auto is 3 for grey and colour images and else the training images' own number, of which mean and std are then measured."""
+    """Channels of the input images; auto is 3 for grey and colour images, and otherwise the number of channels of the training images, whose mean and std are then measured."""
 
     @property
     def channels(self) -> int:
-        """The channels that the network takes: 3 for auto, until training has seen images of another number."""
+        """Number of input channels; 3 for auto, until training has resolved it from the images."""
         return 3 if self.in_channels == "auto" else self.in_channels
 
     @model_validator(mode="after")
@@ -54,38 +56,40 @@ class BackboneConfig(Section):
 
 
 class RPNConfig(Section):
+    """Region proposal network (the paper's section 3.1)."""
+
     anchor_sizes: Annotated[list[Above0], Field(min_length=1)] | Auto = Field([64.0, 128.0, 256.0, 512.0])
-    """Side of the square anchor at each scale, in pixels of the network's input; auto takes them from the training objects."""
+    """Side of the square anchor at each scale, in pixels of the network's input; auto derives them from the training objects."""
     anchor_ratios: list[Above0] = Field([0.5, 1.0, 2.0], min_length=1)
-    """Width over height of the anchors at each scale."""
+    """Aspect ratios (width / height) of the anchors at each scale."""
     channels: int = Field(512, ge=1)
-    """Channels of the 3 x 3 convolution."""
+    """Output channels of the 3 x 3 convolution."""
     dilation: int = Field(2, ge=1)
-    """Atrous rate of the 3 x 3 convolution."""
+    """Dilation of the 3 x 3 convolution."""
     positive_iou: float = Field(0.7, ge=0, le=1)
-    """An anchor with at least this overlap with an object is positive; so is the best anchor of each object."""
+    """An anchor with at least this IoU with an object is positive; so is the anchor of highest IoU of each object."""
     negative_iou: float = Field(0.3, ge=0, le=1)
-    """An anchor below this overlap with every object is negative."""
+    """An anchor below this IoU with every object is negative."""
     samples: int = Field(256, ge=1)
-    """Anchors an image that enter the loss."""
+    """Anchors sampled per image for the loss."""
     positive_fraction: float = Field(0.5, ge=0, le=1)
-    """At most this share of the samples is positive."""
+    """Maximum fraction of positives among the samples."""
     drop_crossing_anchors: bool = True
-    """Anchors that cross the image's border neither learn nor propose in training, and are clipped to the image at test."""
+    """Ignore anchors that cross the image border in training; in prediction they are clipped to the image."""
     nms_iou: float = Field(0.7, ge=0, le=1)
-    """Overlap above which the weaker of two proposals is dropped."""
+    """IoU threshold of non-maximum suppression of the proposals."""
     pre_nms_train: int = Field(12000, ge=1)
-    """Best anchors an image that enter non-maximum suppression in training."""
+    """Highest-scoring anchors per image that enter non-maximum suppression in training."""
     pre_nms_test: int = Field(6000, ge=1)
-    """The same at test."""
+    """Highest-scoring anchors per image that enter non-maximum suppression in prediction."""
     proposals_train: int = Field(300, ge=1)
-    """Proposals an image kept in training."""
+    """Maximum number of proposals per image in training."""
     proposals_test: Count | Auto = 300
-    """Proposals an image kept at test; auto is twice box.max_detections, at least 300, and raises pre_nms_test with it."""
+    """Maximum number of proposals per image in prediction; auto is twice box.max_detections, at least 300, and raises pre_nms_test accordingly."""
     objectness_weight: float = Field(1.0, ge=0)
     """Weight of the objectness loss."""
     box_weight: float = Field(2.0, ge=0)
-    """Weight of the anchor box loss."""
+    """Weight of the box loss of the anchors."""
 
     @model_validator(mode="after")
     def _ordered(self) -> RPNConfig:
@@ -97,47 +101,51 @@ class RPNConfig(Section):
 
 
 class BoxConfig(Section):
+    """Box head."""
+
     roi_size: int = Field(14, ge=2, multiple_of=2)
-    """Samples a side of the crop; a 2 x 2 maximum follows."""
+    """Samples per side of the RoI crop, before 2 x 2 max pooling."""
     dilations: list[Count] | None = None
-    """Atrous rates of the box head's conv5, one a unit; null means 1 everywhere."""
+    """Dilation of each unit of the box head's conv5; null is 1 everywhere."""
     from_imagenet: bool = True
-    """Start the box head's conv5 from the backbone's weights, ImageNet's or segmentation_weights' ("BC" in the paper); false draws it anew in either case."""
+    """Initialise the box head's conv5 from the backbone's weights, of ImageNet or of segmentation_weights ("BC" in the paper); false initialises it at random."""
     deformable: Literal["grid", "cell"] | None = None
-    """Deformable crop ("DC" in the paper): each 2 x 2 sub-box moves by a learned offset; grid starts from the plain crop's samples, cell from 7 x 7 equal cells; null is the plain crop."""
+    """Deformable crop ("DC" in the paper), which shifts each 2 x 2 sub-box by a learned offset: grid starts from the sampling grid of the plain crop, cell from 7 x 7 equal cells; null is the plain crop."""
     deformable_scale: float = Field(0.1, gt=0)
-    """An offset of 1 moves a sub-box by this share of the box's side."""
+    """An offset of 1 shifts a sub-box by this fraction of the box's side."""
     deformable_lr_factor: float = Field(0.01, ge=0)
     """Factor on the learning rate of the layer that predicts the offsets."""
     samples: int = Field(64, ge=1)
-    """Proposals an image that enter the loss."""
+    """Proposals sampled per image for the loss."""
     positive_fraction: float = Field(0.25, ge=0, le=1)
-    """At most this share of the samples is positive."""
+    """Maximum fraction of positives among the samples."""
     positive_iou: float = Field(0.5, ge=0, le=1)
-    """A proposal with at least this overlap with an object is positive, any other is background."""
+    """A proposal with at least this IoU with an object is positive, any other is background."""
     append_ground_truth: bool = False
-    """Add the annotated boxes to the proposals in training."""
+    """Add the ground-truth boxes to the proposals in training."""
     iou_aware_score: bool = False
-    """Train a positive's class probability towards the IoU of its predicted box with its object, so that scores also rank boxes by how well they fit; false is towards 1 (paper)."""
+    """IoU-aware score: the target of a positive's class probability is the IoU of its predicted box with its object, so that scores also rank boxes by localisation; false uses 1 (paper)."""
     class_weight: float = Field(1.0, ge=0)
     """Weight of the classification loss."""
     box_weight: float = Field(2.0, ge=0)
     """Weight of the box loss."""
     score_threshold: float = Field(0.001, ge=0, le=1)
-    """Detections at or below this class probability are dropped."""
+    """Detections of this class probability or less are dropped."""
     nms_iou: float = Field(0.6, ge=0, le=1)
-    """Overlap above which the weaker of two detections of one class is dropped."""
+    """IoU threshold of non-maximum suppression of the detections of a class."""
     soft_nms: float | None = Field(None, gt=0)
-    """Sigma of Soft-NMS: of what nms_iou leaves, each detection multiplies the scores of the weaker ones of its class by exp(-IoU^2 / sigma); null leaves them (paper)."""
+    """Sigma of Gaussian Soft-NMS, applied after nms_iou: each detection multiplies the scores of lower-scoring ones of its class by exp(-IoU^2 / sigma); null switches it off (paper)."""
     max_detections: Count | Auto = 100
-    """Detections an image; auto is one and a half times the most objects of a training image, at least 100."""
+    """Maximum number of detections per image; auto is 1.5 times the largest number of objects in a training image, at least 100."""
 
 
 class MaskConfig(Section):
+    """Mask head."""
+
     head: Literal["masklab", "mask_rcnn", "fcis"] = "masklab"
-    """The paper's mask head, or one to compare it with in the same detector: Mask R-CNN's head, or FCIS's inside and outside maps."""
+    """Mask head: the paper's, or for comparison in the same detector that of Mask R-CNN or the inside and outside maps of FCIS."""
     mask_size: int = Field(41, ge=3)
-    """Samples a side of the mask; Mask R-CNN's head makes 28 of a crop of 14."""
+    """Samples per side of the mask; the head of Mask R-CNN upsamples a crop of half this size, 14 to 28 in its paper."""
     semantic: bool = True
     """Use the semantic logits."""
     direction: bool = True
@@ -147,27 +155,27 @@ class MaskConfig(Section):
     distance_bins: int = Field(4, ge=1)
     """Number of distance bins in each direction."""
     distance_metric: Literal["linf", "l2_side", "l2_corner"] = "linf"
-    """Distance from the box's centre: squares, circles by half the side, circles by half the diagonal."""
+    """Metric of the distance from the box centre: maximum norm (squares), or Euclidean in units of half the side or of half the diagonal (circles)."""
     start_degrees: float = 0.0
-    """Where the first direction begins."""
+    """Angle at which the first direction begins, in degrees."""
     dilations: list[Count] | None = None
-    """Atrous rates of the conv5 that semantic and direction logits share; null keeps the pretrained function."""
+    """Dilation of each unit of the conv5 that semantic and direction logits share; null takes the dilations that keep the pretrained network's function at the output stride."""
     refine_levels: list[Literal["conv1", "conv2", "conv3"]] = Field(["conv1", "conv2"])
-    """Feature maps that refine the coarse mask; an empty list switches refinement off."""
+    """Feature maps used to refine the coarse mask; an empty list switches refinement off."""
     refinement: Literal["paper", "shared"] = "paper"
-    """Refinement by 5 x 5 convolutions for each object (paper), or by maps that are made once an image and shared by its objects, with at most 16 channels for each."""
+    """Refinement by 5 x 5 convolutions per object (paper), or by feature maps that are computed once per image and shared by its objects, with at most 16 channels per object."""
     refine_channels: int = Field(64, ge=1)
-    """Filters of each of the three 5 x 5 refinement convolutions; a shared refinement makes as many maps an image."""
+    """Filters of each of the three 5 x 5 refinement convolutions; for shared refinement, the number of shared feature maps."""
     coarse_weight: float = Field(1.0, ge=0)
     """Weight of the coarse mask loss."""
     refined_weight: float = Field(1.0, ge=0)
     """Weight of the refined mask loss."""
     train_masks: int = Field(100, ge=1)
-    """Annotated objects an image whose masks are trained on, drawn at random when there are more."""
+    """Maximum number of objects per image whose masks are trained, sampled at random."""
     train_refined: int = Field(100, ge=1)
-    """The same for the refined masks, which cost more."""
+    """Maximum number of objects per image whose refined masks are trained."""
     box_jitter: float = Field(0.0, ge=0, lt=0.5)
-    """In training, each side of a box that a mask is trained in moves by up to this share of the box, in or out; 0 trains in the annotated boxes alone (paper)."""
+    """Jitter of the boxes in which masks are trained: each side is shifted in or out by up to this fraction of the box; 0 uses the ground-truth boxes (paper)."""
 
     @model_validator(mode="after")
     def _something_to_see(self) -> MaskConfig:
@@ -187,10 +195,12 @@ class MaskConfig(Section):
 
 
 class ModelConfig(Section):
+    """Network."""
+
     num_classes: int | None = Field(None, ge=1)
-    """Foreground classes; null takes them from the training data."""
+    """Number of foreground classes; null takes it from the training data."""
     coord_mode: Literal["exact", "tf"] = "exact"
-    """Where a feature cell lies in the image: its true place, or TensorFlow's corner-aligned one."""
+    """Position of a feature cell in the image: exact, or TensorFlow's corner-aligned convention."""
     backbone: BackboneConfig = BackboneConfig()
     rpn: RPNConfig = RPNConfig()
     box: BoxConfig = BoxConfig()

@@ -1,4 +1,4 @@
-"""Nested dictionaries of fields: flattened, and laid over one another."""
+"""Flattening and merging of nested dictionaries of fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name."""
+    """Nested fields as one dictionary by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -14,7 +14,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries of fields laid over one another; ``over`` wins."""
+    """Merge two nested dictionaries; values of ``over`` take precedence."""
     merged = dict(under)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):

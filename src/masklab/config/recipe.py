@@ -1,4 +1,4 @@
-"""Recipes: named configurations, packaged or in YAML files, and what they are based on."""
+"""Recipes: named configurations, packaged or in YAML files, each based on another or on the defaults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_recipe(recipe: str | Path, overrides: dict[str, Any] | None = None) -> 
 
 
 class RecipeFile(NamedTuple):
-    """One recipe as it stands in its file: what it is, the recipe it changes, its fields, and the paper's figures."""
+    """Contents of one recipe file: description, name of the base recipe, changed fields, and the paper's figures."""
 
     description: str
     base: str | None
@@ -39,7 +39,7 @@ class RecipeFile(NamedTuple):
 
 
 def read_recipe(recipe: str) -> RecipeFile:
-    """Read one recipe without its base; ``recipe`` is as in `load_recipe`, and so is what is raised."""
+    """Read one recipe without its base; argument and errors as for `load_recipe`."""
     packaged = _packaged()
     is_file = Path(recipe).suffix in (".yaml", ".yml") and os.path.isfile(recipe)
     if recipe not in packaged and not is_file:
@@ -60,12 +60,12 @@ def read_recipe(recipe: str) -> RecipeFile:
 
 
 def common_recipes() -> str:
-    """The names of the packaged recipes that are not rows of the paper's tables, as a sentence has them."""
+    """Names of the packaged recipes that are not rows of the paper's tables, separated by commas."""
     return ", ".join(sorted(_packaged("config/recipes")))
 
 
 def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a recipe laid over those of its bases."""
+    """The fields of a recipe merged over those of its bases."""
     if recipe in seen:
         raise InputError(
             f"recipe {recipe} is its own base ({' -> '.join((*seen, recipe))}): remove one of the base lines."
@@ -75,7 +75,7 @@ def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _packaged(*folders: str) -> dict[str, Any]:
-    """The files of the packaged recipes by name, of some folders or of both."""
+    """The packaged recipe files by name; from both folders unless ``folders`` names one."""
     package = resources.files("masklab")
     files = [file for folder in folders or ("config/recipes", "paper/recipes") for file in (package / folder).iterdir()]
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}

@@ -1,4 +1,4 @@
-"""The configuration: every number of the model, the data and the training has its one home here.
+"""Configuration of a run: model, images, training and folders, with the check of values from files and the command line.
 
 The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is silent, the choice that
 ``docs/paper.md`` explains.  A recipe is a YAML file with the few fields that differ.
@@ -19,16 +19,18 @@ from masklab.utils.errors import InputError
 
 
 class Config(Section):
+    """Configuration of a run."""
+
     model: ModelConfig = ModelConfig()
     """The network."""
     image: ImageConfig = ImageConfig()
-    """How images become the network's input."""
+    """Image preprocessing and augmentation."""
     train: TrainConfig = TrainConfig()
-    """How the network is trained."""
+    """Training."""
     data: Path | None = None
-    """Folder of the data set, with the splits train and val."""
+    """Data set folder, with the splits train and val."""
     output: Path | None = None
-    """Folder of the run, for weights and logs."""
+    """Run folder, for weights and logs."""
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
@@ -36,7 +38,7 @@ class Config(Section):
         if len(self.image.mean) != channels:
             raise ValueError(
                 f"image.mean has {len(self.image.mean)} values but model.backbone.in_channels is {self.model.backbone.in_channels}"
-                f"{' (3)' if self.model.backbone.in_channels == 'auto' else ''}: give one mean and std a channel, or leave in_channels auto"
+                f"{' (3)' if self.model.backbone.in_channels == 'auto' else ''}: give one mean and std per channel, or leave in_channels auto"
             )
         for field in ("saturation", "hue"):
             if channels != 3 and getattr(self.image.augment, field):
@@ -52,7 +54,7 @@ def validate(values: dict[str, Any], source: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        # where a field may be of two kinds, pydantic adds the kind, such as constrained-int
+        # for a field of several types, pydantic adds the type to the location, such as constrained-int
         field = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
         if first["type"] == "extra_forbidden":
             parent = ".".join(str(part) for part in first["loc"][:-1])

@@ -22,8 +22,7 @@ from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.errors import find_errors
 from masklab.evaluation.inputs import by_class, read_inputs
 from masklab.evaluation.matching import Overlaps
-from masklab.inference.test_time_augmentation import PLAIN, Flips
-from masklab.model.masklab import MaskLab
+from masklab.inference.predictor import Predictor
 from masklab.ops.boxes import box_iou
 from masklab.utils.progress import track
 
@@ -37,14 +36,12 @@ ROWS_AT_ONCE = 1024
 
 
 def analyse_errors(
-    model: MaskLab,
+    predictor: Predictor,
     source: CocoSplit,
     results: Sequence[dict[str, Any]],
     shared: Overlaps,
-    flips: Flips = "none",
-    scales: Sequence[float] = (1.0,),
 ) -> dict[str, Any]:
-    """Why ``results``, those of `MaskLab.predict` with ``flips`` and ``scales``, are not better; ``shared`` are their overlaps.
+    """Why ``results``, those of a predictor, are not better; ``shared`` are their overlaps.
 
     ===================  ==============================================================================
     key                  value
@@ -65,19 +62,19 @@ def analyse_errors(
     given: list[dict[str, Any]] = []
     overlaps: list[Floats] = []
     for index, image in enumerate(track(source.images, "error_analysis")):
-        values = source.read(index, model.config.model.backbone.channels)
+        values = source.read(index, predictor.config.model.backbone.channels)
         objects = source.objects(index)
-        boxes = model.segment(values, objects.boxes, objects.labels, flips, scales)
+        boxes = predictor.segment(values, objects.boxes, objects.labels)
         given += boxes.to_coco(image.image_id)
         found = _boxes_of(by_image[image.image_id], source)
-        overlaps.append(stage_overlaps(objects, propose(model, values), found, model.threshold))
+        overlaps.append(stage_overlaps(objects, predictor.propose(values), found, predictor.threshold))
     as_found = with_annotated_masks(source.truth, results)
     gaps = np.concatenate([np.zeros(0), *(neighbour_gaps(source.objects(k).boxes) for k in range(len(source)))])
     return {
         "annotated_boxes": coco_metrics(source.truth, given, max(1, source.most_objects))["mask"],
-        "annotated_masks": coco_metrics(source.truth, as_found, model.box_head.max_detections)["mask"],
+        "annotated_masks": coco_metrics(source.truth, as_found, predictor.max_detections)["mask"],
         "recall": recall_table(gaps, np.concatenate([np.zeros((len(STAGES), 0)), *overlaps], axis=1)),
-        "errors": find_errors(shared, model.threshold).counts(),
+        "errors": find_errors(shared, predictor.threshold).counts(),
     }
 
 
@@ -108,16 +105,6 @@ def with_annotated_masks(ground_truth: dict[str, Any], results: Sequence[dict[st
 def _corners(boxes: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     """COCO's boxes (x, y, width, height) as (R, 4) xyxy."""
     return box_convert(torch.tensor(boxes, dtype=dtype).view(-1, 4), "xywh", "xyxy")
-
-
-def propose(model: MaskLab, image: NDArray[Any]) -> Tensor:
-    """The proposals (R, 4) for an image (C, H, W), in its own pixels, best first; those of a single plain view."""
-    with model.inference():
-        inputs, size = model.network_input(torch.as_tensor(image))
-        found = model.rpn.propose(model.rpn(model.backbone(inputs).conv4), size)
-    seen = (int(size[0, 0]), int(size[0, 1]))
-    boxes = PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], (image.shape[1], image.shape[2]), seen)
-    return boxes.cpu()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,88 +11,83 @@ from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.error_analysis import analyse_errors
 from masklab.evaluation.matching import matching_metrics, overlaps
 from masklab.images.intensity import is_grey
-from masklab.inference.test_time_augmentation import Flips
-from masklab.model.masklab import MaskLab
+from masklab.inference.options import PredictionOptions
+from masklab.inference.predictor import Predictor, load
 from masklab.utils.device import number_format
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
-from masklab.utils.types import Precision
 from masklab.utils.versions import versions
-from masklab.weights.checkpoint import find_weights, load_model
+from masklab.weights.checkpoint import find_weights
 
 
 def evaluate(
-    model: MaskLab | str | Path,
+    model: Predictor | str | Path,
     data: str | Path,
     split: str = "val",
+    options: PredictionOptions | None = None,
     ground_truth_boxes: bool = False,
-    flips: Flips = "none",
-    scales: Sequence[float] = (1.0,),
     error_analysis: bool = False,
-    max_detections: int | None = None,
-    precision: Precision | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set folder, masks at the size of the original images.
 
-    ``model`` is a `MaskLab`, a run folder or a weights file, which is loaded with ``max_detections`` and ``precision``.
+    ``model`` is a `Predictor`, a run folder or a weights file; ``options`` take the place of a predictor's own.
     The result holds ``mask``, ``box`` and ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the
     score threshold stored with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.
     Where some images are grey, all three channels equal, and others are not, ``by_colour`` has for ``grey`` and for ``colour``
     the number of ``images`` and ``objects``, ``mask`` and ``matching``.
 
-    ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.  ``flips`` and
-    ``scales`` are those of `MaskLab.predict`.  ``error_analysis`` adds ``error_analysis``: what keeps the figures from being better
+    ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.
+    ``error_analysis`` adds ``error_analysis``: what keeps the figures from being better
     (see `analyse_errors`), in about twice the time more.
 
     Raises `InputError` for data or weights that cannot be used.
     """
     if error_analysis and ground_truth_boxes:
         raise InputError("limits has the figures of ground_truth_boxes among others: leave ground_truth_boxes out.")
-    name = "in memory" if isinstance(model, MaskLab) else str(find_weights(model))
-    network = (
-        model if isinstance(model, MaskLab) else load_model(model, max_detections=max_detections, precision=precision)
-    )
-    source = open_split(data, split, network.classes)
+    name = "in memory" if isinstance(model, Predictor) else str(find_weights(model))
+    predictor = model if isinstance(model, Predictor) else load(model)
+    predictor = predictor if options is None else Predictor(predictor.model, options)
+    source = open_split(data, split, predictor.classes)
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
-    max_seen = max(1, source.most_objects) if ground_truth_boxes else network.box_head.max_detections
+    max_seen = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
     for index, image in enumerate(track(source.images, "predicting")):
-        values = source.read(index, network.config.model.backbone.channels)
+        values = source.read(index, predictor.config.model.backbone.channels)
         if ground_truth_boxes:
             objects = source.objects(index)
-            found = network.segment(values, objects.boxes, objects.labels, flips, scales)
+            found = predictor.segment(values, objects.boxes, objects.labels)
         else:
-            found = network.predict(values, flips, scales)
+            found = predictor.predict(values)
             at_max_detections += len(found) == max_seen
         by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
         results += found.to_coco(image.image_id)
     seconds = time.perf_counter() - began
     metrics = coco_metrics(source.truth, results, max_seen)
     shared = overlaps(source.truth, results)
-    metrics["matching"] = matching_metrics(shared, network.threshold)
+    metrics["matching"] = matching_metrics(shared, predictor.threshold)
     if all(by_colour.values()):
         metrics["by_colour"] = {
-            colour: _part(source.truth, results, max_seen, image_ids, network.threshold)
+            colour: _part(source.truth, results, max_seen, image_ids, predictor.threshold)
             for colour, image_ids in by_colour.items()
         }
     if error_analysis:
-        metrics["error_analysis"] = analyse_errors(network, source, results, shared, flips, scales)
+        metrics["error_analysis"] = analyse_errors(predictor, source, results, shared)
     metrics["measured"] = {
         "model": name,
         "data": str(source.json_path),
         "split": split,
         "drawn": source.note or None,
         "ground_truth_boxes": ground_truth_boxes,
-        "flips": flips,
-        "scales": list(scales),
+        "flips": predictor.options.flips,
+        "scales": list(predictor.options.scales),
         "images": len(source),
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "max_detections": metrics.pop("max_detections"),
         "images_at_max_detections": at_max_detections,
-        "precision": number_format(next(network.parameters()).device, network.config.train.precision),
-        "score_threshold_tuned": network.score_threshold is not None,
+        "precision": number_format(predictor.device, predictor.options.precision),
+        "score_threshold_tuned": predictor.model.score_threshold is not None,
         "seconds_per_image": round(seconds / max(1, len(source)), 3),
         "versions": versions(),
     }

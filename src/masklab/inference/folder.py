@@ -10,66 +10,55 @@ from typing import Any
 
 from masklab.images.intensity import displayed
 from masklab.images.read import list_images, read_image
-from masklab.inference.test_time_augmentation import Flips, all_views
-from masklab.model.masklab import MaskLab
+from masklab.inference.predictor import Predictor
 from masklab.results.overlay import overlay
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
 
 
-def predict_folder(
-    model: MaskLab,
-    sources: Sequence[str | Path],
-    output: str | Path,
-    min_score: float | None = None,
-    flips: Flips = "none",
-    scales: Sequence[float] = (1.0,),
-) -> Path:
+def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: str | Path) -> Path:
     """Predict images and folders of images; returns the path of ``predictions.json``.
 
     ``predictions.json`` is a COCO results list: every detection, ``segmentation`` as run lengths at the
     image's own size, the data set's own category ids; ``image_id`` is the number that the file is named
     by, as in COCO, or its name, and ``file_name`` stands beside.  Each image also gets an overlay of the
-    objects with at least ``min_score``, by default the model's own threshold.  ``flips`` and ``scales`` are
-    those of `MaskLab.predict`.
+    objects with a score of at least ``predictor.threshold``.
 
     Images that cannot be read are named and left out; the others are written, then `InputError` is raised.
     """
-    all_views(flips, scales)  # refused before anything is written
     images = [image for source in sources for image in list_images(source)]
     _refuse_namesakes(images)
-    min_score = model.threshold if min_score is None else min_score
     output = make_folder(output)
     _spare_sources(images, output)
     results: list[dict[str, Any]] = []
     broken = shown = capped = 0
     for path in track(images, "predicting"):
         try:
-            image = read_image(path, model.config.model.backbone.channels)
-            shown_image = displayed(image, model.config.image, path)
+            image = read_image(path, predictor.config.model.backbone.channels)
+            shown_image = displayed(image, predictor.config.image, path)
         except InputError as error:
             print(f"masklab: {error}", file=sys.stderr)
             broken += 1
             continue
-        instances = model.predict(image, flips, scales)
-        drawn = len(instances.above(min_score))
-        capped += drawn == model.box_head.max_detections
+        instances = predictor.predict(image)
+        drawn = len(instances.above(predictor.threshold))
+        capped += drawn == predictor.max_detections
         shown += drawn
         image_id = int(path.stem) if path.stem.isdecimal() else path.name
         results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
         with atomic_write(output / f"{path.stem}.png") as temporary:
-            overlay(shown_image, instances, min_score).save(temporary, "PNG")
+            overlay(shown_image, instances, predictor.threshold).save(temporary, "PNG")
     target = output / "predictions.json"
     with atomic_write(target) as temporary:
         temporary.write_text(json.dumps(results))
     print(
-        f"{len(images) - broken} images, {shown} objects of score {min_score:.2f} or more "
+        f"{len(images) - broken} images, {shown} objects of score {predictor.threshold:.2f} or more "
         f"({len(results)} detections in all): {target} and an overlay each"
     )
     if capped:
         print(
-            f"{capped} of {len(images)} images reached the cap of {model.box_head.max_detections} objects, so "
+            f"{capped} of {len(images)} images reached the cap of {predictor.max_detections} objects, so "
             "others may be missing: predict again with a larger --max_detections."
         )
     if broken:

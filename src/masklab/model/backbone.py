@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from timm.layers import BlurPool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from masklab.config.model import BackboneConfig, ModelConfig
-from masklab.model.tensors import header_value, read_tensors
+from masklab.config.model import BackboneConfig
 from masklab.ops.fast_conv import CropConv2d
 from masklab.utils.errors import InputError
 
 CHANNELS_PER_GROUP = 16
 BRANCH_SHARE = 0.2
-SEGMENTATION_FORMAT = "masklab segmentation 1"
 
 
 class Features(NamedTuple):
@@ -113,16 +109,21 @@ class Conv5Factory:
         return conv5
 
 
-def build_backbone(config: BackboneConfig, load_pretrained: bool = True) -> tuple[Backbone, Conv5Factory]:
+def build_backbone(
+    config: BackboneConfig, load_pretrained: bool = True, segmentation: Mapping[str, Tensor] | None = None
+) -> tuple[Backbone, Conv5Factory]:
     """Build a `Backbone` and the factory of its conv5 with timm, with the weights that the configuration asks for.
 
-    Those of ``segmentation_weights`` win over ImageNet's, which are then not looked for.
+    ``segmentation`` holds the tensors of ``config.segmentation_weights`` (see `masklab.weights.segmentation`), which
+    take the place of ImageNet's.  ``load_pretrained=False`` is for models whose weights are loaded afterwards.
 
-    Raises `InputError` for a name that is not of the ResNet family and for weights that cannot be had;
-    random weights are never taken in their place.  ``load_pretrained=False`` is for models whose weights
-    are loaded afterwards.
+    Raises `InputError` for a network that is not of the ResNet family and for weights that cannot be loaded, and
+    `ValueError` if segmentation weights are configured but not given: random weights are never used instead.
     """
-    segmentation = config.segmentation_weights if load_pretrained else None
+    if load_pretrained and config.segmentation_weights is not None and segmentation is None:
+        raise ValueError(
+            "give the tensors of segmentation_weights: masklab.weights.segmentation.initial_model reads them"
+        )
     pretrained = config.pretrained and load_pretrained and segmentation is None
     arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": NORMS[config.norm]}
     if config.width != 1:
@@ -178,23 +179,10 @@ def backbone_facts(config: BackboneConfig) -> dict[str, Any]:
     }
 
 
-def check_network(model: ModelConfig, load_pretrained: bool = True) -> None:
-    """Raise `InputError` for a backbone, rates and segmentation weights that do not go together; nothing is computed.
-
-    ``load_pretrained`` is as in `build_backbone`.
-    """
-    config = model.backbone
-    with torch.device("meta"):
-        make_conv5 = build_backbone(config, load_pretrained=False)[1]
-    make_conv5(model.mask.dilations)
-    make_conv5(model.box.dilations, dense=True)
-    if load_pretrained and config.segmentation_weights is not None:
-        _read_segmentation(config.segmentation_weights, config)
-
-
-def _load_segmentation(path: Path, config: BackboneConfig, backbone: Backbone, conv5: nn.Sequential) -> None:
-    """Load what `masklab pretrain` wrote into conv1 to conv4 and conv5."""
-    tensors = _read_segmentation(path, config)
+def _load_segmentation(
+    tensors: Mapping[str, Tensor], config: BackboneConfig, backbone: Backbone, conv5: nn.Sequential
+) -> None:
+    """Load pretrained tensors into conv1 to conv4 and conv5."""
     lower = {name: tensor for name, tensor in tensors.items() if not name.startswith("conv5.")}
     upper = {name.removeprefix("conv5."): tensors[name] for name in tensors.keys() - lower.keys()}
     try:
@@ -202,25 +190,8 @@ def _load_segmentation(path: Path, config: BackboneConfig, backbone: Backbone, c
         conv5.load_state_dict(upper)
     except RuntimeError as error:
         raise InputError(
-            f"{path}: its tensors do not fit its header ({_first_line(error)}): take the file as it was written."
+            f"{config.segmentation_weights}: its tensors do not fit its header ({_first_line(error)}): take the file as it was written."
         ) from None
-
-
-def _read_segmentation(path: Path, config: BackboneConfig) -> dict[str, Tensor]:
-    """The tensors of a file for this backbone."""
-    if not path.is_file():
-        raise InputError(
-            f"model.backbone.segmentation_weights: there is no file {path}; give one that `masklab pretrain` wrote."
-        )
-    header, tensors = read_tensors(path, (SEGMENTATION_FORMAT,), "pretrain")
-    theirs = header_value(header, "backbone", dict, path)
-    for field, value in backbone_facts(config).items():
-        if theirs.get(field) != value:
-            raise InputError(
-                f"model.backbone.{field} is {getattr(config, field)} but model.backbone.segmentation_weights, {path}, was "
-                f"pretrained with {theirs.get(field)}: pretrain with this recipe, or change model.backbone.{field}."
-            )
-    return tensors
 
 
 def _scale_residual(network: ResNet) -> None:

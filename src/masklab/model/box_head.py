@@ -94,8 +94,14 @@ class BoxHead(nn.Module):
         return offsets.view(-1, half, half, 2) * self.config.deformable_scale
 
     @torch.no_grad()
-    def detect(self, output: BoxOutput, proposals: Proposals, sizes: Tensor) -> BoxDetections:
-        """Decode, clip to ``sizes`` (N, 2), suppress within each class, hard and then soft, and keep the best ``max_detections``."""
+    def detect(
+        self, output: BoxOutput, proposals: Proposals, sizes: Tensor, max_detections: int | None = None
+    ) -> BoxDetections:
+        """Decode, clip to ``sizes`` (N, 2), suppress within each class, hard and then soft, and keep the best.
+
+        Keeps at most ``max_detections``, by default the configuration's, and pads the result to as many.
+        """
+        most = self.max_detections if max_detections is None else max_detections
         config, (images, count, _) = self.config, proposals.boxes.shape
         scores = output.classes.softmax(dim=-1)[:, :-1].view(images, count, -1)
         boxes = decode(output.deltas.view(images, count, -1, 4), proposals.boxes[:, :, None])
@@ -112,9 +118,9 @@ class BoxHead(nn.Module):
                 score[keep] = soft_nms(box[keep], score[keep], label[keep], config.soft_nms)
                 keep = keep[score[keep].argsort(descending=True, stable=True)]
                 keep = keep[score[keep] > config.score_threshold]
-            keep = keep[: self.max_detections]
+            keep = keep[:most]
             found.append((box[keep], score[keep], label[keep]))
-        padding = [self.max_detections - box.shape[0] for box, _, _ in found]
+        padding = [most - box.shape[0] for box, _, _ in found]
         return BoxDetections(
             torch.stack([F.pad(box, (0, 0, 0, p)) for (box, _, _), p in zip(found, padding, strict=True)]),
             torch.stack([F.pad(score, (0, p)) for (_, score, _), p in zip(found, padding, strict=True)]),

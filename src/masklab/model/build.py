@@ -1,8 +1,10 @@
-"""Building the network from its configuration: every number of the paper in one place."""
+"""Building the network from its configuration."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from masklab.config.model import MaskConfig, ModelConfig
 from masklab.config.schema import Config
@@ -17,18 +19,23 @@ from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 
 
-def build_model(config: Config, classes: ClassTable, load_pretrained: bool = True) -> MaskLab:
+def build_model(
+    config: Config,
+    classes: ClassTable,
+    load_pretrained: bool = True,
+    segmentation: Mapping[str, Tensor] | None = None,
+) -> MaskLab:
     """Build MaskLab as configured, for the classes of a data set.
 
-    ``load_pretrained=False`` leaves the ImageNet weights out, for weights that are loaded afterwards.
-    Raises `InputError` for a configuration that cannot be built.
+    ``load_pretrained=False`` leaves pretrained weights out, for weights that are loaded afterwards; ``segmentation``
+    is as in `masklab.model.backbone.build_backbone`.  Raises `InputError` for a configuration that cannot be built.
     """
     model, mask, num_classes = config.model, config.model.mask, len(classes)
     if model.num_classes not in (None, num_classes):
         raise InputError(
             f"model.num_classes is {model.num_classes} but the data has {num_classes} categories: leave num_classes out."
         )
-    backbone, make_conv5 = build_backbone(model.backbone, load_pretrained)
+    backbone, make_conv5 = build_backbone(model.backbone, load_pretrained, segmentation)
     channels = backbone.channels
     return MaskLab(
         config,

@@ -1,12 +1,10 @@
-"""Parameters and multiply-adds of a model, part by part (the table of `masklab info`)."""
+"""Parameters and multiply-adds of a model, part by part."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,19 +72,6 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
             costs["refinement"] = PartCost(_parameters(model.refinement), counter.get_total_flops() / 2)
     costs["total"] = PartCost(_parameters(model), sum(cost.macs for cost in costs.values()))
     return costs
-
-
-def print_cost(costs: dict[str, PartCost], title: str) -> None:
-    """Print the table of `model_cost` under a ``title``, which should say what image and how many classes."""
-    table = Table("part", "parameters (M)", "multiply-adds (G)", "share", title=title)
-    total = costs["total"].macs
-    for name, cost in costs.items():
-        if name == "total":
-            table.add_section()
-        table.add_row(name, f"{cost.parameters / 1e6:.3f}", f"{cost.macs / 1e9:.1f}", f"{cost.macs / total:.0%}")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    Console().print(table)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 from torch import Tensor, nn
 
-from masklab.config.model import BackboneConfig, ModelConfig
-from masklab.model.backbone import SEGMENTATION_FORMAT, Backbone, backbone_facts, build_backbone, trained_norm
-from masklab.model.tensors import write_tensors
-from masklab.structures import ClassTable
+from masklab.config.model import ModelConfig
+from masklab.model.backbone import Backbone, build_backbone, trained_norm
 
 
 class SegmentationNetwork(nn.Module):
@@ -42,25 +36,3 @@ def build_segmentation(config: ModelConfig, num_classes: int, load_pretrained: b
     trainable = config.backbone.model_copy(update=changes)
     backbone, make_conv5 = build_backbone(trainable, load_pretrained)
     return SegmentationNetwork(backbone, make_conv5(config.mask.dilations), make_conv5.channels, num_classes)
-
-
-def save_segmentation(
-    network: SegmentationNetwork,
-    config: BackboneConfig,
-    classes: ClassTable,
-    path: str | Path,
-    notes: dict[str, Any] | None = None,
-) -> None:
-    """Write conv1 to conv5, without the logits, as a file that ``model.backbone.segmentation_weights`` can name.
-
-    The header holds what the file must have in common with a model (``backbone``), the ``classes`` that were
-    learnt and ``notes``: how the weights came about and what they scored.
-    """
-    header = {
-        "format": SEGMENTATION_FORMAT,
-        "backbone": json.dumps(backbone_facts(config)),
-        "classes": json.dumps({"ids": classes.ids, "names": classes.names}),
-        "notes": json.dumps(notes or {}),
-    }
-    conv5 = {f"conv5.{name}": tensor for name, tensor in network.conv5.state_dict().items()}
-    write_tensors(path, network.backbone.state_dict() | conv5, header)

@@ -1,8 +1,9 @@
-"""The paper's tables on any data set: every row trained and evaluated with some seeds, and what came out."""
+"""Ablation tables of the paper on any data set: every row trained and evaluated with several seeds."""
 
 from __future__ import annotations
 
 import json
+import logging
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from masklab.config.schema import Config, validate
 from masklab.datasets.open import open_split
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.report import write_metrics
-from masklab.model.backbone import check_network
 from masklab.model.build import build_model
 from masklab.paper.comparison import FIGURES, Result, print_results, write_results
 from masklab.paper.tables import TABLES, Row, table_rows
@@ -26,14 +26,17 @@ from masklab.training.fit import train
 from masklab.training.record import refuse_other_settings
 from masklab.training.resume import CHECKPOINT
 from masklab.utils.errors import FailedRunsError, InputError
+from masklab.weights.segmentation import check_network
+
+_log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 SEGMENTATION = "model.backbone.segmentation_weights"
 FROM_IMAGENET = "model.box.from_imagenet"
 
 
-class Run(NamedTuple):
-    """A row with one seed; the configuration names its data and its folder."""
+class _Run(NamedTuple):
+    """Training run of a row with one seed; the configuration names data and folder."""
 
     row: str
     config: Config
@@ -51,15 +54,15 @@ def ablate(
 ) -> list[Result]:
     """Train and evaluate the rows of a table; writes ``TABLE.md``, ``TABLE.csv`` and ``TABLE.png`` into ``output``.
 
-    ``table`` is one of `masklab.paper.tables.TABLES`.  Its rows change ``recipe``, or the one that the paper's table
-    starts from; ``overrides`` are further fields, nested, that all rows share, and ``rows`` names the rows to run,
-    if not all.  Run k of a row has a ``train.seed`` k above the recipe's, so it sees the images in the same order
-    as run k of every other row; its folder is ``output/ROW/seedS``.  Finished runs are kept, interrupted ones
-    resumed; a run that fails is reported at the end.  Each is evaluated with its own boxes and with the annotated
-    ones, which shows the masks alone.
+    ``table`` is one of `masklab.paper.tables.TABLES`.  Its rows change the fields of ``recipe``, by default the one that
+    the paper's table starts from; ``overrides`` is a nested dictionary of further fields that all rows share, and
+    ``rows`` names the rows to run, by default all.  Run k of a row has the recipe's ``train.seed`` plus k, so it sees
+    the images in the same order as run k of every other row; its folder is ``output/ROW/seedS``.  Finished runs are
+    kept and interrupted ones resumed; if a run fails, the others still run.  Each run is evaluated with the model's own
+    boxes and with the annotated ones, which measures the masks alone.
 
-    Raises `InputError`, before anything is trained, for data that cannot be used, rows that cannot be had from
-    the recipe and runs in ``output`` of other settings; and `FailedRunsError` at the end if a run failed.
+    Raises `InputError`, before anything is trained, for data that cannot be used, rows that do not fit the recipe, and
+    runs in ``output`` with other settings; raises `FailedRunsError` at the end if a run failed.
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}: give the number of runs of each row, at least 1.")
@@ -80,13 +83,13 @@ def ablate(
     about = f"Rows trained and evaluated on {data} with {seeds} seeds, starting from recipe {start}"
     about += f" with {fields}." if fields else "."
     for number, run in enumerate(runs, 1):
-        print(f"\n{run.folder}: run {number} of {len(runs)}", flush=True)
+        _log.info("\n%s: run %d of %d", run.folder, number, len(runs))
         try:
             _train_and_evaluate(run)
-        except Exception as error:  # whatever broke this run, the others may go well
+        except Exception as error:  # the other runs may succeed
             failed[run.folder] = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            print(f"{run.folder} failed: {failed[run.folder]}", flush=True)
+            _log.warning("%s failed: %s", run.folder, failed[run.folder])
         results = [Result(row, _figures(runs, row)) for row in chosen]
         write_results(Path(output), table, about, results)
     print_results(table, results)
@@ -99,10 +102,10 @@ def ablate(
 
 
 def row_config(row: Row, start: str, overrides: dict[str, Any], rows: Sequence[Row]) -> Config:
-    """The configuration of a row of the table ``rows`` from the recipe ``start`` with ``overrides``.
+    """The configuration of a row of the table ``rows``, from the recipe ``start`` with ``overrides``.
 
-    Where rows ask for segmentation weights, a file in the overrides is for them alone.  Raises `InputError` when
-    the overrides hold another field that a row changes, and when the row makes no sense in the recipe.
+    If some rows use segmentation weights, a file in the overrides applies to these rows only.  Raises `InputError` if
+    the overrides hold another field that a row changes, or if the row does not fit the recipe.
     """
     changes, shared = flatten(row.changes), flatten(overrides)
     if any(SEGMENTATION in flatten(other.changes) for other in rows) and SEGMENTATION in shared:
@@ -131,15 +134,15 @@ def _choose(table: str, names: Sequence[str] | None) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
-def _run(name: str, config: Config, k: int, data: str | Path, output: str | Path) -> Run:
+def _run(name: str, config: Config, k: int, data: str | Path, output: str | Path) -> _Run:
     seed = config.train.seed + k
     folder = Path(output) / name / f"seed{seed}"
     settings = config.train.model_copy(update={"seed": seed})
-    return Run(name, config.model_copy(update={"train": settings, "data": Path(data), "output": folder}), folder)
+    return _Run(name, config.model_copy(update={"train": settings, "data": Path(data), "output": folder}), folder)
 
 
 def _check_row(name: str, config: Config, classes: ClassTable) -> None:
-    """Build the row's model on no device, so that what cannot be built is refused before hours of other rows."""
+    """Build the row's model without memory, to refuse a row that cannot be built before the other rows train for hours."""
     weights = config.model.backbone.segmentation_weights
     if weights is not None and not weights.is_file():
         raise InputError(
@@ -154,14 +157,14 @@ def _check_row(name: str, config: Config, classes: ClassTable) -> None:
         raise InputError(f"row {name}: {error}") from None
 
 
-def _train_and_evaluate(run: Run) -> None:
+def _train_and_evaluate(run: _Run) -> None:
     if (run.folder / METRICS).is_file():
-        print("finished before")
+        _log.info("finished before")
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     resume = (run.folder / CHECKPOINT).is_file()
     if not resume:
-        (run.folder / "metrics.csv").unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+        (run.folder / "metrics.csv").unlink(missing_ok=True)  # the run was stopped before its first checkpoint
     train(run.config, resume=resume)
     data = run.config.data or ""
     masks_alone = evaluate(run.folder, data, "val", ground_truth_boxes=True)["mask"]
@@ -169,13 +172,13 @@ def _train_and_evaluate(run: Run) -> None:
     (run.folder / "error.txt").unlink(missing_ok=True)
 
 
-def _figures(runs: Sequence[Run], row: Row) -> list[dict[str, float | None]]:
-    """What the finished runs of a row measured, in percent."""
+def _figures(runs: Sequence[_Run], row: Row) -> list[dict[str, float | None]]:
+    """Figures of the finished runs of a row, in percent."""
     found = []
     for run in runs:
         if run.row == row.name and (run.folder / METRICS).is_file():
             metrics = json.loads((run.folder / METRICS).read_text())
-            values = {name: metrics.get(kind, {}).get(key) for name, (kind, key) in FIGURES.items()}
+            values = {name: metrics.get(section, {}).get(key) for name, (section, key) in FIGURES.items()}
             found.append({name: None if value is None else 100 * value for name, value in values.items()})
     return found
 

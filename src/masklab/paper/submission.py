@@ -1,4 +1,4 @@
-"""Files that COCO's evaluation server takes (the paper's Tables 7 and 8 are such figures, on test-dev)."""
+"""Result files for COCO's evaluation server, which measured the paper's Tables 7 and 8 on test-dev."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from masklab.datasets.coco import listed_images
-from masklab.model.masklab import MaskLab
+from masklab.inference.predictor import Predictor
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
 
 DETECTIONS = 100
-"""Detections an image that COCO counts."""
+"""Number of detections per image that COCO's server counts."""
 
 
-def write_submission(model: MaskLab, listing: str | Path, images: str | Path, output: str | Path) -> list[Path]:
-    """Predict the images that the COCO JSON ``listing`` names; returns the zip of masks and the zip of boxes.
+def write_submission(predictor: Predictor, listing: str | Path, images: str | Path, output: str | Path) -> list[Path]:
+    """Predict the images that the COCO JSON ``listing`` names; returns the paths of the zip of masks and the zip of boxes.
 
     ``OUTPUT/mask/detections_SPLIT_masklab_results.zip`` and the same under ``box`` hold one JSON list each: the best
     100 detections of each image with the listing's image ids and the training data's category ids.  SPLIT is
     the listing's name without ``image_info_`` or ``instances_``.  Raises `InputError` for a listing or image
-    that cannot be used; nothing is written then.
+    that cannot be used, before anything is written.
     """
     split = Path(listing).stem.removeprefix("image_info_").removeprefix("instances_")
     results: dict[str, list[dict[str, Any]]] = {"mask": [], "box": []}
     for image in track(listed_images(listing, images), "predicting"):
-        found = model.predict(image.path)
+        found = predictor.predict(image.path)
         if found.size != image.size:
             raise InputError(
                 f"{image.path} has {found.size[0]} x {found.size[1]} pixels but {listing} says "
@@ -38,7 +38,7 @@ def write_submission(model: MaskLab, listing: str | Path, images: str | Path, ou
             mask, box = entry.pop("segmentation"), entry.pop("bbox")
             results["mask"].append(entry | {"segmentation": mask})
             results["box"].append(entry | {"bbox": box})
-    return [_write(Path(output) / kind, f"detections_{split}_masklab_results", rows) for kind, rows in results.items()]
+    return [_write(Path(output) / name, f"detections_{split}_masklab_results", rows) for name, rows in results.items()]
 
 
 def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:

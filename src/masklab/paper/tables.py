@@ -1,7 +1,7 @@
-"""The paper's tables as recipes: the rows of each, what a row changes, and the figure the paper gives for it.
+"""Tables of the paper as recipes: rows, the fields each row changes, and the paper's figures.
 
-A row is one of the packaged recipes.  Its ``base`` is the row before it, where the table adds part by part,
-or the recipe that the whole table starts from.
+A row is a packaged recipe.  Its ``base`` is the row before it, if the table adds one part per row, or the recipe that
+the whole table starts from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from masklab.config.recipe import RecipeFile, read_recipe, recipe_names
 
 
 class Table(NamedTuple):
-    """What a table compares, and its rows in the paper's order."""
+    """Title of a table, and its rows in the paper's order."""
 
     title: str
     rows: tuple[str, ...]
@@ -38,7 +38,7 @@ TABLES = {
     "refinement": Table("Refinement by object or shared", _rows("refinement", "paper shared")),
 }
 MODELS = Table("Tables 7 and 8, the final models", ("masklab", "masklab-plus", "masklab-plus-jft"))
-WIDTH = 100
+_WIDTH = 100
 
 
 class Row(NamedTuple):
@@ -73,26 +73,26 @@ def print_recipes() -> None:
     for table in tables:
         print()
         _print_group(table, files)
-    print(f"\n{textwrap.fill(NOTE, WIDTH)}")
+    print(f"\n{textwrap.fill(_NOTE, _WIDTH)}")
 
 
-NOTE = (
-    "Figures are the paper's, in percent, with ResNet-101 on COCO: of masks where nothing else is said, minival in "
-    "Tables 1 to 6 and test-dev in Tables 7 and 8. A recipe that starts from segmentation weights reads "
+_NOTE = (
+    "Figures are the paper's, in percent, with ResNet-101 on COCO: of masks unless marked box, on minival in "
+    "Tables 1 to 6 and on test-dev in Tables 7 and 8. A recipe that starts from segmentation weights reads "
     "segmentation.safetensors; give another file as --model.backbone.segmentation_weights FILE. "
     "`masklab ablate TABLE` trains and evaluates the rows of a table."
 )
-COLUMNS = (("mask", "AP", "AP"), ("mask", "AP50", "AP50"), ("mask", "AP75", "AP75"), ("box", "AP", "box AP"))
+_COLUMNS = (("mask", "AP", "AP"), ("mask", "AP50", "AP50"), ("mask", "AP75", "AP75"), ("box", "AP", "box AP"))
 
 
 def _print_group(table: Table, files: dict[str, RecipeFile]) -> None:
     paper = [files[row].paper for row in table.rows]
-    shown = [column for column in COLUMNS if any(column[1] in figures.get(column[0], {}) for figures in paper)]
-    heads = "".join(f"{title:>8}" for _, _, title in shown)
-    print(f"{table.title:{WIDTH - len(heads)}}{heads}".rstrip())
-    room = WIDTH - len(heads) - 22
+    shown = [column for column in _COLUMNS if any(column[1] in figures.get(column[0], {}) for figures in paper)]
+    titles = "".join(f"{title:>8}" for _, _, title in shown)
+    print(f"{table.title:{_WIDTH - len(titles)}}{titles}".rstrip())
+    room = _WIDTH - len(titles) - 22
     for row, figures in zip(table.rows, paper, strict=True):
-        values = [figures.get(kind, {}).get(key) for kind, key, _ in shown]
+        values = [figures.get(section, {}).get(key) for section, key, _ in shown]
         decimals = 1 if table is MODELS else 2  # as the paper prints them
         cells = "".join(f"{'-' if value is None else f'{value:.{decimals}f}':>8}" for value in values)
         first, *more = textwrap.wrap(files[row].description, room)

@@ -15,9 +15,9 @@ from masklab.datasets.coco import ImageRecord
 from masklab.datasets.open import open_split
 from masklab.evaluation.errors import LOCALISATION_IOU, Errors, find_errors
 from masklab.evaluation.matching import overlaps
+from masklab.inference.predictor import Predictor
 from masklab.masks import coco_segmentation, rle
 from masklab.masks.polygons import rle_to_polygons
-from masklab.model.masklab import MaskLab
 from masklab.plots import sheets as panels
 from masklab.plots.inspection import INSIDE, as_rgb
 from masklab.plots.sheets import GAP
@@ -98,7 +98,7 @@ def find_failures(
 
 
 def show_failures(
-    model: MaskLab,
+    predictor: Predictor,
     data: str | Path,
     output: str | Path,
     split: str = "val",
@@ -115,8 +115,8 @@ def show_failures(
     """
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of images to show, at least 1.")
-    score = model.threshold if score is None else score
-    source = open_split(data, split, model.classes)
+    score = predictor.threshold if score is None else score
+    source = open_split(data, split, predictor.classes)
     output = make_folder(output)
     groups: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for annotation in source.truth["annotations"]:
@@ -124,7 +124,7 @@ def show_failures(
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
     for index, image in enumerate(track(source.images, "predicting")):
-        found = model.predict(source.read(index, model.config.model.backbone.channels)).above(score)
+        found = predictor.predict(source.read(index, predictor.config.model.backbone.channels)).above(score)
         failures = find_failures(image, groups[image.image_id], source.truth["categories"], found)
         totals += (failures.matched, *_counts(failures))
         if any(_counts(failures)):
@@ -137,9 +137,9 @@ def show_failures(
     if not kept:
         print("no failure figures: every image is right.")
         return []
-    channels = model.config.model.backbone.channels
+    channels = predictor.config.model.backbone.channels
     images = [
-        as_rgb(source.read(source.images.index(failures.image), channels), model.config.image) for failures in kept
+        as_rgb(source.read(source.images.index(failures.image), channels), predictor.config.image) for failures in kept
     ]
     written = [save(_sheet(kept, images), output / "failures.png")]
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
@@ -196,11 +196,11 @@ def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> 
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
         marks.append((_runs(failures, row), WHITE, SOLID, ""))
-        marks.append((found.runs[detection], YELLOW, DOTTED, f"IoU {iou:.2f}"))
+        marks.append((found.run_lengths[detection], YELLOW, DOTTED, f"IoU {iou:.2f}"))
     for detection in failures.wrong:
         text = _named(failures.errors.detections[detection], f"{found.scores[detection]:.2f}")
         text = f"{names[int(found.labels[detection])]} {text}" if len(names) > 1 else text
-        marks.append((found.runs[detection], SKY, DASHED, text))
+        marks.append((found.run_lengths[detection], SKY, DASHED, text))
     for row in failures.missed:
         text = _named(failures.errors.objects[row], "")
         text = f"{table[failures.annotations[row]['category_id']]} {text}" if len(names) > 1 else text

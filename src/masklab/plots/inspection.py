@@ -15,6 +15,7 @@ from torch import Tensor
 
 from masklab.config.image import ImageConfig
 from masklab.images.intensity import displayed
+from masklab.inference.predictor import Predictor
 from masklab.model.backbone import Features
 from masklab.model.mask_head import MaskLabHead, MaskLogits
 from masklab.model.masklab import MaskLab
@@ -36,7 +37,7 @@ class Inspection:
     ``size`` is (height, width) of the network's input before padding and ``inputs`` ``(1, C, h, w)`` after.
     """
 
-    model: MaskLab
+    predictor: Predictor
     name: str
     image: Bytes
     score: float
@@ -48,19 +49,19 @@ class Inspection:
     maps: Any  # what the mask head makes once an image
 
     @classmethod
-    def at(cls, model: MaskLab, name: str, values: NDArray[Any], score: float) -> Inspection:
+    def at(cls, predictor: Predictor, name: str, values: NDArray[Any], score: float) -> Inspection:
         """Look at an image ``(C, H, W)``."""
-        detections = model.predict(values)
-        with model.inference():
-            inputs, size = model.network_input(torch.as_tensor(values))
-            features = model.backbone(inputs)
-            maps = model.mask_head(features.conv4)
+        detections = predictor.predict(values)
+        with predictor.inference():
+            inputs, size = predictor.network_input(torch.as_tensor(values))
+            features = predictor.model.backbone(inputs)
+            maps = predictor.model.mask_head(features.conv4)
         height, width = size[0].tolist()
         found = detections.above(score)
         return cls(
-            model,
+            predictor,
             name,
-            as_rgb(values, model.config.image),
+            as_rgb(values, predictor.config.image),
             score,
             detections,
             found,
@@ -69,6 +70,11 @@ class Inspection:
             features,
             maps,
         )
+
+    @property
+    def model(self) -> MaskLab:
+        """The predictor's network."""
+        return self.predictor.model
 
     def logits(self, kind: str) -> Tensor | None:
         """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``, if the model has such."""

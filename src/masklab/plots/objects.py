@@ -108,7 +108,7 @@ def _stages(look: Inspection, count: int) -> list[tuple[str, Floats]]:
     if look.model.refinement is None:
         return [("mask", final)]
     labels = torch.as_tensor(look.found.labels[:count], device=look.inputs.device)
-    with look.model.inference():
+    with look.predictor.inference():
         coarse = look.model.mask_head.coarse_masks(look.maps, look.rois(look.found.boxes[:count]), labels)
     return [("coarse mask", coarse.sigmoid().float().cpu().numpy()), ("refined mask", final)]
 
@@ -135,7 +135,7 @@ def sub_boxes(look: Inspection) -> Image.Image | str:
     if not count:
         return f"{look.counted()}."
     boxes = look.found.boxes[:count]
-    with look.model.inference():
+    with look.predictor.inference():
         offsets = look.model.box_head.predict_offsets(look.features.conv4, look.rois(boxes))
     assert offsets is not None
     pixels, offsets = torch.as_tensor(boxes), offsets.float().cpu()

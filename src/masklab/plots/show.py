@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from masklab.images.read import read_image
-from masklab.model.masklab import MaskLab
+from masklab.inference.predictor import Predictor
 from masklab.plots.channels import directions, semantic
 from masklab.plots.inspection import Inspection
 from masklab.plots.objects import detections, masks, sub_boxes
@@ -23,7 +23,7 @@ FIGURES: dict[str, Callable[[Inspection], Image.Image | str]] = {
 }
 
 
-def show(model: MaskLab, image: str | Path, output: str | Path, score: float | None = None) -> list[Path]:
+def show(predictor: Predictor, image: str | Path, output: str | Path, score: float | None = None) -> list[Path]:
     """Write the figures of one image into the folder ``output``; returns their paths.
 
     ``NAME_detections.png``, ``NAME_semantic.png``, ``NAME_directions.png``, ``NAME_masks.png`` and
@@ -33,9 +33,9 @@ def show(model: MaskLab, image: str | Path, output: str | Path, score: float | N
     Raises `InputError` for an image that cannot be read and for a folder that cannot be written to.
     """
     path = Path(image)
-    values = read_image(path, model.config.model.backbone.channels)
+    values = read_image(path, predictor.config.model.backbone.channels)
     output = make_folder(output)
-    look = Inspection.at(model, path.name, values, model.threshold if score is None else score)
+    look = Inspection.at(predictor, path.name, values, predictor.threshold if score is None else score)
     written = []
     for name, draw in FIGURES.items():
         drawn = draw(look)

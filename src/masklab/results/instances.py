@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,11 @@ class Instances:
     ``class_names``   ``(K,)``        str        name of each class
     ``category_ids``  ``(K,)``        int        the data set's own id of each class
     ``coord_mode``                    str        how masks lie over boxes (see `masklab.masks.paste.paste`)
+    ``encoded``       ``(n,)``        list       run lengths of the masks; None until they are computed
     ================  ==============  =========  ==================================================
 
-    The foreground of an object is where its mask, brought to the image's pixels, is above 0.5.  It is
-    computed once, when first asked for, and kept as run lengths.  Raises `ValueError` when the arrays do
-    not belong together.
+    The foreground of an object is where its mask, resized to the image's pixels, is above 0.5.  It is computed once,
+    when it is first needed, and kept as run lengths.  Raises `ValueError` when the arrays do not fit together.
     """
 
     size: tuple[int, int]
@@ -46,6 +45,7 @@ class Instances:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     coord_mode: CoordMode = "exact"
+    encoded: list[rle.RLE] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -72,37 +72,43 @@ class Instances:
     def above(self, score: float) -> Instances:
         """The objects whose score is at least ``score``."""
         kept = np.flatnonzero(self.scores >= score)
-        part = replace(
-            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=self.masks[kept]
+        return replace(
+            self,
+            boxes=self.boxes[kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+            masks=self.masks[kept],
+            encoded=None if self.encoded is None else [self.encoded[k] for k in kept.tolist()],
         )
-        if "runs" in self.__dict__:
-            part.__dict__["runs"] = [self.runs[k] for k in kept.tolist()]
-        return part
 
-    @cached_property
-    def runs(self) -> list[rle.RLE]:
+    @property
+    def run_lengths(self) -> list[rle.RLE]:
         """Run lengths of every mask in the original image (see `masklab.masks.rle`)."""
-        return ops.encode_masks(self.masks, self.boxes, self.size, self.coord_mode)
+        if self.encoded is None:
+            encoded = ops.encode_masks(self.masks, self.boxes, self.size, self.coord_mode)
+            object.__setattr__(self, "encoded", encoded)  # a cache, so the dataclass stays frozen to its users
+            return encoded
+        return self.encoded
 
     def rles(self) -> list[dict[str, Any]]:
         """COCO's ``{"size": [height, width], "counts": str}``, one an object."""
-        return ops.rle_to_coco(self.runs, self.size)
+        return ops.rle_to_coco(self.run_lengths, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:
         """For each object its polygons: a list of rings, the outer one first, then its holes.
 
         A ring is an ``(m, 2)`` int64 array of corners ``(x, y)`` in pixels, along the pixels' edges.
         """
-        return [polygons.rle_to_polygons(runs, self.size) for runs in self.runs]
+        return [polygons.rle_to_polygons(each, self.size) for each in self.run_lengths]
 
     def label_map(self) -> NDArray[np.int32]:
         """``(H, W)`` int32: 0 is background, 1 the best-scored object, and so on; the better one on top."""
-        return label_map.label_map(self.runs, self.scores, self.size)
+        return label_map.label_map(self.run_lengths, self.scores, self.size)
 
     def mask(self, n: int) -> NDArray[np.bool_]:
         """Object ``n`` as a full ``(H, W)`` bool image."""
         height, width = self.size
-        return rle.window(self.runs[n], self.size, (0, 0, width, height)).view(bool)
+        return rle.window(self.run_lengths[n], self.size, (0, 0, width, height)).view(bool)
 
     def full_masks(self) -> Iterator[NDArray[np.bool_]]:
         """Each object in turn as a full ``(H, W)`` bool image; only one is in memory at a time."""

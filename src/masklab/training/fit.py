@@ -19,9 +19,7 @@ from masklab.config.schema import Config
 from masklab.datasets.coco import CocoSplit, ImageRecord
 from masklab.datasets.open import open_split
 from masklab.evaluation.matching import overlaps, tune_score_threshold
-from masklab.model.backbone import check_network
-from masklab.model.build import build_model
-from masklab.model.masklab import MaskLab
+from masklab.inference.predictor import Predictor, load
 from masklab.training.auto import resolve_auto
 from masklab.training.data.loader import ValidationImages, train_loader
 from masklab.training.distributed import Processes, Together, launched, launcher
@@ -33,7 +31,8 @@ from masklab.training.resume import CHECKPOINT, Start, WeightsSaver, open_run
 from masklab.utils.device import check_precision, default_device
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
-from masklab.weights.checkpoint import load_model, read_notes, save_model
+from masklab.weights.checkpoint import read_notes, save_model
+from masklab.weights.segmentation import check_network, initial_model
 from masklab.weights.transfer import load_matching, load_start
 
 TUNING_IMAGES = 30
@@ -41,8 +40,8 @@ TUNING_IMAGES = 30
 
 def train(
     config: Config, data: str | Path | None = None, output: str | Path | None = None, resume: bool = False
-) -> MaskLab:
-    """Train a model and return the best one.
+) -> Predictor:
+    """Train a model and return a `Predictor` of its best weights.
 
     ``data`` is a folder of any format that `masklab.datasets.open.open_split` finds, with the splits ``train`` and,
     to choose the best weights by, ``val``, which is drawn where there is none; the run is written to the folder
@@ -70,7 +69,7 @@ def train(
     other = load_start(config) if start.checkpoint is None else None
     config = resolve_batch_size(config, train_split, run, start, processes)
     torch.manual_seed(config.train.seed)
-    model = build_model(config, train_split.categories, load_pretrained)
+    model = initial_model(config, train_split.categories, load_pretrained)
     model = model.to(memory_format=torch.channels_last)
     if other is not None:
         kept = load_matching(model, other)
@@ -81,7 +80,7 @@ def train(
     saver = WeightsSaver(run, "mask_AP", partial(save_model, module.evaluated), config.train)
     batches = train_loader(train_split, config, start.step, processes.share)
     fit(module, config, saver, batches, {"train": train_split, "val": val_split}, start, processes)
-    return _tune(run, train_split) if processes.first else load_model(run)
+    return _tune(run, train_split) if processes.first else load(run)
 
 
 def fit(
@@ -160,12 +159,14 @@ class ScaledGradients(MixedPrecision):
         return torch.autocast(self.device, enabled=False)
 
 
-def _tune(run: Path, split: CocoSplit) -> MaskLab:
+def _tune(run: Path, split: CocoSplit) -> Predictor:
     """Tune the score threshold of the best weights."""
-    model = load_model(run)
-    model.score_threshold = tune_threshold(lambda image: model.predict(image.path).to_coco(image.image_id), split)
-    save_model(model, run / "best.safetensors", read_notes(run))
-    return model
+    predictor = load(run)
+    predictor.model.score_threshold = tune_threshold(
+        lambda image: predictor.predict(image.path).to_coco(image.image_id), split
+    )
+    save_model(predictor.model, run / "best.safetensors", read_notes(run))
+    return predictor
 
 
 def tune_threshold(find: Callable[[ImageRecord], list[dict[str, Any]]], split: CocoSplit) -> float:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from masklab.config.train import TrainConfig
 from masklab.datasets.coco import CocoSplit
 from masklab.evaluation.coco import coco_metrics
+from masklab.inference.options import PredictionOptions
+from masklab.inference.predictor import Predictor
 from masklab.model.box_head import BoxHead
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
@@ -197,7 +199,8 @@ class TrainingModule(BaseModule):
     def validation_step(self, batch: tuple[Tensor, int], number: int) -> None:
         assert self.val is not None
         image, index = batch
-        self.results.append((index, self.evaluated.predict(image).to_coco(self.val.images[index].image_id)))
+        predictor = Predictor(self.evaluated, PredictionOptions(precision=self.settings.precision))
+        self.results.append((index, predictor.predict(image).to_coco(self.val.images[index].image_id)))
 
     def on_validation_epoch_end(self) -> None:
         assert self.val is not None

@@ -18,9 +18,7 @@ from masklab.config.schema import Config
 from masklab.datasets.coco import CocoSplit
 from masklab.datasets.open import open_split
 from masklab.images.resize import network_image
-from masklab.model.backbone import SEGMENTATION_FORMAT
-from masklab.model.segmentation import SegmentationNetwork, build_segmentation, save_segmentation
-from masklab.model.tensors import read_tensors
+from masklab.model.segmentation import SegmentationNetwork, build_segmentation
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.rois import Rois
 from masklab.training.auto import resolve_image_fields
@@ -32,6 +30,8 @@ from masklab.training.module import BaseModule
 from masklab.training.resume import WeightsSaver, open_run
 from masklab.utils.device import autocast
 from masklab.utils.errors import InputError
+from masklab.weights.segmentation import SEGMENTATION_FORMAT, save_segmentation
+from masklab.weights.tensors import read_tensors
 
 CHECKPOINT = "pretrain.ckpt"
 VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held at a time

@@ -41,7 +41,7 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
     checkpoint = run / name
     if not resume:
         if first and ((run / "metrics.csv").exists() or checkpoint.exists()):
-            raise InputError(f"{run} already holds a run: give another --output, or --resume true to continue it.")
+            raise InputError(f"{run} already holds a run: give another --output, or --resume to continue it.")
         make_folder(run)
         return Start(0, None)
     if first:

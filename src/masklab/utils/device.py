@@ -1,4 +1,4 @@
-"""What the machine can do, and how much of it is in use."""
+"""Devices: defaults, number formats, mixed precision and memory use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def default_device() -> torch.device:
 
 
 def has_bf16(device: torch.device | str = "cpu") -> bool:
-    """Whether the device has bfloat16 instructions of its own."""
+    """Whether the device has native bfloat16 instructions."""
     type_ = torch.device(device).type
     if type_ == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -34,22 +34,22 @@ def has_bf16(device: torch.device | str = "cpu") -> bool:
 
 
 def number_format(device: torch.device | str, precision: Precision) -> Literal["bf16", "fp16", "float32"]:
-    """What ``precision`` means on this device."""
+    """The number format that ``precision`` selects on this device."""
     if precision == "auto":
         return "bf16" if has_bf16(device) else "float32"
     return "float32" if precision == "fp16" and torch.device(device).type != "cuda" else precision
 
 
 def check_precision(precision: Precision, device: torch.device | str, name: str) -> None:
-    """Raise `InputError`, which names the setting, for a ``precision`` that the device does not have."""
+    """Raise `InputError`, which names the setting ``name``, for a ``precision`` that the device does not support."""
     if precision == "fp16" and torch.device(device).type == "cpu":
         raise InputError(f"{name} is fp16 but there is no CUDA GPU: set it to auto.")
 
 
 def autocast(device: torch.device | str, precision: Precision = "auto") -> AbstractContextManager[object]:
-    """A context in which convolutions run in bfloat16, or float16 on CUDA, where ``precision`` says so.
+    """A context in which convolutions run in bfloat16, or float16 on CUDA, as ``precision`` says.
 
-    The rest stays float32; so does everything where float16 is asked for on another device.
+    Everything else stays float32; float16 on a device other than CUDA is float32 throughout.
     """
     chosen = number_format(device, precision)
     dtype = torch.float16 if chosen == "fp16" else torch.bfloat16
@@ -57,7 +57,7 @@ def autocast(device: torch.device | str, precision: Precision = "auto") -> Abstr
 
 
 def memory_in_use(device: torch.device | str) -> int:
-    """The most bytes that tensors have held on the device, or, on the CPU, that this process has held."""
+    """Peak memory in bytes: of tensors on a CUDA device, or of this process on the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:

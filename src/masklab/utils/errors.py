@@ -1,10 +1,10 @@
-"""The one error that bad input raises, a sentence that names the file or field and the next step; and failed work."""
+"""Errors of bad input and of failed work."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used.
+    """Input that cannot be used: a file, a field or an argument.
 
     The message is one sentence that names the file or field and says what to do next.
     The command line prints it and exits with code 2; from Python it is an ordinary exception.
@@ -12,12 +12,12 @@ class InputError(Exception):
 
 
 class FailedRunsError(RuntimeError):
-    """Some of several runs failed while the others went on: the message names them."""
+    """Some of several runs failed and the others continued; the message names the failed ones."""
 
 
 class FaultyDataError(RuntimeError):
-    """A data set has faults that training would stop at or skip: the message counts them."""
+    """A data set has faults that stop training or are skipped by it; the message counts them."""
 
 
 class BrokenLossError(RuntimeError):
-    """A loss became NaN or infinite: the message names the step, the loss and the images."""
+    """A loss became NaN or infinite; the message names the step, the loss and the images."""

@@ -1,8 +1,4 @@
-"""The configuration: every number of the model, the data and the training has its one home here.
-
-The defaults are the paper's (Chen et al., CVPR 2018) or, where the paper is silent, the choice that
-``docs/paper.md`` explains.  A recipe is a YAML file with the few fields that differ.
-"""
+"""Reading of YAML, atomic writing of files and folders, and checks of paths to write to."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from masklab.utils.errors import InputError
 
 
 def read_yaml(file: Any, name: str | Path) -> Any:
-    """What a YAML file holds; `InputError` calls it ``name`` where it cannot be read."""
+    """Contents of a YAML file; raises `InputError`, which calls the file ``name``, if it cannot be read."""
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -30,7 +26,7 @@ def read_yaml(file: Any, name: str | Path) -> Any:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; renamed to ``path`` at the end, and removed when writing fails."""
+    """A temporary path in the same folder to write to; renamed to ``path`` at the end, removed if writing fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -41,7 +37,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def make_folder(output: str | Path) -> Path:
-    """The folder, made if it is missing; `InputError` if it cannot be."""
+    """The folder, created if it is missing; raises `InputError` if that is not possible."""
     output = Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -53,7 +49,7 @@ def make_folder(output: str | Path) -> Path:
 
 
 def file_to_write(path: str | Path) -> Path:
-    """The path of a file to write later, its folder made; `InputError`, before any work, if it is a folder itself."""
+    """The path of a file to write later; creates its folder, and raises `InputError` if the path is a folder itself."""
     path = Path(path)
     make_folder(path.parent)
     if path.is_dir():
@@ -63,9 +59,9 @@ def file_to_write(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to fill; renamed to ``folder`` at the end, and removed when filling it fails.
+    """A temporary folder to fill; renamed to ``folder`` at the end, removed if filling it fails.
 
-    Raises `InputError` if ``folder`` exists and is not empty, or cannot be made.
+    Raises `InputError` if ``folder`` exists and is not empty, or cannot be created.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

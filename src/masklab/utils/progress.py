@@ -1,4 +1,4 @@
-"""A progress bar where somebody watches, and nothing where the output goes to a file."""
+"""Progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
-    """The items, with a bar on the terminal while they are gone through; it is removed at the end."""
+    """Iterate over the items with a progress bar, removed at the end; without one where stdout is not a terminal."""
     return rich.progress.track(items, description, total, transient=True, disable=not sys.stdout.isatty())

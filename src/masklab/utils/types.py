@@ -1,4 +1,4 @@
-"""Type aliases that several parts share."""
+"""Type aliases used throughout the package."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from typing import Literal
 
 Auto = Literal["auto"]
 Precision = Literal["auto", "bf16", "fp16", "float32"]
-
 CoordMode = Literal["exact", "tf"]
-
 Size = tuple[int, int]
-
 Box = tuple[int, int, int, int]

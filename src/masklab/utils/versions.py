@@ -1,4 +1,4 @@
-"""Which versions of which packages a result was made with.  Needs none of them."""
+"""Versions of the packages that affect results, read without importing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIBRARIES = (
     "tifffile",
     "safetensors",
 )
-"""The packages whose versions matter to a result."""
+"""Packages whose versions affect results."""
 
 
 def versions() -> dict[str, str]:

@@ -10,16 +10,14 @@ import torch
 import yaml
 
 from masklab.config.migrate import migrate_config
-from masklab.config.nested import merge
 from masklab.config.schema import Config, validate
 from masklab.model.build import build_model
 from masklab.model.masklab import MaskLab
-from masklab.model.tensors import header_value, read_tensors, write_tensors
 from masklab.structures import ClassTable
-from masklab.utils.device import check_precision, default_device
+from masklab.utils.device import default_device
 from masklab.utils.errors import InputError
-from masklab.utils.types import Precision
 from masklab.weights.migrate import migrate_tensors
+from masklab.weights.tensors import header_value, read_tensors, write_tensors
 
 FORMAT = "masklab 2"
 READABLE = (FORMAT, "masklab 1")
@@ -71,26 +69,16 @@ def find_weights(model: str | Path) -> Path:
     )
 
 
-def load_model(
-    model: str | Path,
-    device: str | torch.device | None = None,
-    max_detections: int | None = None,
-    precision: Precision | None = None,
-) -> MaskLab:
-    """Load MaskLab from a run folder, a weights file or by the name of a model that comes with the package.
+def load_model(model: str | Path, device: str | torch.device | None = None) -> MaskLab:
+    """Load the network from a run folder, a weights file or by the name of a model that comes with the package.
 
-    It is in evaluation mode on ``device``, by default a GPU if there is one, and finds at most ``max_detections``
-    objects in an image, by default as many as its configuration says, and so with ``precision``, the number format
-    of its convolutions.  Raises `InputError` for a missing file, one of another kind, one whose tensors do not fit its
-    header, and a precision that the device does not have.
+    It is in evaluation mode on ``device``, by default a GPU if there is one.  Raises `InputError` for a missing file,
+    a file that is not masklab's, and one whose tensors do not fit its header.
     """
     place = torch.device(device or default_device())
     path = find_weights(model)
     header, tensors = read_tensors(path, READABLE, "train")
     settings, tensors = migrate_config(header_value(header, "config", dict, path)), migrate_tensors(tensors)
-    if precision is not None:
-        check_precision(precision, place, "precision")
-        settings = merge(settings, {"train": {"precision": precision}})
     config = validate(settings, str(path))
     threshold = header_value(header, "score_threshold", object, path)
     if not (threshold is None or (isinstance(threshold, (int, float)) and 0 <= threshold <= 1)):
@@ -102,8 +90,6 @@ def load_model(
     loaded = build_model(config, classes, load_pretrained=False)
     loaded.load_state_dict(tensors)
     loaded.score_threshold = threshold
-    if max_detections is not None:
-        loaded.box_head.max_detections = max_detections
     return loaded.to(place).to(memory_format=torch.channels_last).eval()
 
 

@@ -1,0 +1,102 @@
+"""Verbs that make or inspect data sets: data shapes, check, show, download, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from masklab.cli.options import add_output
+from masklab.utils.errors import FaultyDataError
+from masklab.utils.files import file_to_write
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+def add_shapes(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--train", type=int, default=160, help="training images")
+    parser.add_argument("--val", type=int, default=40, help="validation images")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same images")
+
+
+def shapes(arguments: Namespace) -> None:
+    """Draw a data set of dense, overlapping, textured shapes of several classes, and write it as a COCO folder."""
+    from masklab.datasets.synthetic.shapes import draw_shapes
+
+    draw_shapes(arguments.folder, {"train": arguments.train, "val": arguments.val}, arguments.seed)
+    print(f"{arguments.train} + {arguments.val} images drawn into {arguments.folder}")
+
+
+def add_check(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="data set folder")
+    parser.add_argument("--output", type=Path | None, default=None, help="also write every finding to this JSON file")
+
+
+def check(arguments: Namespace) -> None:
+    """List everything that is wrong with a data set, and what training does about it. Exit code 1 if training would
+    stop or skip something, 2 if there is no data set, 0 otherwise."""
+    from masklab.datasets.check import check, print_check, write_check
+
+    output = arguments.output and file_to_write(arguments.output)
+    report = check(arguments.folder)
+    print_check(report)
+    if output:
+        write_check(output, report)
+        print(f"written to {output}")
+    if report.fault:
+        raise FaultyDataError(report.fault)
+
+
+def add_show(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="data set folder")
+    add_output(parser, "figures")
+    parser.add_argument("--split", default="train", help="which split to draw")
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help="recipe whose image size the anchors are for, if not the paper's",
+    )
+
+
+def show(arguments: Namespace) -> None:
+    """Draw a data set: a sheet of images with their annotations, counts of classes, sizes of objects and objects an
+    image; and print the anchor sizes and detection limits that suit it."""
+    from masklab.plots.dataset import show_data
+
+    show_data(arguments.folder, arguments.output, arguments.split, arguments.recipe)
+
+
+def add_download(parser: ArgumentParser) -> None:
+    parser.add_argument("name", help="coco2017 (20 GB) or nuclei (2018 Data Science Bowl)")
+    parser.add_argument("folder", type=Path, help="folder to unpack into")
+
+
+def download(arguments: Namespace) -> None:
+    """Fetch the official archives of a public data set, verify and unpack them. The same command continues a transfer
+    that was interrupted."""
+    from masklab.datasets.download import download
+
+    print(f"{arguments.name} is in {download(arguments.name, arguments.folder)}")
+
+
+def add_convert(parser: ArgumentParser) -> None:
+    from masklab.config.fields import VAL_FRACTION
+
+    parser.add_argument("source", type=Path, help="data set folder")
+    parser.add_argument("folder", type=Path, help="new folder to write to")
+    parser.add_argument(
+        "--val_fraction", type=float, default=VAL_FRACTION, help="share that becomes val, if there is no val"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed chooses the same images for val")
+
+
+def convert(arguments: Namespace) -> None:
+    """Write a data set - YOLO segmentation, label images, Cellpose's or Kaggle's layout, or COCO - in the COCO layout,
+    with exact masks, as run lengths. Training reads all of these layouts without it."""
+    from masklab.datasets.convert import convert
+
+    splits = convert(arguments.source, arguments.folder, arguments.val_fraction, arguments.seed)
+    for name, split in splits.items():
+        print(f"{arguments.folder / name}.json from {split.summary()}")

@@ -1,0 +1,99 @@
+"""Help texts and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from masklab.utils.types import Precision
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from masklab.config import Config
+    from masklab.inference.options import PredictionOptions
+
+MODEL_HELP = "a run folder that `masklab train` wrote, a weights file, or nuclei, the model that comes with masklab"
+
+
+def recipe_help() -> str:
+    from masklab.config.recipe import common_recipes
+
+    return f"one of {common_recipes()}, another of `masklab recipes`, or a YAML file"
+
+
+def add_output(parser: ArgumentParser, default: str) -> None:
+    parser.add_argument("--output", type=Path, default=Path(default), help="folder to write to")
+
+
+def add_prediction_options(parser: ArgumentParser) -> None:
+    """Test-time augmentation, number of detections and precision."""
+    from jsonargparse.typing import PositiveInt
+
+    parser.add_argument(
+        "--flips",
+        choices=["none", "horizontal", "both", "turns"],
+        default="none",
+        help="test-time augmentation: also predict each image mirrored left to right (2 views), top to bottom too "
+        "(both: 4 views), and turned by quarter turns too (turns: 8 views)",
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="test-time augmentation: factors on the model's own image size, such as 0.8 1.0 1.25",
+    )
+    parser.add_argument(
+        "--max_detections",
+        type=PositiveInt | None,
+        default=None,
+        help="largest number of objects an image, if not the model's own",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="number format of the convolutions; auto takes bf16 where the hardware has it",
+    )
+
+
+def prediction_options(arguments: Namespace, score_threshold: float | None = None) -> PredictionOptions:
+    """The options that `add_prediction_options` added."""
+    from masklab.inference.options import PredictionOptions
+
+    return PredictionOptions(
+        flips=arguments.flips,
+        scales=tuple(arguments.scales),
+        max_detections=arguments.max_detections,
+        score_threshold=score_threshold,
+        precision=arguments.precision,
+    )
+
+
+def add_fields(parser: ArgumentParser, config: Config) -> None:
+    """An option for every field of the configuration, with the values of ``config`` as defaults."""
+    for name, field in type(config).model_fields.items():
+        parser.add_argument(
+            f"--{name}", type=field.annotation, default=getattr(config, name), help=field.description or name
+        )
+
+
+def field_defaults(config: Config) -> dict[str, Any]:
+    """The values of ``config`` by the names that `add_fields` gives the options."""
+    from masklab.config.nested import flatten
+
+    return flatten(config.model_dump())
+
+
+def given_fields(arguments: Namespace, source: str) -> Config:
+    """The configuration that the options of `add_fields` hold; `InputError` names ``source``."""
+    from masklab.config import Config, validate
+
+    return validate({name: _plain(arguments[name]) for name in Config.model_fields}, source)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    return value.model_dump() if hasattr(value, "model_dump") else value

@@ -1,0 +1,117 @@
+"""Verbs that use a trained model: evaluate, predict, show, submit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from masklab.cli.options import MODEL_HELP, add_output, add_prediction_options, prediction_options
+from masklab.utils.errors import InputError
+from masklab.utils.files import file_to_write
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+def add_evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    parser.add_argument("--split", default="val", help="which split to measure; all is a folder without splits")
+    parser.add_argument("--output", type=Path | None, default=None, help="also write the figures to this JSON file")
+    parser.add_argument(
+        "--ground_truth_boxes",
+        action="store_true",
+        help="give the model the annotated boxes, to measure the masks alone",
+    )
+    parser.add_argument(
+        "--error_analysis",
+        action="store_true",
+        help="also measure what limits the model: boxes or outlines, where boxes are lost, types of errors",
+    )
+    add_prediction_options(parser)
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Measure a model on a split of a data set folder and print the figures."""
+    from masklab.evaluation.evaluate import evaluate
+    from masklab.evaluation.report import print_report, write_metrics
+
+    output = arguments.output and file_to_write(arguments.output)
+    metrics = evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.split,
+        prediction_options(arguments),
+        arguments.ground_truth_boxes,
+        arguments.error_analysis,
+    )
+    print_report(metrics)
+    if output:
+        write_metrics(output, metrics)
+        print(f"written to {output}")
+
+
+def add_predict(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("images", nargs="+", help="images, or folders of images")
+    add_output(parser, "predictions")
+    parser.add_argument(
+        "--score", type=float | None, default=None, help="lowest score of a drawn object, if not the model's own"
+    )
+    add_prediction_options(parser)
+
+
+def predict(arguments: Namespace) -> None:
+    """Find the objects of images. Writes predictions.json (COCO results: every detection with its score, masks as run
+    lengths, your own category ids) and, for each image, an overlay of the objects found."""
+    from masklab.inference.folder import predict_folder
+    from masklab.inference.predictor import load
+
+    predictor = load(arguments.model, options=prediction_options(arguments, arguments.score))
+    predict_folder(predictor, arguments.images, arguments.output)
+
+
+def add_submit(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--list", type=Path, required=True, help="COCO JSON that names the images")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images, such as test2017")
+    add_output(parser, "submission")
+
+
+def submit(arguments: Namespace) -> None:
+    """Predict the images that a COCO list names, such as image_info_test-dev2017.json, and write the two zip files that
+    COCO's evaluation server takes: one of masks, one of boxes, with the best 100 detections of each image."""
+    from masklab.inference.predictor import load
+    from masklab.paper.submission import write_submission
+
+    for path in write_submission(load(arguments.model), arguments.list, arguments.images, arguments.output):
+        print(f"written to {path}")
+
+
+def add_show(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("image", nargs="?", default=None, help="the image; leave it out with --data")
+    add_output(parser, "figures")
+    parser.add_argument(
+        "--score", type=float | None, default=None, help="lowest score of an object shown, if not the model's own"
+    )
+    parser.add_argument("--data", type=Path | None, default=None, help="data set folder, for the worst images")
+    parser.add_argument("--split", default="val", help="which split of --data to search")
+    parser.add_argument("--worst", type=int, default=9, help="how many images of --data to draw")
+
+
+def show(arguments: Namespace) -> None:
+    """Draw figures, as PNG files. Of one IMAGE: the objects found, the semantic and the direction logits they are made
+    of, how the best masks are assembled, and where a deformable crop samples. With --data instead: the split's worst
+    images, with every missed, wrong and badly localised object marked."""
+    from masklab.inference.predictor import load
+    from masklab.plots.failures import show_failures
+    from masklab.plots.show import show
+
+    if (arguments.image is None) == (arguments.data is None):
+        raise InputError("show takes either an image or --data DIR: name one of the two.")
+    predictor = load(arguments.model)
+    if arguments.data is None:
+        show(predictor, arguments.image, arguments.output, arguments.score)
+    else:
+        show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)

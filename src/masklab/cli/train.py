@@ -1,0 +1,122 @@
+"""Verbs that train: demo, train, pretrain, ablate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from masklab.cli.options import given_fields, recipe_help
+from masklab.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from masklab.config import Config
+
+
+def add_demo(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for all files")
+    parser.add_argument("--steps", type=int | None, default=None, help="training steps, if not the recipe's")
+
+
+def demo(arguments: Namespace) -> None:
+    """Draw a data set of textured shapes, train a small model on it from scratch, evaluate it, and write its
+    predictions and images: the whole job in a few minutes on a CPU."""
+    from masklab.cli.demo import demo
+
+    demo(arguments.output, arguments.steps)
+
+
+def add_train(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", help=recipe_help())
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+
+
+def named_recipe(arguments: Namespace) -> Config:
+    from masklab.config import load_recipe
+
+    return load_recipe(arguments.recipe)
+
+
+def train(arguments: Namespace) -> None:
+    """Train a model. Every field of the recipe can be changed here, for example --train.steps 1000
+    --model.mask.directions 4; the defaults below are those of the recipe you name."""
+    from masklab.training.fit import train
+
+    config = given_fields(arguments, f"recipe {arguments.recipe}")
+    train(config, *_folders(config), resume=arguments.resume)
+
+
+def pretrain(arguments: Namespace) -> None:
+    """Train the recipe's backbone to name the class of each pixel, and write weights for `masklab train RECIPE
+    --model.backbone.segmentation_weights FILE`. Of the model, only the backbone and mask.dilations are used. Every
+    field of the recipe can be changed here, for example --train.steps 1000; the defaults below are those of the recipe
+    you name."""
+    from masklab.training.pretrain import pretrain
+
+    config = given_fields(arguments, f"recipe {arguments.recipe}")
+    pretrain(config, *_folders(config), resume=arguments.resume)
+
+
+def _folders(config: Config) -> tuple[Path, Path]:
+    """Data folder and output folder of the configuration; `InputError` names the option of a missing one."""
+    if config.data is None or config.output is None:
+        raise InputError(f"training needs a folder: give {'--data' if config.data is None else '--output'} DIR.")
+    return config.data, config.output
+
+
+def add_ablate(parser: ArgumentParser) -> None:
+    from jsonargparse.typing import PositiveInt
+
+    from masklab.paper.tables import TABLES
+
+    parser.add_argument("table", choices=list(TABLES), help="the table: `masklab recipes` lists what its rows change")
+    parser.add_argument(
+        "--recipe", type=str | None, default=None, help="recipe that the rows change, if not the table's own"
+    )
+    parser.add_argument("--seeds", type=PositiveInt, default=1, help="runs of each row")
+    parser.add_argument("--rows", nargs="+", default=None, help="rows to run, if not all")
+
+
+def start_recipe(arguments: Namespace) -> Config:
+    from masklab.config import load_recipe
+
+    return load_recipe(_start(arguments))
+
+
+def _start(arguments: Namespace) -> str:
+    """The recipe that the rows change."""
+    from masklab.paper.tables import table_rows
+
+    return arguments.recipe or table_rows(arguments.table)[0].start
+
+
+def ablate(arguments: Namespace) -> None:
+    """Train and evaluate every row of one of the paper's tables, on any data set and from any recipe, and write the
+    figures beside the paper's. Fields that all rows share can be changed as for `masklab train`, for example
+    --train.steps 1000. Run the same command again to continue after an interruption."""
+    from masklab.paper.ablate import ablate
+
+    start = start_recipe(arguments)
+    changed = given_fields(arguments, f"recipe {_start(arguments)}")
+    ablate(
+        arguments.table,
+        *_folders(changed),
+        arguments.seeds,
+        arguments.recipe,
+        _changes(changed.model_dump(include={"model", "image", "train"}), start.model_dump()),
+        arguments.rows,
+    )
+
+
+def _changes(values: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """The nested fields that differ from those of ``start``."""
+    changed = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(start[name], dict):
+            value = _changes(value, start[name])
+            if value:
+                changed[name] = value
+        elif value != start[name]:
+            changed[name] = value
+    return changed

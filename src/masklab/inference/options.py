@@ -1,0 +1,57 @@
+"""Prediction options."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from masklab.inference.test_time_augmentation import PLAIN, Flips, View, all_views
+from masklab.utils.errors import InputError
+from masklab.utils.types import Precision
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How a model is used on images; nothing here changes the model.
+
+    ===================  ==========================================================================================
+    name                 meaning
+    ===================  ==========================================================================================
+    ``flips``            flips of test-time augmentation: "none", "horizontal", "both" or "turns" (1, 2, 4, 8 views)
+    ``scales``           scales of test-time augmentation, as factors on the size that the model was trained for
+    ``max_detections``   most objects in an image; None takes the model's own number
+    ``score_threshold``  score from which an object counts as found; None takes the model's own threshold
+    ``precision``        number format of the convolutions; "auto" takes bf16 where the hardware has it
+    ===================  ==========================================================================================
+
+    Time and memory grow with the number of views, which is flips times scales.
+
+    Raises `InputError` for values that make no sense.
+    """
+
+    flips: Flips = "none"
+    scales: tuple[float, ...] = (1.0,)
+    max_detections: int | None = None
+    score_threshold: float | None = None
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        all_views(self.flips, self.scales)
+        if self.max_detections is not None and self.max_detections < 1:
+            raise InputError(f"max_detections is {self.max_detections}: give 1 or more.")
+        if self.score_threshold is not None and math.isnan(self.score_threshold):
+            raise InputError(f"score_threshold is {self.score_threshold}: give a number.")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"precision is {self.precision!r}: give one of {', '.join(get_args(Precision))}.")
+
+    @property
+    def views(self) -> list[View]:
+        """The views of an image that the network sees."""
+        return all_views(self.flips, self.scales)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network sees each image once, as it is."""
+        return self.views == [PLAIN]

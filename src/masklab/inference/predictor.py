@@ -1,0 +1,290 @@
+"""Prediction on images with a trained model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from masklab.config.schema import Config
+from masklab.images.intensity import FULL_RANGE
+from masklab.images.read import from_pillow, read_image
+from masklab.images.resize import network_image
+from masklab.inference.options import PredictionOptions
+from masklab.inference.test_time_augmentation import PLAIN, SAME_OBJECT, Detected, View, fuse_boxes
+from masklab.model.backbone import Features
+from masklab.model.masklab import MaskLab
+from masklab.ops.coordinates import padded_size
+from masklab.results.instances import Instances
+from masklab.structures import ClassTable
+from masklab.utils.device import autocast, check_precision
+from masklab.utils.errors import InputError
+from masklab.utils.types import Size
+from masklab.weights.checkpoint import load_model
+
+UNTUNED_THRESHOLD = 0.5
+BATCH_PIXELS = 1 << 20  # of the network's input, in one forward pass
+BATCHES_WAITING = 4  # full batches' worth of images that may wait for others of their size
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+"""A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
+
+
+class _Prepared(NamedTuple):
+    """An image (C, H, W), its padded network input (C, h, w) on the device, and the input's size before padding."""
+
+    image: Tensor
+    inputs: Tensor
+    size: Size
+
+
+class _ViewFeatures(NamedTuple):
+    """The features of one view: its padded ``inputs`` (1, C, h, w) and their ``size`` before padding."""
+
+    view: View
+    inputs: Tensor
+    size: Size
+    features: Features
+
+
+class Predictor:
+    """A model with all that leads from images to `Instances`.
+
+    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`.  Every method runs the model in
+    evaluation mode, without gradients and in the precision of the options, and puts its mode back.
+
+    Raises `InputError` for a precision that the model's device does not have.
+    """
+
+    def __init__(self, model: MaskLab, options: PredictionOptions | None = None) -> None:
+        self.model = model
+        self.options = PredictionOptions() if options is None else options
+        check_precision(self.options.precision, self.device, "precision")
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return next(self.model.parameters()).device
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the model was trained with."""
+        return self.model.config
+
+    @property
+    def classes(self) -> ClassTable:
+        """The classes that the model finds."""
+        return self.model.classes
+
+    @property
+    def threshold(self) -> float:
+        """The score from which an object counts as found: that of the options, else the model's tuned one, else 0.5."""
+        for threshold in (self.options.score_threshold, self.model.score_threshold):
+            if threshold is not None:
+                return threshold
+        return UNTUNED_THRESHOLD
+
+    @property
+    def max_detections(self) -> int:
+        """The most objects that are found in an image."""
+        return self.options.max_detections or self.model.box_head.max_detections
+
+    @overload
+    def predict(self, images: ImageLike, batch_size: int = ...) -> Instances: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, images: Sequence[ImageLike], batch_size: int = ...) -> list[Instances]: ...
+
+    def predict(self, images: Any, batch_size: int = 8) -> Any:
+        """Find the objects of an image, or of each image of a list.
+
+        An image is a file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``.  Its
+        intensities are rescaled as in training (see `masklab.images.intensity.rescale_intensity`), and it is resized
+        and normalised as there.  Returns one `Instances` an image, in the image's own pixels, best first; use
+        ``instances.above(predictor.threshold)`` for those that count as found.
+
+        Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``
+        of them and at most about one megapixel together.  With test-time augmentation there is one image at a time.
+
+        Raises `InputError` for an image that cannot be read and for a ``batch_size`` below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}: give 1 or more.")
+        if not isinstance(images, (list, tuple)):
+            return self.predict([images])[0]
+        if not self.options.plain:
+            return [self._predict_views(self._read(image)) for image in images]
+        found: list[Instances | None] = [None] * len(images)
+        for row, instances in self._predict_batches(map(self._read, images), batch_size):
+            found[row] = instances
+        return found
+
+    def segment(self, image: ImageLike, boxes: np.ndarray, labels: np.ndarray) -> Instances:
+        """Masks of objects whose boxes are known, from any detector.
+
+        ``boxes`` is ``(n, 4)`` ``xyxy`` in the image's own pixels, ``labels`` ``(n,)`` in ``0..K-1``.  Returns
+        `Instances` in the same order, with score 1.  Raises `InputError` for an image that cannot be read.
+        """
+        values = self._read(image)
+        given = torch.as_tensor(boxes, dtype=torch.float32, device=self.device).view(-1, 4)
+        classes = torch.as_tensor(labels, dtype=torch.long, device=self.device)
+        with self.inference():
+            views = (self._view_features(values, view) for view in self.options.views)
+            masks = self._mean_masks(views, given, classes, _size(values))
+        return self._instances(values, (given, torch.ones(len(classes)), classes), masks)
+
+    def propose(self, image: ImageLike) -> Tensor:
+        """Region proposals ``(R, 4)`` for an image, in its own pixels, best first; without test-time augmentation."""
+        values = self._read(image)
+        with self.inference():
+            inputs, sizes = self.network_input(values)
+            found = self.model.rpn.propose(self.model.rpn(self.model.backbone(inputs).conv4), sizes)
+        size = (int(sizes[0, 0]), int(sizes[0, 1]))
+        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], _size(values), size).cpu()
+
+    def network_input(self, image: Tensor, view: View = PLAIN) -> tuple[Tensor, Tensor]:
+        """An image (C, H, W) of any dtype as a padded batch of one, (1, C, h, w), and its size before padding, (1, 2)."""
+        _, inputs, size = self._prepare(image, view)
+        return inputs[None].to(memory_format=torch.channels_last), torch.tensor([size], device=inputs.device)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, and the precision of the options; the model's mode is put back."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), autocast(self.device, self.options.precision):
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _read(self, image: ImageLike) -> Tensor:
+        return _as_tensor(image, self.config.model.backbone.channels)
+
+    def _prepare(self, image: Tensor, view: View = PLAIN) -> _Prepared:
+        config = self.config
+        inputs = view.show(network_image(image, config.image, view.scale))
+        size = _size(inputs)
+        height, width = padded_size(size, self.model.stride, config.model.coord_mode)
+        inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]))
+        return _Prepared(image, inputs.to(self.device), size)
+
+    def _predict_batches(self, images: Iterable[Tensor], batch_size: int) -> Iterator[tuple[int, Instances]]:
+        """The result of each image with its position; in the order in which batches fill up.
+
+        Group norm sees the padding, so only inputs of exactly the same padded size share a batch.
+        """
+        waiting: defaultdict[Size, list[tuple[int, _Prepared]]] = defaultdict(list)
+        for row, image in enumerate(images):
+            prepared = self._prepare(image)
+            size = _size(prepared.inputs)
+            waiting[size].append((row, prepared))
+            if len(waiting[size]) >= min(batch_size, max(1, BATCH_PIXELS // (size[0] * size[1]))):
+                yield from self._forward(waiting.pop(size))
+            elif sum(map(len, waiting.values())) >= BATCHES_WAITING * batch_size:
+                yield from self._forward(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
+        for batch in waiting.values():
+            yield from self._forward(batch)
+
+    def _forward(self, batch: list[tuple[int, _Prepared]]) -> Iterator[tuple[int, Instances]]:
+        """The results of images of one padded size by one forward pass."""
+        with self.inference():
+            inputs = torch.stack([prepared.inputs for _, prepared in batch])
+            sizes = torch.tensor([prepared.size for _, prepared in batch], device=inputs.device)
+            found = self.model(inputs.to(memory_format=torch.channels_last), sizes, self.options.max_detections)
+        for n, (row, (image, _, size)) in enumerate(batch):
+            count = int(found.num_valid[n])
+            boxes = PLAIN.to_image(found.boxes[n, :count], _size(image), size)
+            detected = (boxes, found.scores[n, :count], found.labels[n, :count])
+            yield row, self._instances(image, detected, found.masks[n, :count])
+
+    def _predict_views(self, image: Tensor) -> Instances:
+        """The result of test-time augmentation: fused boxes, and the mean of the masks that each view makes of them."""
+        with self.inference():
+            views = [self._view_features(image, view) for view in self.options.views]
+            found: list[Detected] = []
+            for view, inputs, size, features in views:
+                sizes = torch.tensor([size], device=inputs.device)
+                boxes, scores, labels, num_valid = self.model.detect(
+                    features, inputs, sizes, self.options.max_detections
+                )
+                count = int(num_valid[0])
+                found.append(
+                    (view.to_image(boxes[0, :count], _size(image), size), scores[0, :count], labels[0, :count])
+                )
+            rules = self.config.model.box
+            iou = min(rules.nms_iou, SAME_OBJECT)
+            fused = fuse_boxes(found, iou, rules.score_threshold, self.max_detections)
+            masks = self._mean_masks(views, fused[0], fused[2], _size(image))
+        return self._instances(image, fused, masks)
+
+    def _view_features(self, image: Tensor, view: View) -> _ViewFeatures:
+        inputs, sizes = self.network_input(image, view)
+        return _ViewFeatures(view, inputs, (int(sizes[0, 0]), int(sizes[0, 1])), self.model.backbone(inputs))
+
+    def _mean_masks(self, views: Iterable[_ViewFeatures], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
+        """Masks (R, P, P) of boxes (R, 4) in the pixels of an image of ``size``: the mean over its views."""
+        num_valid = torch.tensor([len(labels)], device=boxes.device)
+        total, count = torch.zeros((), device=boxes.device), 0
+        for view, inputs, seen, features in views:
+            given = view.from_image(boxes, size, seen)
+            maps = self.model.mask_maps(features)
+            total = total + view.undo(self.model.masks(maps, given[None], labels[None], num_valid, inputs)[0])
+            count += 1
+        return total / count
+
+    def _instances(self, image: Tensor, found: Detected, masks: Tensor) -> Instances:
+        """What was found in an image, in its own pixels, with the masks (R, P, P) over the boxes."""
+        boxes, scores, labels = found
+        return Instances(
+            size=_size(image),
+            boxes=boxes.cpu().numpy(),
+            scores=scores.cpu().numpy(),
+            labels=labels.cpu().numpy(),
+            masks=masks.cpu().numpy(),
+            class_names=self.classes.names,
+            category_ids=self.classes.ids,
+            coord_mode=self.config.model.coord_mode,
+        )
+
+
+def load(
+    model: str | Path, device: str | torch.device | None = None, options: PredictionOptions | None = None
+) -> Predictor:
+    """Load a `Predictor` from a run folder, a weights file or by the name of a model that comes with the package.
+
+    Its ``model`` is on ``device``, by default a GPU if there is one.  Raises `InputError` as
+    `masklab.weights.checkpoint.load_model` does, and for a precision that the device does not have.
+    """
+    return Predictor(load_model(model, device), options)
+
+
+def _size(image: Tensor) -> Size:
+    return image.shape[1], image.shape[2]
+
+
+def _as_tensor(image: ImageLike, channels: int) -> Tensor:
+    if isinstance(image, Image.Image):
+        image = from_pillow(image, channels)
+    elif isinstance(image, (str, Path)):
+        image = read_image(image, channels)
+    if not isinstance(image, Tensor):  # NumPy arrays may have negative strides or a foreign byte order
+        array = np.asarray(image)
+        image = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    values = image
+    if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
+        values = values.expand(3, -1, -1)
+    if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels or not values.numel():
+        raise InputError(
+            f"an image must be uint8, uint16 or float32 of shape ({channels}, height, width), "
+            f"not {values.dtype} of shape {tuple(values.shape)}: convert it or give its file name."
+        )
+    return values
