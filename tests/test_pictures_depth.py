@@ -547,10 +547,10 @@ def test_predict_leaves_the_given_numbers_alone(model):
     assert (values == before).all()
 
 
-def test_a_float_image_beyond_one_is_named_and_left_out(model, tmp_path, capsys):
+def test_a_float_image_beyond_one_is_named_and_left_out(model, tmp_path, caplog):
     tifffile.imwrite(tmp_path / "far.tif", np.full((40, 40), 4095, np.float32))
     tifffile.imwrite(tmp_path / "near.tif", np.full((40, 40), 0.5, np.float32))
     message = sentence(predict_folder, predictor(model), [tmp_path], tmp_path / "out")
     assert "1 of 2 images" in message
-    assert f"{tmp_path / 'far.tif'} holds numbers from 4095 to 4095" in capsys.readouterr().err
+    assert f"{tmp_path / 'far.tif'} holds numbers from 4095 to 4095" in caplog.text
     assert (tmp_path / "out/near.png").is_file()

@@ -1,7 +1,8 @@
-"""The whole job on images that the program draws: data, training, evaluation, prediction; and the shipped model on one."""
+"""The verb demo: data, training, evaluation and prediction on drawn images, and the packaged model on one of nuclei."""
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from masklab.results.overlay import overlay
 from masklab.training.fit import train
 from masklab.utils.files import atomic_write
 
+_log = logging.getLogger(__name__)
+
 IMAGES = {"train": 240, "val": 24}
 
 
@@ -30,24 +33,24 @@ def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None
 
     The last step runs the model `nuclei` that comes with the package on a drawn image (see `try_nuclei`).
     """
-    began, output = time.monotonic(), Path(output)
+    start, output = time.monotonic(), Path(output)
     data, run, images = output / "shapes", output / "run", output / "predictions"
-    print(f"1/5  drawing {sum(IMAGES.values())} images into {data}")
+    _log.info(f"1/5  drawing {sum(IMAGES.values())} images into {data}")
     draw_shapes(data, IMAGES, seed=0)
-    print("2/5  training from scratch")
+    _log.info("2/5  training from scratch")
     config = load_recipe("shapes", {"train": {"steps": steps}} if steps else None)
     predictor = train(config, data, run)
-    print("3/5  evaluating on the validation images")
+    _log.info("3/5  evaluating on the validation images")
     metrics = evaluate(predictor, data, "val")
     write_metrics(output / "metrics.json", metrics)
-    print("4/5  writing predictions and overlays")
+    _log.info("4/5  writing predictions and overlays")
     predict_folder(predictor, [data / "val"], images)
-    print("5/5  the model that comes with masklab, on a drawn image of nuclei")
+    _log.info("5/5  the model that comes with masklab, on a drawn image of nuclei")
     found, drawn = try_nuclei(output / "nuclei.png")
     print(f"{found} of {drawn} nuclei found: {output / 'nuclei.png'}")
     print_report(metrics)
-    table = Table(title=f"done in {(time.monotonic() - began) / 60:.1f} minutes", show_header=False)
-    for what, where in {
+    table = Table(title=f"done in {(time.monotonic() - start) / 60:.1f} minutes", show_header=False)
+    for content, path in {
         "data set, COCO format": data,
         "weights": run / "best.safetensors",
         "log": run / "metrics.csv",
@@ -55,7 +58,7 @@ def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None
         "overlays and predictions.json": images,
         "nuclei, by the model that comes with masklab": output / "nuclei.png",
     }.items():
-        table.add_row(what, str(where))
+        table.add_row(content, str(path))
     table.add_row("next, with your own image of nuclei", "masklab predict nuclei IMAGE")
     table.add_row("next, with your own images", "masklab train nuclei --data DIR --output RUN")
     Console().print(table)
@@ -65,12 +68,12 @@ def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None
 def try_nuclei(path: str | Path) -> tuple[int, int]:
     """Run the model `nuclei` that comes with the package on a drawn image and write the overlay to ``path``, a PNG.
 
-    Returns how many nuclei it found, at an IoU of at least 0.5 and its own score threshold, and how many were drawn.
+    Returns the number of nuclei that it found, at an IoU of at least 0.5 and its own score threshold, and the number drawn.
     """
     predictor, (image, labels) = load("nuclei"), draw_nuclei()
     instances = predictor.predict(image).above(predictor.threshold)
     with atomic_write(path) as temporary:
         overlay(image, instances, predictor.threshold).save(temporary, "PNG")
     drawn = rle_to_coco(encode_labels(labels)[1], instances.size)
-    shares = mask.iou(instances.rles(), drawn, [False] * len(drawn))
-    return int((shares >= 0.5).any(axis=0).sum()), len(drawn)
+    ious = mask.iou(instances.rles(), drawn, [False] * len(drawn))
+    return int((ious >= 0.5).any(axis=0).sum()), len(drawn)

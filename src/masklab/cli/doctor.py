@@ -1,4 +1,4 @@
-"""Is the installation sound? Versions, devices, and each operation tried once.  Works where torch is missing."""
+"""The verb doctor: versions, devices, and a test of each operation.  Works without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KNOWN_BAD = {"lightning": ("2.6.2", "2.6.3")}
 
 
 def doctor() -> None:
-    """Print what is installed and what works; raises `InputError` with the first fault's cure when something does not."""
+    """Print versions and the results of the checks; raises `InputError` with the remedy of the first fault."""
     table = Table(title="masklab doctor", show_header=False)
     faults: list[str] = []
     table.add_row("Python", platform.python_version())
@@ -45,7 +45,7 @@ def _diagnose(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "torchvision::" in text or ("torchvision" in text and "undefined symbol" in text):
         return (
-            "torch and torchvision come from different indexes (a CPU-only build beside a CUDA build, say) and do not fit "
+            "torch and torchvision come from different indexes (for example a CPU-only build and a CUDA build) and do not fit "
             "together: install both from one index, as `uv sync` does"
         )
     return text or type(error).__name__
@@ -61,7 +61,7 @@ def _devices() -> str:
     return f"CPU, {torch.get_num_threads()} threads, bf16 instructions {'yes' if has_bf16() else 'no'}"
 
 
-def _suppression() -> str:
+def _nms() -> str:
     import torch
     from torchvision.ops import nms
 
@@ -94,8 +94,8 @@ def _run_lengths() -> str:
     from masklab.masks.encode import encode_windows
     from masklab.masks.rle import rle_from_string, rle_to_strings
 
-    runs = encode_windows([np.ones((2, 3), bool)], [(1, 1, 4, 3)], (5, 6))
-    return _expect(rle_from_string(rle_to_strings(runs)[0]).tolist(), runs[0].tolist())
+    rles = encode_windows([np.ones((2, 3), bool)], [(1, 1, 4, 3)], (5, 6))
+    return _expect(rle_from_string(rle_to_strings(rles)[0]).tolist(), rles[0].tolist())
 
 
 def _training_step() -> str:
@@ -136,13 +136,13 @@ def _evaluator() -> str:
 
 def _expect(found: object, wanted: object) -> str:
     if found != wanted:
-        raise RuntimeError(f"gave {found} where {wanted} is right")
+        raise RuntimeError(f"gave {found} instead of {wanted}")
     return "works"
 
 
 CHECKS: dict[str, Callable[[], str]] = {
     "devices": _devices,
-    "box suppression (torchvision)": _suppression,
+    "box suppression (torchvision)": _nms,
     "crop and resize": _crop,
     "run lengths": _run_lengths,
     "convolution, forward and backward": _training_step,

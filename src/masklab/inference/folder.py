@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from masklab.results.overlay import overlay
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
+
+_log = logging.getLogger(__name__)
 
 
 def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: str | Path) -> Path:
@@ -38,7 +40,7 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
             image = read_image(path, predictor.config.model.backbone.channels)
             shown_image = displayed(image, predictor.config.image, path)
         except InputError as error:
-            print(f"masklab: {error}", file=sys.stderr)
+            _log.warning("%s", error)
             broken += 1
             continue
         instances = predictor.predict(image)
@@ -52,12 +54,12 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
     target = output / "predictions.json"
     with atomic_write(target) as temporary:
         temporary.write_text(json.dumps(results))
-    print(
+    _log.info(
         f"{len(images) - broken} images, {shown} objects of score {predictor.threshold:.2f} or more "
         f"({len(results)} detections in all): {target} and an overlay each"
     )
     if capped:
-        print(
+        _log.info(
             f"{capped} of {len(images)} images reached the cap of {predictor.max_detections} objects, so "
             "others may be missing: predict again with a larger --max_detections."
         )
