@@ -13,10 +13,10 @@ from masklab.cli.app import main
 from masklab.config.nested import merge
 from masklab.config.schema import validate
 from masklab.datasets.check import check
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.convert import convert
 from masklab.datasets.layouts.masks import read_labels
 from masklab.datasets.open import open_split, split_names
+from masklab.datasets.split import Split
 from masklab.masks import encode, rle
 from masklab.structures import ClassTable
 
@@ -119,7 +119,7 @@ def test_pool_without_objects(tmp_path):
     assert split.ground_truth["annotations"] == []
     assert "5 images (5 without objects), 0 objects" in split.summary()
     convert(tmp_path, tmp_path / "out")
-    assert len(CocoSplit.find(tmp_path / "out", "val")) == 1
+    assert len(Split.find(tmp_path / "out", "val")) == 1
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_yolo_polygons_are_coco_polygons(tmp_path):
     categories = [{"id": 3, "name": "fruit"}, {"id": 0, "name": "leaf"}]
     coco = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "train.json").write_text(json.dumps(coco))
-    same = CocoSplit(tmp_path / "train.json", tmp_path / "yolo/images")
+    same = Split(tmp_path / "train.json", tmp_path / "yolo/images")
     for index in range(3):
         ours, theirs = split.objects(index), same.objects(index)
         assert len(ours) == (3, 1, 0)[index]
@@ -408,7 +408,7 @@ def test_train_without_val_lends_it_images(tmp_path):
 
 
 def test_coco_without_val(tmp_path, shapes):
-    source = CocoSplit.find(shapes, "train")
+    source = Split.find(shapes, "train")
     (tmp_path / "train.json").write_text(json.dumps(source.ground_truth))
     (tmp_path / "train").symlink_to(source.folder)
     train, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
@@ -456,7 +456,7 @@ def test_label_images_there_and_back(tmp_path):
     assert "seed 3" in lists["val"]["drawn"]
     seen = set()
     for name in ("train", "val"):
-        split = CocoSplit.find(tmp_path / "dst", name)
+        split = Split.find(tmp_path / "dst", name)
         assert {f"images/{n}" for n in names_of(split)} == set(lists[name]["images"])
         for index, entry in enumerate(split.images):
             back = np.zeros(SIZE, np.int64)
@@ -467,7 +467,7 @@ def test_label_images_there_and_back(tmp_path):
             seen.add(entry.path.stem)
     assert seen == set(NAMES)
     again = open_split(tmp_path / "dst", "val")
-    assert names_of(again) == names_of(CocoSplit.find(tmp_path / "dst", "val"))
+    assert names_of(again) == names_of(Split.find(tmp_path / "dst", "val"))
 
 
 def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
@@ -479,7 +479,7 @@ def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
     convert(tmp_path / "src", tmp_path / "dst")
     found = {}
     for name in ("train", "val"):
-        split = CocoSplit.find(tmp_path / "dst", name)
+        split = Split.find(tmp_path / "dst", name)
         found |= {p.path.stem: masks(split, k) for k, p in enumerate(split.images)}
         found["skipped"] = found.get("skipped", 0) + split.skipped["empty mask"]
     assert found.pop("skipped") == 1
@@ -491,7 +491,7 @@ def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
 def test_coco_stays_as_it_is(tmp_path, shapes):
     convert(shapes, tmp_path / "dst")
     for name in ("train", "val"):
-        before, after = (CocoSplit.find(folder, name) for folder in (shapes, tmp_path / "dst"))
+        before, after = (Split.find(folder, name) for folder in (shapes, tmp_path / "dst"))
         assert before.ground_truth == after.ground_truth
         assert (before.read(1, 3) == after.read(1, 3)).all()
 
@@ -504,7 +504,7 @@ def test_images_of_the_same_name_stay_apart(tmp_path):
         (tmp_path / f"src/{place}/labels/a.txt").write_text("0 0 0 1 0 1 1 0 1\n")
     (tmp_path / "src/data.yaml").write_text(yaml.safe_dump({"names": ["tile"], **table}))
     convert(tmp_path / "src", tmp_path / "dst")
-    split = CocoSplit.find(tmp_path / "dst", "train")
+    split = Split.find(tmp_path / "dst", "train")
     assert [split.read(k, 3).shape[1] for k in range(2)] == [4, 6]
     assert [split.objects(k).areas.tolist() for k in range(2)] == [[16], [36]]
 

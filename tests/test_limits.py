@@ -14,20 +14,15 @@ from PIL import Image
 from rich.console import Console
 
 from masklab.cli.app import main
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import Objects
+from masklab.datasets.split import Split
 from masklab.evaluation.coco import coco_metrics
-from masklab.evaluation.error_analysis import (
-    Boxes,
-    neighbour_gaps,
-    propose,
-    recall_table,
-    stage_overlaps,
-    with_annotated_masks,
-)
+from masklab.evaluation.error_analysis import propose
 from masklab.evaluation.errors import ERROR_TYPES, find_errors
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.evaluation.oracle import with_annotated_masks
+from masklab.evaluation.recall import Boxes, neighbour_gaps, recall_table, stage_overlaps
 from masklab.evaluation.report import print_report
 from masklab.model.build import build_model
 from masklab.results.instances import Instances
@@ -65,19 +60,19 @@ def scene(objects, detections, crowds=()):
 CASES = {
     "nothing": ([], [], [], []),
     "nothing found": (["####"], [], ["missed"], []),
-    "nothing there": ([], ["####"], [], ["false"]),
+    "nothing there": ([], ["####"], [], ["background"]),
     "IoU 3/4": (["####"], ["###"], ["right"], ["right"]),
     "IoU 2/3": (["######"], ["####"], ["localisation"], ["localisation"]),
     "IoU 3/8": (["########"], ["###"], ["localisation"], ["localisation"]),
     "IoU 4/15": (["####"], ["###############"], ["localisation"], ["localisation"]),
-    "IoU 1/12": (["############"], ["#"], ["missed"], ["false"]),
+    "IoU 1/12": (["############"], ["#"], ["missed"], ["background"]),
     "the best of two attempts, no pieces": (
         ["........####"],
         ["..........##############", ".....#####"],
         ["localisation"],
-        ["false", "localisation"],
+        ["background", "localisation"],
     ),
-    "beside a found one": (["####"], ["####", "...#####"], ["right"], ["right", "false"]),
+    "beside a found one": (["####"], ["####", "...#####"], ["right"], ["right", "background"]),
     "found twice": (["####"], ["####", "###"], ["right"], ["right", "duplicate"]),
     "a piece of a found one": (["######"], ["####", "....##"], ["localisation"], ["localisation", "duplicate"]),
     "a blob over a found one": (["####"], ["####", "###########"], ["right"], ["right", "duplicate"]),
@@ -116,7 +111,7 @@ CASES = {
         ["localisation"],
         ["localisation", "duplicate"],
     ),
-    "of another class": (["####"], [("####", 2)], ["missed"], ["false"]),
+    "of another class": (["####"], [("####", 2)], ["missed"], ["background"]),
 }
 
 
@@ -201,7 +196,7 @@ def reference_kinds(truth, results, errors):
         if kinds[n] == "":
             k = tries[n][1] if n in tries else None
             found = k is not None and object_kinds[k] != "missed" and (covers(n, k) or lies_in(n, k))
-            kinds[n] = "duplicate" if found else "false"
+            kinds[n] = "duplicate" if found else "background"
     return kinds, object_kinds
 
 
@@ -294,7 +289,7 @@ def test_stages_and_recall_by_hand():
 @pytest.fixture(scope="module")
 def weights(tiny_config, shapes, tmp_path_factory):
     torch.manual_seed(0)
-    model = build_model(tiny_config, CocoSplit.find(shapes, "val").categories)
+    model = build_model(tiny_config, Split.find(shapes, "val").categories)
     path = tmp_path_factory.mktemp("error_analysis") / "tiny.safetensors"
     save_model(model, path)
     return path
@@ -348,7 +343,7 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     """A model that finds everything in colour and nothing in grey."""
     folder = tmp_path / "both"
     shutil.copytree(shapes, folder)
-    source = CocoSplit.find(folder, "val")
+    source = Split.find(folder, "val")
     for image in source.images[:3]:
         Image.open(image.path).convert("L").convert("RGB").save(image.path)
     model, colour = build_model(tiny_config, source.categories), source.objects(3)
@@ -365,7 +360,7 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     monkeypatch.setattr(model, "predict", predict)
     metrics = evaluate(model, folder)
     text = printed(metrics, 80)
-    assert "kind of image" in text
+    assert "colour of image" in text
     assert "…" not in text
     parts = metrics["by_colour"]
     assert [parts[kind]["images"] for kind in ("grey", "colour")] == [3, 1]

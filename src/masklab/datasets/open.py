@@ -1,20 +1,21 @@
-"""Opening a data set of any known format, found by looking at its folder, and writing it in COCO's."""
+"""Opening of data sets, whose layout is recognised by their folder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from masklab.config.fields import VAL_FRACTION
-from masklab.datasets.coco import VAL_NAMES, CocoSplit, check_names, find_split, split_files
-from masklab.datasets.layouts.base import Annotated, Pair, SplitSource
-from masklab.datasets.layouts.cellpose import find_cellpose
-from masklab.datasets.layouts.kaggle import find_kaggle
-from masklab.datasets.layouts.label_images import find_label_images
-from masklab.datasets.layouts.yolo import find_yolo
+from masklab.datasets.layouts import coco
+from masklab.datasets.layouts.base import VAL_NAMES, Annotated, Pair, SplitSource, check_names
+from masklab.datasets.layouts.cellpose import CELLPOSE
+from masklab.datasets.layouts.kaggle import KAGGLE
+from masklab.datasets.layouts.label_images import LABEL_IMAGES
+from masklab.datasets.layouts.yolo import YOLO
+from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
+from masklab.datasets.split import Split
 from masklab.images.read import image_size
 from masklab.masks import rle
 from masklab.structures import ClassTable
@@ -22,22 +23,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-FORMATS: dict[str, Callable[[Path], dict[str, SplitSource]]] = {
-    "YOLO segmentation (data.yaml, images, labels/*.txt)": find_yolo,
-    "label images (images, and masks or labels)": find_label_images,
-    "Cellpose (x_masks.png or .tif beside x.png)": find_cellpose,
-    "Kaggle 2018 (ID/images, ID/masks)": find_kaggle,
-}
-COCO = "COCO (SPLIT.json with SPLIT, or annotations/instances_SPLIT2017.json with SPLIT2017)"
-
-
-class Fault(NamedTuple):
-    """An image of a format other than COCO that cannot be read, or whose annotation cannot."""
-
-    image_id: int
-    file_name: str
-    of_image: bool
-    reason: str
+LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # beside COCO's
 
 
 def open_split(
@@ -46,21 +32,21 @@ def open_split(
     categories: ClassTable | None = None,
     val_fraction: float = VAL_FRACTION,
     seed: int = 0,
-    faults: list[Fault] | None = None,
-) -> CocoSplit:
-    """Find a split in a data set folder of any format of ``FORMATS``, or COCO's, and read it.
+    sink: Sink | None = None,
+) -> Split:
+    """Find a split in a data set folder of any layout of `LAYOUTS`, or COCO's, and read it.
 
-    Every format becomes what COCO's JSON would hold, masks as run lengths.  A split is a folder, ``valid`` and
-    ``validation`` being ``val`` where there is no other, or what YOLO's
-    ``data.yaml``, or ``train.txt`` and ``val.txt`` with an image a line, list.  Where there is no ``val``, it is
-    ``val_fraction`` of the images of ``train``, or of an undivided folder, the first by a hash of ``seed`` and
-    file name; ``train`` is the rest; ``all`` is an undivided folder whole.  A format that knows no classes has the
-    one class of ``categories``, if it is one, else "object".
+    Every layout is converted to what COCO's JSON would hold, masks as run lengths.  A split is a folder, or what
+    YOLO's ``data.yaml``, or ``train.txt`` and ``val.txt`` with one image per line, list; ``valid`` and ``validation``
+    are taken as ``val`` where there is no other.  Where there is no ``val``, it is ``val_fraction`` of the images of
+    ``train``, or of an undivided folder: the first by a hash of ``seed`` and file name.  ``train`` is the rest;
+    ``all`` is the whole of an undivided folder.  A layout without classes has the one class of ``categories``, if it
+    has only one, else "object".
 
-    Of other formats than COCO, ``faults``, where it is given, takes what is wrong with single images, which otherwise
-    ends the reading at the first: one that cannot be read is left out, one whose annotation cannot be has no objects.
+    ``sink`` receives the problems of single images in layouts other than COCO's: an unreadable image is left out, one
+    with unreadable annotations has no objects.  By default the first raises `InputError`.
 
-    Raises `InputError` when no format or several fit, for a split that is not there, and for files that cannot be
+    Raises `InputError` when no layout or several fit, for a split that does not exist, and for files that cannot be
     used.
     """
     folder = Path(folder)
@@ -71,8 +57,8 @@ def open_split(
     if found is None:
         return _open_coco(folder, split, categories, val_fraction, seed)
     pool, chosen, note = _choose(folder, found, split, val_fraction, seed)
-    values = _as_coco(folder, chosen, found[pool], categories, faults)
-    opened = CocoSplit(folder / split, folder, categories, values)
+    values = _as_coco(folder, chosen, found[pool], categories, sink or TrainingSink())
+    opened = Split(folder / split, folder, categories, values)
     opened.note = note
     return opened
 
@@ -83,7 +69,9 @@ def split_names(folder: str | Path) -> list[str]:
     check_names(folder, "all")
     found = _recognise(folder)
     if found is None:
-        complete = {split: [pair for pair in pairs if pair[1].is_dir()] for split, pairs in split_files(folder).items()}
+        complete = {
+            split: [pair for pair in pairs if pair[1].is_dir()] for split, pairs in coco.split_files(folder).items()
+        }
         files = {pairs[0][0]: split for split, pairs in sorted(complete.items(), reverse=True) if len(pairs) == 1}
         names = set(files.values())
     else:
@@ -92,20 +80,21 @@ def split_names(folder: str | Path) -> list[str]:
 
 
 def _recognise(folder: Path) -> dict[str, SplitSource] | None:
-    """The splits of the one format that fits a folder; None where that is COCO's."""
+    """The splits of the one layout that fits a folder; None where that is COCO's."""
     fitting: dict[str, dict[str, SplitSource] | None] = {}
-    if any(images.is_dir() for _, images in chain(*split_files(folder).values())):
-        fitting[COCO] = None
-    fitting |= {name: found for name, find in FORMATS.items() if (found := find(folder))}
+    if any(images.is_dir() for _, images in chain(*coco.split_files(folder).values())):
+        fitting[coco.DESCRIPTION] = None
+    fitting |= {layout.description: found for layout in LAYOUTS if (found := layout.find(folder))}
     if len(fitting) > 1:
         raise InputError(
-            f"{folder} fits more than one format: {' and '.join(fitting)}: move what you do not mean away."
+            f"{folder} fits more than one layout: {' and '.join(fitting)}: move what you do not mean away."
         )
     if fitting:
         return _called_val(next(iter(fitting.values())))
-    if split_files(folder):
+    if coco.split_files(folder):
         return None
-    raise InputError(f"{folder} holds no data set: none of {'; '.join([COCO, *FORMATS])} was found; correct the path.")
+    known = "; ".join([coco.DESCRIPTION, *(layout.description for layout in LAYOUTS)])
+    raise InputError(f"{folder} holds no data set: none of {known} was found; correct the path.")
 
 
 def _called_val(found: dict[str, SplitSource] | None) -> dict[str, SplitSource] | None:
@@ -116,10 +105,10 @@ def _called_val(found: dict[str, SplitSource] | None) -> dict[str, SplitSource] 
     return {"val" if name == other else name: own for name, own in found.items()}
 
 
-def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_fraction: float, seed: int) -> CocoSplit:
-    present = split_files(folder)
+def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_fraction: float, seed: int) -> Split:
+    present = coco.split_files(folder)
     drawn = split in ("train", "val") and "train" in present and "val" not in present
-    whole_split = CocoSplit(*find_split(folder, "train" if drawn else split), categories)
+    whole_split = Split(*coco.find_split(folder, "train" if drawn else split), categories)
     if not drawn:
         return whole_split
     images, annotations = (whole_split.ground_truth[key] for key in ("images", "annotations"))
@@ -130,7 +119,7 @@ def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_frac
         "images": images,
         "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
     }
-    part = CocoSplit(whole_split.json_path, whole_split.folder, categories, values)
+    part = Split(whole_split.json_path, whole_split.folder, categories, values)
     part.note = note
     return part
 
@@ -202,7 +191,7 @@ def _hold_out(names: list[str], split: str, folder: Path, val_fraction: float, s
 
 
 def _as_coco(
-    folder: Path, pairs: list[Pair], found: SplitSource, categories: ClassTable | None, faults: list[Fault] | None
+    folder: Path, pairs: list[Pair], found: SplitSource, categories: ClassTable | None, sink: Sink
 ) -> dict[str, Any]:
     """What COCO's JSON would hold of the images, their ``file_name`` relative to ``folder``."""
     only = (categories.ids[0], categories.names[0]) if categories and len(categories) == 1 else (1, "object")
@@ -216,9 +205,9 @@ def _as_coco(
             size = image_size(pair.image)
             objects = found.objects(pair, size)
         except InputError as error:
-            if faults is None:
-                raise
-            faults.append(Fault(image_id, _name(pair, folder), size is None, str(error)))
+            problem, reason = "damaged image" if size is None else "unusable annotation file", str(error)
+            name = _name(pair, folder)
+            sink.report(Problem(problem, without_path(reason, folder / name), image_id, None, name, reason))
         if size is None:
             continue
         images.append({"id": image_id, "file_name": _name(pair, folder), "height": size[0], "width": size[1]})

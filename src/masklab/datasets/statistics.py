@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.config.image import ImageConfig
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import MIN_SIDE
+from masklab.datasets.split import Split
 from masklab.images.resize import network_size
 
 COVERED = (0.02, 0.98)  # quantiles of the objects' sides that the anchors cover
@@ -58,7 +58,7 @@ class Statistics:
         return max(LEAST_DETECTIONS, math.ceil(HEADROOM * self.per_image.max(initial=0)))
 
 
-def measure(split: CocoSplit, config: ImageConfig) -> Statistics:
+def measure(split: Split, config: ImageConfig) -> Statistics:
     """Measure every object of a split at the scale at which ``config`` shows images to the network, unaugmented."""
     sides = [np.zeros(0)]
     per_image = np.zeros(len(split), np.int64)

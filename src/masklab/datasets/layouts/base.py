@@ -1,8 +1,20 @@
-"""What the layouts of data sets have in common: images paired with the files that annotate them."""
+"""Interface of the layouts of data sets, and helpers that they share.
+
+A layout is one file here with one `Layout`, listed in `masklab.datasets.open.LAYOUTS`:
+
+====================  ==========================================================================================
+``Layout.find``       ``find(folder) -> {split: SplitSource}``: the splits of a folder, none where it does not fit;
+                      "" is the name of an undivided folder
+``SplitSource``       ``pairs()`` lists the images; ``objects(pair, size)`` reads the objects of one of them
+``Pair``              an image and the files that annotate it
+``Annotated``         category id, None without classes, and run lengths of each object
+====================  ==========================================================================================
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +25,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 Annotated = list[tuple[int | None, rle.RLE]]
+VAL_NAMES = ("valid", "validation")  # other names of the split val
 MASK_FOLDERS = ("masks", "labels")
 MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
 CELLPOSE_ENDINGS = ("_masks", "_cp_masks")
@@ -38,6 +51,22 @@ class SplitSource:
     pairs: Callable[[], list[Pair]]
     objects: Callable[[Pair, Size], Annotated]
     names: dict[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout: ``description`` names it in messages; ``find`` returns the splits that a folder holds in it."""
+
+    description: str
+    find: Callable[[Path], dict[str, SplitSource]]
+
+
+def check_names(folder: Path, split: str) -> None:
+    """Raise `InputError` unless ``folder`` exists and ``split`` is a plain name."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such data set folder; correct the path.")
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
+        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from masklab.datasets.layouts.base import (
     CELLPOSE_ENDINGS,
     MASK_FOLDERS,
+    Layout,
     Pair,
     SplitSource,
     image_stem,
@@ -20,7 +21,7 @@ from masklab.datasets.layouts.masks import label_objects
 CELLPOSE_OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
 
 
-def find_cellpose(folder: Path) -> dict[str, SplitSource]:
+def _find(folder: Path) -> dict[str, SplitSource]:
     """``x.png`` or ``x_img.png`` with a label image ``x_masks.png`` or ``.tif`` beside it, perhaps by split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
@@ -35,3 +36,6 @@ def _pairs_beside(folder: Path) -> list[Pair]:
     paths = [path for path in images_in(folder) if not image_stem(path).endswith(CELLPOSE_OTHERS)]
     masks = [path for path in paths if image_stem(path).endswith(CELLPOSE_ENDINGS)]
     return match_masks([path for path in paths if path not in set(masks)], masks, folder)
+
+
+CELLPOSE = Layout("Cellpose (x_masks.png or .tif beside x.png)", _find)

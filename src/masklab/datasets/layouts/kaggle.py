@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Annotated, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
+from masklab.datasets.layouts.base import Annotated, Layout, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
 from masklab.datasets.layouts.masks import check_size, read_numbers
 from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 
-def find_kaggle(folder: Path) -> dict[str, SplitSource]:
+def _find(folder: Path) -> dict[str, SplitSource]:
     """``ID/images/x.png`` with ``ID/masks/*.png``, one mask an object, perhaps by split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
@@ -45,3 +45,6 @@ def bitmap_objects(pair: Pair, size: Size) -> Annotated:
         runs = encode.encode_labels(bits)[1] or [np.array([bits.size])]
         objects.append((None, runs[0]))
     return objects
+
+
+KAGGLE = Layout("Kaggle 2018 (ID/images, ID/masks)", _find)

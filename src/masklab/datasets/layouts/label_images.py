@@ -8,6 +8,7 @@ from pathlib import Path
 
 from masklab.datasets.layouts.base import (
     MASK_FOLDERS,
+    Layout,
     Pair,
     SplitSource,
     images_in,
@@ -19,7 +20,7 @@ from masklab.datasets.layouts.masks import label_objects
 from masklab.utils.errors import InputError
 
 
-def find_label_images(folder: Path) -> dict[str, SplitSource]:
+def _find(folder: Path) -> dict[str, SplitSource]:
     """``images/`` with ``masks/`` or ``labels/``, one whole number an object; each of them, or ``folder``, by split."""
     found: dict[str, SplitSource] = {}
     for split, images, masks in _image_and_mask_folders(folder):
@@ -47,3 +48,6 @@ def _are_label_images(images: Path, masks: Path) -> bool:
 
 def _pairs_of_folders(images: Path, masks: Path) -> list[Pair]:
     return match_masks(images_in(images), images_in(masks), masks)
+
+
+LABEL_IMAGES = Layout("label images (images, and masks or labels)", _find)

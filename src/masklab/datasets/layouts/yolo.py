@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Annotated, Pair, SplitSource, images_in, subfolders
+from masklab.datasets.layouts.base import Annotated, Layout, Pair, SplitSource, images_in, subfolders
 from masklab.masks import coco_segmentation, rle
 from masklab.utils.errors import InputError
 from masklab.utils.files import read_yaml
@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 FARTHEST = 1.0  # how far a polygon may reach outside its image, in widths or heights of it
 
 
-def find_yolo(folder: Path) -> dict[str, SplitSource]:
+def _find(folder: Path) -> dict[str, SplitSource]:
     """The splits that ``data.yaml`` or ``dataset.yaml`` lists, else those that the folders make.
 
     Raises `InputError` for labels without such a file, and for one that makes no sense.
@@ -162,3 +162,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
+YOLO = Layout("YOLO segmentation (data.yaml, images, labels/*.txt)", _find)
