@@ -16,6 +16,7 @@ from masklab.datasets.check import check
 from masklab.datasets.convert import convert
 from masklab.datasets.layouts.masks import read_labels
 from masklab.datasets.open import open_split, split_names
+from masklab.datasets.problems import CollectingSink
 from masklab.datasets.split import Split
 from masklab.masks import encode, rle
 from masklab.structures import ClassTable
@@ -591,10 +592,13 @@ def test_what_is_wrong_with_single_images_can_be_collected(tmp_path):
     label_layout(tmp_path)
     (tmp_path / "images/a.png").write_bytes(b"no image")
     write(tmp_path / "masks/b.png", np.zeros((30, 20), np.uint8))
-    faults = []
-    split = open_split(tmp_path, "all", faults=faults)
-    assert [fault[:3] for fault in faults] == [(1, "images/a.png", True), (2, "images/b.png", False)]
-    assert "EXIF orientation applied" in faults[1].reason
+    sink = CollectingSink()
+    split = open_split(tmp_path, "all", sink=sink)
+    assert [(problem.image_id, problem.file_name, problem.name) for problem in sink.problems] == [
+        (1, "images/a.png", "damaged image"),
+        (2, "images/b.png", "unusable annotation file"),
+    ]
+    assert "EXIF orientation applied" in sink.problems[1].sentence
     assert [(p.image_id, p.path.stem) for p in split.images] == list(enumerate("bcde", 2))
     assert len(split.objects(0)) == 0
     assert len(split.objects(1)) == len(expected(LABELS["c"]))
