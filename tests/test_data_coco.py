@@ -11,7 +11,9 @@ from contracts import fails
 from PIL import Image
 from pycocotools import mask as oracle
 
+from masklab.datasets.annotations import ImageRecord, group_by_image, read_annotation
 from masklab.datasets.layouts.coco import find_split
+from masklab.datasets.problems import CollectingSink, TrainingSink
 from masklab.datasets.split import Split
 from masklab.images.read import list_images, read_image
 from masklab.masks import rle
@@ -343,6 +345,25 @@ def test_bad_annotations_are_skipped_and_counted(tmp_path):
     assert "skipped 14 annotations (2 empty mask, 2 malformed iscrowd, 5 malformed segmentation, 1 outside" in line
     assert len(split.objects(0)) == 1
     assert split.summary() == line
+
+
+def test_sinks_raise_count_or_collect_what_the_one_reader_meets(tmp_path):
+    image = ImageRecord(7, tmp_path / "a.png", (20, 30))
+    group = [
+        {"id": 1, "image_id": 7, "category_id": 90, "segmentation": SQUARE, "area": -1},
+        {"id": 2, "image_id": 7, "category_id": 5, "segmentation": SQUARE},
+        {"id": 3, "image_id": 8, "category_id": 90, "segmentation": SQUARE},
+    ]
+    collecting, training = CollectingSink(), TrainingSink()
+    for sink in (collecting, training):
+        read = [read_annotation(annotation, image, {90: 0}, "x.json", sink) for annotation in group]
+        assert [a.problem for a in read] == ["", "unknown category", ""]
+        assert [a.box for a in read] == [(2, 3, 6, 9)] * 3
+    assert [(p.name, p.annotation_id) for p in collecting.problems] == [("malformed area", 1), ("unknown category", 2)]
+    assert training.skipped == {"unknown category": 1}
+    assert group_by_image(group, [image], "x.json", collecting) == [group[:2]]
+    assert collecting.problems[-1][:4] == ("annotation of no image", "its image id is 8", None, 3)
+    fails(["x.json", "annotation 3", "image id 8"], group_by_image, group, [image], "x.json", training)
 
 
 def test_crowds_are_ignored_regions(tmp_path):

@@ -24,6 +24,7 @@ from masklab.evaluation.matching import matching_metrics, overlaps
 from masklab.evaluation.oracle import with_annotated_masks
 from masklab.evaluation.recall import Boxes, neighbour_gaps, recall_table, stage_overlaps
 from masklab.evaluation.report import print_report
+from masklab.masks import coco_segmentation
 from masklab.model.build import build_model
 from masklab.results.instances import Instances
 from masklab.weights.checkpoint import save_model
@@ -326,6 +327,19 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     fails(["ground_truth_boxes"], lambda: evaluate(weights, shapes, ground_truth_boxes=True, error_analysis=True))
     assert main([*words, "--scales", "9"]) == 2
     assert "scales holds 9" in capsys.readouterr().err
+
+
+def test_each_annotation_is_decoded_once(weights, shapes, monkeypatch):
+    decoded, decode = [], coco_segmentation.rle_from_segmentation
+
+    def counted(segmentation, size):
+        decoded.append(segmentation["counts"])
+        return decode(segmentation, size)
+
+    monkeypatch.setattr(coco_segmentation, "rle_from_segmentation", counted)
+    evaluate(weights, shapes, error_analysis=True)
+    annotations = json.loads((shapes / "val.json").read_text())["annotations"]
+    assert sorted(decoded) == sorted(a["segmentation"]["counts"] for a in annotations)
 
 
 def test_proposals_are_in_the_images_pixels(tiny_config, classes):
