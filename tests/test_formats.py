@@ -368,7 +368,7 @@ def test_drawn_splits_are_a_fair_and_lasting_share(tmp_path):
     assert names_of(open_split(tmp_path, "val", None, 0.2, 1)) != val
     assert len(open_split(tmp_path, "val", None, 0.001)) == 1
     assert len(open_split(tmp_path, "train", None, 0.999)) == 1
-    assert "val is 8 of 40 images, drawn by file name and seed 0" in open_split(tmp_path, "train").summary()
+    assert "val is 8 of 40 images, held out by file name and seed 0" in open_split(tmp_path, "train").summary()
     many(tmp_path, 44)
     assert len(names_of(open_split(tmp_path, "val")) & val) >= 7
     for bad in (0, 1, -0.5, float("nan")):

@@ -1,4 +1,4 @@
-"""Writing a data set of any known layout in the COCO layout."""
+"""Conversion of a data set of any layout to COCO's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from masklab.utils.files import atomic_folder, atomic_write
 def convert(
     source: str | Path, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0
 ) -> dict[str, Split]:
-    """Write every split of a data set as ``SPLIT.json`` and ``SPLIT/`` into a new ``folder``; returns them as read.
+    """Write every split of a data set as ``SPLIT.json`` and ``SPLIT/`` into a new ``folder``; returns the splits read.
 
-    Masks are kept exactly, as run lengths; what is COCO already keeps its annotations as they are.  Images are
-    copied.  ``split.json`` lists the images of each split.  See `open_split` for what is found and raised.
+    Masks are kept exactly, as run lengths; annotations of COCO's layout are copied unchanged, and so are images.
+    ``split.json`` lists the images of each split.  Finds and raises what `open_split` does.
     """
     splits: dict[str, Split] = {}
     with atomic_folder(folder) as temporary:
@@ -32,7 +32,7 @@ def convert(
 
 
 def write_lists(splits: Mapping[str, Split], path: Path) -> None:
-    """Write down which images each split has, and how it was drawn if it was."""
+    """Write a JSON list of the images of each split, and how it was held out if it was."""
     lists = {
         name: {
             "drawn": split.note or None,
@@ -45,7 +45,7 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
 
 
 def _write_split(split: Split, folder: Path, name: str) -> None:
-    """Write ``NAME.json`` and ``NAME/``, flat where no two images have the same file name."""
+    """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
     names = [image.path.relative_to(split.folder).as_posix() for image in split.images]
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
     entries = []

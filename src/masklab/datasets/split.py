@@ -38,7 +38,7 @@ class Split:
     ``ground_truth`` is the JSON as it was read, or as given where ``json_path`` is only a name.  Masks become run
     lengths when an image's objects are first asked for, and are kept.  Annotations that cannot be trained on are left
     out and counted by reason in ``skipped`` as images are read; `summary` reads them all.  ``note`` says how the split
-    was drawn, if it was.
+    was held out, if it was.
 
     Raises `InputError` for a file that is not COCO, or that contradicts itself or the folder.
     """

@@ -44,7 +44,7 @@ class SplitSource:
     """A split that a folder holds.
 
     ``pairs`` lists its images; ``objects`` reads the category id and the run lengths of each object of one of them,
-    given its ``(height, width)``; ``names`` are the classes by category id.  Ids and names are None where the format
+    given its ``(height, width)``; ``names`` are the classes by category id.  Ids and names are None where the layout
     has no classes.  Both functions raise `InputError`.
     """
 
@@ -89,7 +89,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def is_kaggle_folder(folder: Path) -> bool:
-    """One image, and masks that are not named after it."""
+    """Whether a folder holds one image, and masks that are not named after it."""
     if not (folder / "masks").is_dir():
         return False
     images = images_in(folder / "images")
@@ -97,7 +97,7 @@ def is_kaggle_folder(folder: Path) -> bool:
 
 
 def image_stem(path: Path) -> str:
-    """The file name without its suffix, ``.ome.tif`` being one."""
+    """The file name without its suffix, which may be ``.ome.tif``."""
     return path.stem.removesuffix(".ome")
 
 
@@ -107,25 +107,25 @@ def _name_of_mask(mask: Path) -> str:
 
 
 def match_masks(images: list[Path], masks: list[Path], where: Path) -> list[Pair]:
-    """Each image with the mask of its name; `InputError` for one that has none or two, and for a mask without one."""
+    """Each image with the mask of its name; `InputError` for an image without or with two, and a mask without image."""
     named: dict[str, Path] = {}
     for image in images:
         other = named.setdefault(image_stem(image), image)
         if other is not image:
             raise InputError(f"{other} and {image.name} would have the same mask: rename or remove one.")
-    of: dict[str, Path] = {}
+    mask_of: dict[str, Path] = {}
     for mask in masks:
         name = _name_of_mask(mask)
         name = next((n for n in (image_stem(mask), name, f"{name}_img") if n in named), name)
         if name not in named:
             raise InputError(f"{mask} belongs to an image {name}, which is missing: restore it or move the mask away.")
-        if name in of:
-            raise InputError(f"{of[name]} and {mask.name} are masks of the same image: remove one.")
-        of[name] = mask
-    missing = [image for name, image in named.items() if name not in of]
+        if name in mask_of:
+            raise InputError(f"{mask_of[name]} and {mask.name} are masks of the same image: remove one.")
+        mask_of[name] = mask
+    missing = [image for name, image in named.items() if name not in mask_of]
     if missing:
         raise InputError(
             f"{missing[0]} has no mask in {where} ({len(missing)} of {len(named)} images have none): add the masks, "
             "all zero where there is no object, or move the images away."
         )
-    return [Pair(image, (of[name],)) for name, image in named.items()]
+    return [Pair(image, (mask_of[name],)) for name, image in named.items()]

@@ -22,7 +22,7 @@ CELLPOSE_OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
-    """``x.png`` or ``x_img.png`` with a label image ``x_masks.png`` or ``.tif`` beside it, perhaps by split."""
+    """Images ``x.png`` or ``x_img.png`` beside label images ``x_masks.png`` or ``.tif``, undivided or by split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
         split: SplitSource(partial(_pairs_beside, place), label_objects)

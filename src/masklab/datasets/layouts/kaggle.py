@@ -15,7 +15,7 @@ from masklab.utils.types import Size
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
-    """``ID/images/x.png`` with ``ID/masks/*.png``, one mask an object, perhaps by split."""
+    """Folders ``ID/images/x.png`` with ``ID/masks/*.png``, one mask per object, undivided or inside each split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
         split: SplitSource(partial(_pairs_of_ids, place), bitmap_objects)
@@ -38,7 +38,7 @@ def _pairs_of_ids(folder: Path) -> list[Pair]:
 
 
 def bitmap_objects(pair: Pair, size: Size) -> Annotated:
-    """Every mask is an object: where it is not 0, in any colour."""
+    """One object per mask: the pixels that are not 0 in some channel."""
     objects: Annotated = []
     for mask in pair.masks:
         bits = check_size(np.any(read_numbers(mask), axis=2), pair, mask, size)

@@ -1,4 +1,4 @@
-"""Label images: ``images/`` with ``masks/`` or ``labels/``, a whole number for each object."""
+"""Label images: ``images/`` with ``masks/`` or ``labels/``, one whole number per object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from masklab.utils.errors import InputError
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
-    """``images/`` with ``masks/`` or ``labels/``, one whole number an object; each of them, or ``folder``, by split."""
+    """Folders ``images`` with ``masks`` or ``labels``, undivided, inside each split, or divided into splits."""
     found: dict[str, SplitSource] = {}
     for split, images, masks in _image_and_mask_folders(folder):
         if split in found:
@@ -42,7 +42,7 @@ def _image_and_mask_folders(folder: Path) -> Iterable[tuple[str, Path, Path]]:
 
 
 def _are_label_images(images: Path, masks: Path) -> bool:
-    """Whether both are there; ``labels/`` without images may be YOLO's."""
+    """Whether both folders hold images; ``labels/`` without images may be YOLO's."""
     return bool(images_in(images)) and masks.is_dir() and ("masks" in masks.parts[-2:] or bool(images_in(masks)))
 
 
