@@ -416,7 +416,7 @@ def test_sizes_are_those_that_the_network_sees(data):
     split = Split.find(data, "train")
     config = validate({"image": {"scale": 2.0}}, "test").image
     measured = measure(split, config)
-    boxes = np.array([a["bbox"] for a in split.ground_truth["annotations"]])
+    boxes = np.array([a["bbox"] for a in split.coco["annotations"]])
     np.testing.assert_allclose(np.sort(measured.sides), np.sort(2 * np.sqrt(boxes[:, 2] * boxes[:, 3])))
     assert measured.per_image.sum() == measured.per_class.sum() == len(boxes)
     small = measure(split, validate({"image": {"min_side": 48, "max_side": 500}}, "test").image)

@@ -286,7 +286,7 @@ def test_split_as_written(tmp_path):
     assert len(split.objects(1)) == 0
     assert split.objects(1).boxes.shape == (0, 4)
     assert (split.read(0, 3)[:, 0, 0] == [9, 8, 7]).all()
-    assert split.ground_truth == COCO
+    assert split.coco == COCO
     assert split.most_objects == 1
     assert split.summary().endswith("2 images (1 without objects), 1 objects, 0 crowd regions, 2 classes")
 

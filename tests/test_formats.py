@@ -117,7 +117,7 @@ def test_pool_without_objects(tmp_path):
     split = open_split(tmp_path, "all")
     assert len(split) == 5
     assert split.most_objects == 0
-    assert split.ground_truth["annotations"] == []
+    assert split.coco["annotations"] == []
     assert "5 images (5 without objects), 0 objects" in split.summary()
     convert(tmp_path, tmp_path / "out")
     assert len(Split.find(tmp_path / "out", "val")) == 1
@@ -142,12 +142,12 @@ def test_every_layout_gives_the_same_masks(tmp_path, make):
     assert split.categories == ClassTable((1,), ("object",))
     assert_masks(split)
     assert split.read(0, 3).shape == (3, *SIZE)
-    annotation = split.ground_truth["annotations"][0]
+    annotation = split.coco["annotations"][0]
     first = expected(LABELS["a"])[0]
     ys, xs = np.nonzero(first)
     assert annotation["area"] == first.sum()
     assert annotation["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
-    json.dumps(split.ground_truth)
+    json.dumps(split.coco)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_train_without_val_lends_it_images(tmp_path):
 
 def test_coco_without_val(tmp_path, shapes):
     source = Split.find(shapes, "train")
-    (tmp_path / "train.json").write_text(json.dumps(source.ground_truth))
+    (tmp_path / "train.json").write_text(json.dumps(source.coco))
     (tmp_path / "train").symlink_to(source.folder)
     train, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
     assert len(val) == 2
@@ -493,7 +493,7 @@ def test_coco_stays_as_it_is(tmp_path, shapes):
     convert(shapes, tmp_path / "dst")
     for name in ("train", "val"):
         before, after = (Split.find(folder, name) for folder in (shapes, tmp_path / "dst"))
-        assert before.ground_truth == after.ground_truth
+        assert before.coco == after.coco
         assert (before.read(1, 3) == after.read(1, 3)).all()
 
 

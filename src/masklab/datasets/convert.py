@@ -50,10 +50,10 @@ def _write_split(split: Split, folder: Path, name: str) -> None:
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
     entries = []
     (folder / name).mkdir()
-    for image, entry, own in zip(split.images, split.ground_truth["images"], names, strict=True):
+    for image, entry, own in zip(split.images, split.coco["images"], names, strict=True):
         target = Path(own).name if flat else own
         (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(image.path, folder / name / target)
         entries.append({**entry, "file_name": target})
-    text = json.dumps(split.ground_truth | {"images": entries})
+    text = json.dumps(split.coco | {"images": entries})
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -111,11 +111,11 @@ def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_frac
     whole = Split(*coco.find_split(folder, "train" if held_out else split), categories)
     if not held_out:
         return whole
-    images, annotations = (whole.ground_truth[key] for key in ("images", "annotations"))
+    images, annotations = (whole.coco[key] for key in ("images", "annotations"))
     kept, note = hold_out([image["file_name"] for image in images], split, folder, val_fraction, seed)
     images = [image for image in images if image["file_name"] in kept]
     ids = {image["id"] for image in images}
-    values = whole.ground_truth | {
+    values = whole.coco | {
         "images": images,
         "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
     }

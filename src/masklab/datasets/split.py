@@ -35,7 +35,7 @@ class Split:
     """One split of a data set of any layout, read and checked once.
 
     ``images`` are in the order of the JSON, those without objects included; ``categories`` is the class table;
-    ``ground_truth`` is the JSON as it was read, or as given where ``json_path`` is only a name.  Masks become run
+    ``coco`` is the JSON as it was read, or as given where ``json_path`` is only a name.  Masks become run
     lengths when an image's objects are first asked for, and are kept.  Annotations that cannot be trained on are left
     out and counted by reason in ``skipped`` as images are read; `summary` reads them all.  ``note`` says how the split
     was held out, if it was.
@@ -48,18 +48,18 @@ class Split:
         json_path: str | Path,
         image_folder: str | Path,
         categories: ClassTable | None = None,
-        ground_truth: dict[str, Any] | None = None,
+        coco: dict[str, Any] | None = None,
     ) -> None:
         self.json_path, self.folder = Path(json_path), Path(image_folder)
-        self.ground_truth = read_json(self.json_path) if ground_truth is None else ground_truth
-        own = ClassTable.from_categories(self.ground_truth["categories"], self.json_path)
+        self.coco = read_json(self.json_path) if coco is None else coco
+        own = ClassTable.from_categories(self.coco["categories"], self.json_path)
         self.categories = categories or own
         self.categories.check_covers(own, self.json_path)
         sink = TrainingSink()
-        self.images = read_images(self.ground_truth["images"], self.json_path, self.folder, sink)
+        self.images = read_images(self.coco["images"], self.json_path, self.folder, sink)
         require_files(self.images, self.json_path, self.folder)
         self.note = ""
-        self._groups = group_by_image(self.ground_truth["annotations"], self.images, self.json_path, sink)
+        self._groups = group_by_image(self.coco["annotations"], self.images, self.json_path, sink)
         self._skipped: dict[int, Counter[str]] = {}
         self._objects: dict[int, Objects] = {}
         self._intensity_ranges: dict[tuple[int, int, tuple[float, float]], IntensityRange] = {}

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from masklab.evaluation.matching import Bools, Floats, Ints, Overlaps, match
 
 LOCALISATION_IOU = 0.75  # IoU below which a matched object counts as badly localised
-BACKGROUND_IOU = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
+_BACKGROUND_IOU = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
 
 ERROR_TYPES = {
     "right": f"matched, IoU {LOCALISATION_IOU} or more",
-    "localisation": f"IoU {BACKGROUND_IOU} to {LOCALISATION_IOU} with its object",
+    "localisation": f"IoU {_BACKGROUND_IOU} to {LOCALISATION_IOU} with its object",
     "merged": "one detection over several objects",
     "split": "several detections in pieces of one object",
     "duplicate": "repeats an object that has a detection",
@@ -22,7 +22,7 @@ ERROR_TYPES = {
     "missed": "nothing found",
 }
 
-ErrorTypes = NDArray[np.str_]
+_ErrorTypes = NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Errors:
     ``matched`` detections, their ``owners`` among the objects and ``ious`` are those of `match` at an IoU of 0.5.
     """
 
-    detections: ErrorTypes
-    objects: ErrorTypes
+    detections: _ErrorTypes
+    objects: _ErrorTypes
     matched: Ints
     owners: Ints
     ious: Floats
@@ -109,7 +109,7 @@ def _pairs(overlaps: Overlaps, counted: Bools) -> _Pairs:
     return _Pairs(detections, objects, ious, 2 * shared > other, 2 * shared > own)
 
 
-def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: ErrorTypes, objects: ErrorTypes) -> None:
+def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: _ErrorTypes, objects: _ErrorTypes) -> None:
     holder = np.full(len(objects), -1)
     holder[owners] = matched
     own, free = holder[pairs.objects] == pairs.detections, holder[pairs.objects] == -1
@@ -120,7 +120,7 @@ def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: ErrorTy
     objects[pairs.objects[over & (own | free) & several[pairs.detections]]] = "merged"
 
 
-def _mark_attempts(pairs: _Pairs, detections: ErrorTypes, objects: ErrorTypes) -> None:
+def _mark_attempts(pairs: _Pairs, detections: _ErrorTypes, objects: _ErrorTypes) -> None:
     """Mark split, localisation and duplicate among the detections that are neither matched nor merged."""
     best = np.full(len(detections), -1)
     best[pairs.detections] = np.arange(len(pairs.detections))  # the last, whose IoU is the largest
@@ -129,7 +129,7 @@ def _mark_attempts(pairs: _Pairs, detections: ErrorTypes, objects: ErrorTypes) -
     pieces = (objects[wanted] == "missed") & pairs.inside[tries]
     pieces &= np.bincount(wanted[pieces], minlength=len(objects))[wanted] > 1
     detections[detection[pieces]] = objects[wanted[pieces]] = "split"
-    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= BACKGROUND_IOU)]
+    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= _BACKGROUND_IOU)]
     best = np.full(len(objects), -1)
     best[pairs.objects[close]] = close
     outlined = best[best >= 0]

@@ -19,8 +19,8 @@ from masklab.datasets.ground_truth import GroundTruth, Region
 from masklab.evaluation.inputs import by_class, read_inputs
 from masklab.utils.errors import InputError
 
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
+_IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+_SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -142,7 +142,7 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     images, and for StarDist when there is nothing to count.
     """
     counted = overlaps.scores >= score_threshold
-    closed = _counts(overlaps, counted, IOU_THRESHOLDS)
+    closed = _counts(overlaps, counted, _IOU_THRESHOLDS)
     return {
         "kaggle": _by_threshold(_image_mean(_counts(overlaps, counted, _ABOVE))),
         "stardist": _by_threshold([_ratio(row) for row in closed.sum(axis=1)]),
@@ -151,7 +151,7 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     }
 
 
-def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
+def match(overlaps: Overlaps, score_threshold: float, iou: float = _IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
     """The pairs behind `matching_metrics` at one threshold: detections, objects and their IoU, ``(m,)`` each.
 
     Numbers are those of `Overlaps`.
@@ -165,7 +165,7 @@ def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLD
     return matched, owners, np.array([shares[pair] for pair in pairs], np.float64)
 
 
-def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID) -> float:
+def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = _SCORE_GRID) -> float:
     """The score threshold of ``grid`` with the best Kaggle mean; of several best, the middle one.
 
     Tune on other images than those whose figures are reported.  Raises `InputError` for an empty grid.
@@ -180,7 +180,7 @@ def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID)
 
 
 # the smallest number above each threshold: "at least this" means "above the threshold"
-_ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in IOU_THRESHOLDS)
+_ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in _IOU_THRESHOLDS)
 
 
 def _kaggle_mean(overlaps: Overlaps, score_threshold: float) -> float:
@@ -263,6 +263,6 @@ def _image_mean(counts: Ints) -> list[float | None]:
 
 
 def _by_threshold(values: Sequence[float | None]) -> dict[str, float | None]:
-    named = {f"{t:.2f}": value for t, value in zip(IOU_THRESHOLDS, values, strict=True)}
+    named = {f"{t:.2f}": value for t, value in zip(_IOU_THRESHOLDS, values, strict=True)}
     measured = [value for value in values if value is not None]
     return {**named, "mean": sum(measured) / len(measured) if measured else None}

@@ -28,10 +28,10 @@ from masklab.utils.files import make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-COLUMNS = 3
-ORANGE, SKY, YELLOW, WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
-SOLID: tuple[float, ...] = ()
-DASHED, DOTTED = (14.0, 8.0), (3.0, 6.0)
+_COLUMNS = 3
+ORANGE, SKY, YELLOW, _WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
+_SOLID: tuple[float, ...] = ()
+_DASHED, _DOTTED = (14.0, 8.0), (3.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,13 @@ def failure_figure(failures: Failures, image: panels.Bytes) -> Image.Image:
 
 def _sheet(kept: Sequence[Failures], images: Sequence[panels.Bytes]) -> Image.Image:
     """Small images of all failures, by rank."""
-    width = (INSIDE - (COLUMNS - 1) * GAP) // COLUMNS
+    width = (INSIDE - (_COLUMNS - 1) * GAP) // _COLUMNS
     tiles = []
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
         size = panels.shown_size(failures.image.size, (width, width))
         tile = panels.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
         tiles.append(panels.widened(tile, width))
-    rows = [panels.row(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+    rows = [panels.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
     return panels.figure("The images with the lowest AP(0.5)", *rows, _legend(kept))
 
 
@@ -173,10 +173,10 @@ def _legend(kept: Sequence[Failures]) -> Image.Image:
     missed, wrong, bad = np.sum([_counts(failures) for failures in kept], axis=0).tolist()
     return panels.legend(
         [
-            (f"{missed} missed: annotated, not found", ORANGE, SOLID),
-            (f"{wrong} wrong: found, not annotated or of another class", SKY, DASHED),
-            (f"{bad} badly localised: found, but with an IoU under {LOCALISATION_IOU}", YELLOW, DOTTED),
-            ("the annotated outline of these", WHITE, SOLID),
+            (f"{missed} missed: annotated, not found", ORANGE, _SOLID),
+            (f"{wrong} wrong: found, not annotated or of another class", SKY, _DASHED),
+            (f"{bad} badly localised: found, but with an IoU under {LOCALISATION_IOU}", YELLOW, _DOTTED),
+            ("the annotated outline of these", _WHITE, _SOLID),
         ]
     )
 
@@ -187,16 +187,16 @@ def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> 
     found, names, objects = failures.found, failures.found.class_names, failures.objects
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
-        marks.append((objects[row].runs, WHITE, SOLID, ""))
-        marks.append((found.runs[detection], YELLOW, DOTTED, f"IoU {iou:.2f}"))
+        marks.append((objects[row].runs, _WHITE, _SOLID, ""))
+        marks.append((found.runs[detection], YELLOW, _DOTTED, f"IoU {iou:.2f}"))
     for detection in failures.wrong:
         text = _named(failures.errors.detections[detection], f"{found.scores[detection]:.2f}")
         text = f"{names[int(found.labels[detection])]} {text}" if len(names) > 1 else text
-        marks.append((found.runs[detection], SKY, DASHED, text))
+        marks.append((found.runs[detection], SKY, _DASHED, text))
     for row in failures.missed:
         text = _named(failures.errors.objects[row], "")
         text = f"{names[objects[row].label]} {text}" if len(names) > 1 else text
-        marks.append((objects[row].runs, ORANGE, SOLID, text))
+        marks.append((objects[row].runs, ORANGE, _SOLID, text))
     draw, labels = ImageDraw.Draw(canvas), panels.Labels(canvas)
     scale = np.array([size[1] / failures.image.size[1], size[0] / failures.image.size[0]])
     for runs, colour, pattern, text in marks:
@@ -206,7 +206,7 @@ def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> 
             else []
         )
         for ring in rings:
-            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == WHITE else 3)
+            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
         if named and rings:
             labels.add(text, np.concatenate(rings).min(axis=0))
     labels.draw()
@@ -215,4 +215,4 @@ def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> 
 
 def _named(error_type: str, text: str) -> str:
     """The label of an outline; types that the colour shows are left out."""
-    return text if error_type in ("background", "missed") else f"{error_type.replace('_', ' ')} {text}".rstrip()
+    return text if error_type in ("background", "missed") else f"{error_type} {text}".rstrip()

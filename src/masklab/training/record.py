@@ -126,7 +126,7 @@ def _annotations(split: Split) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     else:  # read from another format
-        digest.update(json.dumps(split.ground_truth, sort_keys=True).encode())
+        digest.update(json.dumps(split.coco, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -72,7 +72,7 @@ def _other_splits(report: Report, names: Sequence[str]) -> list[LenientSplit]:
         except InputError as error:
             report.add(name, Problem("unusable split", str(error)))
         else:
-            splits.append(LenientSplit(name, split.json_path, split.folder, report, split.ground_truth))
+            splits.append(LenientSplit(name, split.json_path, split.folder, report, split.coco))
         for problem in sink.problems:
             report.add(name, problem)
     return splits

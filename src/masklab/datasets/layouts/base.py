@@ -27,7 +27,7 @@ from masklab.utils.types import Size
 Annotated = list[tuple[int | None, rle.RLE]]
 VAL_NAMES = ("valid", "validation")  # other names of the split val
 MASK_FOLDERS = ("masks", "labels")
-MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
 CELLPOSE_ENDINGS = ("_masks", "_cp_masks")
 
 
@@ -102,7 +102,7 @@ def image_stem(path: Path) -> str:
 
 
 def _name_of_mask(mask: Path) -> str:
-    ending = next((ending for ending in MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
+    ending = next((ending for ending in _MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
     return image_stem(mask).removesuffix(ending)
 
 

@@ -18,7 +18,7 @@ from masklab.datasets.layouts.base import (
 )
 from masklab.datasets.layouts.masks import label_objects
 
-CELLPOSE_OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
+_CELLPOSE_OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
@@ -33,7 +33,7 @@ def _find(folder: Path) -> dict[str, SplitSource]:
 
 
 def _pairs_beside(folder: Path) -> list[Pair]:
-    paths = [path for path in images_in(folder) if not image_stem(path).endswith(CELLPOSE_OTHERS)]
+    paths = [path for path in images_in(folder) if not image_stem(path).endswith(_CELLPOSE_OTHERS)]
     masks = [path for path in paths if image_stem(path).endswith(CELLPOSE_ENDINGS)]
     return match_masks([path for path in paths if path not in set(masks)], masks, folder)
 

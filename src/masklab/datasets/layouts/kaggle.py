@@ -18,7 +18,7 @@ def _find(folder: Path) -> dict[str, SplitSource]:
     """Folders ``ID/images/x.png`` with ``ID/masks/*.png``, one mask per object, undivided or inside each split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
-        split: SplitSource(partial(_pairs_of_ids, place), bitmap_objects)
+        split: SplitSource(partial(_pairs_of_ids, place), _bitmap_objects)
         for split, place in places
         if any(is_kaggle_folder(sub) for sub in subfolders(place))
     }
@@ -37,7 +37,7 @@ def _pairs_of_ids(folder: Path) -> list[Pair]:
     return pairs
 
 
-def bitmap_objects(pair: Pair, size: Size) -> Annotated:
+def _bitmap_objects(pair: Pair, size: Size) -> Annotated:
     """One object per mask: the pixels that are not 0 in some channel."""
     objects: Annotated = []
     for mask in pair.masks:

@@ -18,7 +18,7 @@ from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
-LABEL_SUFFIXES = TIFF_SUFFIXES | {".png"}
+_LABEL_SUFFIXES = TIFF_SUFFIXES | {".png"}
 
 
 def label_objects(pair: Pair, size: Size) -> Annotated:
@@ -64,7 +64,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
 
 def read_numbers(path: Path) -> NDArray[Any]:
     """The stored numbers of a mask ``(H, W, C)``, upright, without alpha; those of a palette are its indices."""
-    if path.suffix.lower() not in LABEL_SUFFIXES:
+    if path.suffix.lower() not in _LABEL_SUFFIXES:
         raise InputError(f"{path} cannot hold exact masks: save it as PNG or TIFF.")
     with decoding(path):
         if _has_palette(path):

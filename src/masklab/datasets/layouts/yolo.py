@@ -42,7 +42,7 @@ def _find(folder: Path) -> dict[str, SplitSource]:
     listed = {split: table[split] for split in _SPLITS if table.get(split)}
     pairs = {split: partial(_listed_pairs, folder, tables[0], table, split) for split in listed}
     pairs = pairs or {split: partial(_pairs_in, folder, place) for split, place in places.items()}
-    return {split: SplitSource(make, partial(polygon_objects, names=names), names) for split, make in pairs.items()}
+    return {split: SplitSource(make, partial(_polygon_objects, names=names), names) for split, make in pairs.items()}
 
 
 def _places(folder: Path) -> dict[str, Path]:
@@ -126,7 +126,7 @@ def _pairs(folder: Path, images: list[Path], source: Path) -> list[Pair]:
     return [Pair(image, (path,) if seen else ()) for image, path, seen in zip(images, labels, there, strict=True)]
 
 
-def polygon_objects(pair: Pair, size: Size, names: dict[int, str]) -> Annotated:
+def _polygon_objects(pair: Pair, size: Size, names: dict[int, str]) -> Annotated:
     """The objects of an image: lines ``class x1 y1 x2 y2 ...`` with x and y from 0 to 1 over the image."""
     objects: Annotated = []
     for path in pair.masks:
