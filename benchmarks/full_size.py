@@ -15,7 +15,7 @@ import argparse
 import time
 
 from masklab import Predictor, build_model, load_recipe
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.training.data.loader import train_loader
 from masklab.training.module import build_optimizer, clip_gradients
 from masklab.training.step import TrainingStep
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("data")
     arguments = parser.parse_args()
     config = load_recipe("resnet101", {"model": {"backbone": {"pretrained": False}}, "train": {"workers": 0}})
-    split = CocoSplit.find(arguments.data, "train")
+    split = Split.find(arguments.data, "train")
     model = build_model(config, split.categories).train()
     step, optimizer = TrainingStep(model), build_optimizer(model, config.train)
     batch = next(batch for batch in train_loader(split, config) if min(batch.sizes[0]) == 800)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from masklab import evaluate, load_recipe, train
-from masklab.datasets.coco import find_split
+from masklab.datasets.layouts.coco import find_split
 
 RECIPE = {
     "model": {

@@ -61,9 +61,10 @@ from masklab.config.fields import resolved
 from masklab.config.nested import merge
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit, ImageRecord
+from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.objects import Objects
 from masklab.datasets.open import open_split
+from masklab.datasets.split import Split
 from masklab.datasets.synthetic.shapes import draw_shapes
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.matching import matching_metrics, overlaps
@@ -124,8 +125,8 @@ class Row(NamedTuple):
     config: Config
     folder: Path
     data: Path
-    train: CocoSplit
-    val: CocoSplit
+    train: Split
+    val: Split
 
     @property
     def run(self) -> Path:
@@ -165,7 +166,7 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def row_config(name: str, options: argparse.Namespace, split: CocoSplit) -> Config:
+def row_config(name: str, options: argparse.Namespace, split: Split) -> Config:
     """The recipe as a row changes it; training ends with a look at one image, as each row is measured afterwards."""
     changes = merge({"train": {"seed": options.seed, "validate_images": 1}}, CHANGES[name])
     if name in WIDTHS:
@@ -390,7 +391,7 @@ class PeerBatch(NamedTuple):
 class PeerDataset(Dataset[Any]):
     """The recipe's images with the same boxes as ours and, as torchvision wants them, masks of the whole crop."""
 
-    def __init__(self, split: CocoSplit, config: Config) -> None:
+    def __init__(self, split: Split, config: Config) -> None:
         self.split, self.config = split, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor], int | str]:

@@ -29,7 +29,7 @@ from side_by_side import alternate, arguments, breakdown, draw_discs, ratio, sho
 
 from masklab.config.fields import resolved
 from masklab.config.recipe import load_recipe
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.model.build import build_model
 from masklab.structures import Batch
 from masklab.training.data.loader import InstanceDataset, train_loader
@@ -52,7 +52,7 @@ def main() -> None:
     ratio(times)
 
 
-def step_against_backbone(split: CocoSplit, batch: Batch, rounds: int) -> tuple[float, float]:
+def step_against_backbone(split: Split, batch: Batch, rounds: int) -> tuple[float, float]:
     """How many times as long as the backbone a step takes, and the images a second that it takes."""
     config = load_recipe("nuclei")
     model = build_model(config, split.categories).train().to(memory_format=torch.channels_last)
@@ -106,7 +106,7 @@ def show_parts(module: TrainingModule, part: Batch) -> None:
     torch.set_num_threads(threads)
 
 
-def loader_speed(split: CocoSplit, batches: int) -> float:
+def loader_speed(split: Split, batches: int) -> float:
     """Images a second that the recipe's loader delivers while nothing takes its time."""
     config = load_recipe("nuclei")
     loader = iter(train_loader(split, config))
@@ -130,7 +130,7 @@ def crowded_image(folder: Path) -> None:
     print(f"one image of {len(targets.boxes)} objects: {later * 1e3:.3g} ms, {first * 1e3:.3g} ms the first time")
 
 
-def draw_split(folder: Path, name: str, images: int, side: int, objects: int) -> CocoSplit:
+def draw_split(folder: Path, name: str, images: int, side: int, objects: int) -> Split:
     """A COCO split of images with bright discs on a noisy ground."""
     rng = np.random.default_rng(0)
     (folder / name).mkdir()
@@ -149,7 +149,7 @@ def draw_split(folder: Path, name: str, images: int, side: int, objects: int) ->
     categories = [{"id": 1, "name": "disc"}]
     values_ = {"images": entries, "annotations": annotations, "categories": categories}
     (folder / f"{name}.json").write_text(json.dumps(values_))
-    return CocoSplit.find(folder, name)
+    return Split.find(folder, name)
 
 
 if __name__ == "__main__":

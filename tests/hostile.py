@@ -162,7 +162,8 @@ def _read_splits(folder: Path) -> tuple[dict[str, Any], int]:
             masks = [objects.runs(row) for row in range(len(objects))]
             images.append((image.path.name, values, objects.boxes, objects.labels, masks, objects.ignored))
         measured = read_inputs(split.truth, [])
-        regions = [(r.image, r.label, r.mask["counts"], r.box, r.area, r.crowd) for r in measured.objects]
+        places = measured.images
+        regions = [(places[r.image_id], r.label, r.mask["counts"], r.box, r.area, r.crowd) for r in measured.objects]
         splits[name] = {"classes": split.categories, "images": images, "measured": regions, "line": split.summary()}
         skipped += split.skipped.total()
     return splits, skipped

@@ -14,9 +14,11 @@ from rich.console import Console
 from masklab.cli.app import main
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
-from masklab.datasets.check import KEPT, PROBLEMS, SKIPPED, STOPS, check, duplicates, print_check
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.check import check, print_check
+from masklab.datasets.check.annotations import duplicates
 from masklab.datasets.open import open_split
+from masklab.datasets.problems import KEPT, PROBLEMS, SKIPPED, STOPS
+from masklab.datasets.split import Split
 from masklab.datasets.statistics import Statistics, measure
 from masklab.datasets.synthetic.shapes import draw_shapes
 from masklab.masks import coco_segmentation
@@ -101,14 +103,14 @@ def test_a_faulty_annotation_is_named(data, fields, problem):
     assert ("train", problem) in {finding[:2] for finding in findings}
     assert {finding[3] for finding in findings} == {fields.get("id", 1000)}
     if PROBLEMS[problem] == SKIPPED:  # what training itself says
-        split = CocoSplit.find(data, "train")
+        split = Split.find(data, "train")
         assert split.summary().count(f"skipped 1 annotations (1 {problem})") == 1
     elif PROBLEMS[problem] == STOPS:
         with pytest.raises(InputError):
-            CocoSplit.find(data, "train")
+            Split.find(data, "train")
     else:
-        assert not CocoSplit.find(data, "train").skipped
-        assert len(values["annotations"]) == sum(len(CocoSplit.find(data, "train").objects(k)) for k in range(6))
+        assert not Split.find(data, "train").skipped
+        assert len(values["annotations"]) == sum(len(Split.find(data, "train").objects(k)) for k in range(6))
 
 
 def test_boxes_are_allowed_the_rounding_of_their_makers(data):
@@ -238,7 +240,7 @@ ENTRIES = [
 def test_a_json_that_training_refuses_is_read_to_its_end(data, change, problem, image_id):
     edit(data, change)
     with pytest.raises(InputError):
-        CocoSplit.find(data, "train")
+        Split.find(data, "train")
     assert found(data) == [("train", problem, image_id, None)]
 
 
@@ -411,10 +413,10 @@ def test_caps_by_hand():
 
 
 def test_sizes_are_those_that_the_network_sees(data):
-    split = CocoSplit.find(data, "train")
+    split = Split.find(data, "train")
     config = validate({"image": {"scale": 2.0}}, "test").image
     measured = measure(split, config)
-    boxes = np.array([a["bbox"] for a in split.ground_truth["annotations"]])
+    boxes = np.array([a["bbox"] for a in split.coco["annotations"]])
     np.testing.assert_allclose(np.sort(measured.sides), np.sort(2 * np.sqrt(boxes[:, 2] * boxes[:, 3])))
     assert measured.per_image.sum() == measured.per_class.sum() == len(boxes)
     small = measure(split, validate({"image": {"min_side": 48, "max_side": 500}}, "test").image)
@@ -425,7 +427,7 @@ AUTO = {"rpn": {"anchor_sizes": "auto", "proposals_test": "auto"}, "box": {"max_
 
 
 def test_auto_is_settled_from_the_training_split(data, capsys):
-    config, split = load_recipe("shapes", {"model": AUTO}), CocoSplit.find(data, "train")
+    config, split = load_recipe("shapes", {"model": AUTO}), Split.find(data, "train")
     resolved = resolve_auto(config, split).model
     measured = measure(split, config.image)
     assert resolved.rpn.anchor_sizes == measured.anchor_sizes
@@ -439,7 +441,7 @@ def test_auto_is_settled_from_the_training_split(data, capsys):
     assert (resolved.rpn, resolved.box) == (fixed.rpn, fixed.box)
     edit(data, lambda v: v.update(annotations=[]))
     with pytest.raises(InputError, match=r"anchor_sizes is auto but .* holds no objects"):
-        resolve_auto(config, CocoSplit.find(data, "train"))
+        resolve_auto(config, Split.find(data, "train"))
 
 
 @pytest.mark.parametrize(
@@ -465,7 +467,7 @@ def test_training_stores_what_auto_became(shapes, tiny_config, tmp_path):
     values["train"] |= {"steps": 1, "validate_images": 1}
     train(validate(values, "test"), shapes, tmp_path / "run")
     config = load_model(tmp_path / "run").config
-    expected = measure(CocoSplit.find(shapes, "train"), config.image)
+    expected = measure(Split.find(shapes, "train"), config.image)
     assert config.model.rpn.anchor_sizes == expected.anchor_sizes
     assert config.model.box.max_detections == 100
     assert config.model.rpn.proposals_test == 300
@@ -490,7 +492,7 @@ def test_show_draws_the_data_and_suggests_a_recipe(shapes, tmp_path, capsys):
             assert len(figure.getcolors(2**24)) > 20
     recipe = tmp_path / "out" / "train_suggestion.yaml"
     config = load_recipe(recipe)
-    auto = resolve_auto(load_recipe("shapes", {"model": AUTO}), CocoSplit.find(shapes, "train"))
+    auto = resolve_auto(load_recipe("shapes", {"model": AUTO}), Split.find(shapes, "train"))
     assert config.model.rpn.anchor_sizes == auto.model.rpn.anchor_sizes
     assert config.model.box == auto.model.box
     assert config.model.rpn.proposals_test == auto.model.rpn.proposals_test

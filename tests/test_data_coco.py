@@ -11,7 +11,10 @@ from contracts import fails
 from PIL import Image
 from pycocotools import mask as oracle
 
-from masklab.datasets.coco import CocoSplit, find_split
+from masklab.datasets.annotations import ImageRecord, group_by_image, read_annotation
+from masklab.datasets.layouts.coco import find_split
+from masklab.datasets.problems import CollectingSink, TrainingSink
+from masklab.datasets.split import Split
 from masklab.images.read import list_images, read_image
 from masklab.masks import rle
 from masklab.structures import ClassTable
@@ -263,13 +266,13 @@ def test_find_split_says_what_is_missing(tmp_path):
 
 
 def test_empty_split(tmp_path):
-    split = CocoSplit.find(write_split(tmp_path, lambda v: v.update(images=[], annotations=[])), "train")
+    split = Split.find(write_split(tmp_path, lambda v: v.update(images=[], annotations=[])), "train")
     assert len(split) == split.most_objects == 0
     assert "0 images" in split.summary()
 
 
 def test_split_as_written(tmp_path):
-    split = CocoSplit.find(write_split(tmp_path), "train")
+    split = Split.find(write_split(tmp_path), "train")
     assert [p.image_id for p in split.images] == [7, 3]
     assert split.images[0].size == (20, 30)
     assert split.categories == ClassTable((4, 90), ("apple", "pear"))
@@ -283,7 +286,7 @@ def test_split_as_written(tmp_path):
     assert len(split.objects(1)) == 0
     assert split.objects(1).boxes.shape == (0, 4)
     assert (split.read(0, 3)[:, 0, 0] == [9, 8, 7]).all()
-    assert split.ground_truth == COCO
+    assert split.coco == COCO
     assert split.most_objects == 1
     assert split.summary().endswith("2 images (1 without objects), 1 objects, 0 crowd regions, 2 classes")
 
@@ -301,7 +304,7 @@ def test_polygons_keep_parts_and_rle_keeps_holes(tmp_path):
         add(segmentation={"size": [20, 30], "counts": counts})(values)
         add(segmentation=parts)(values)
 
-    objects = CocoSplit.find(write_split(tmp_path, change), "train").objects(0)
+    objects = Split.find(write_split(tmp_path, change), "train").objects(0)
     assert (rle.window(objects.runs(1), (20, 30), (0, 0, 30, 20)) == holed).all()
     assert objects.boxes[2].tolist() == [2, 3, 24, 12]
     assert objects.areas.tolist() == [24, 38, 24 + 8]
@@ -330,7 +333,7 @@ def test_bad_annotations_are_skipped_and_counted(tmp_path):
         for fields in bad:
             add(**fields)(values)
 
-    split = CocoSplit.find(write_split(tmp_path, change), "train")
+    split = Split.find(write_split(tmp_path, change), "train")
     line = split.summary()
     assert split.skipped == {
         "empty mask": 2,
@@ -344,13 +347,32 @@ def test_bad_annotations_are_skipped_and_counted(tmp_path):
     assert split.summary() == line
 
 
+def test_sinks_raise_count_or_collect_what_the_one_reader_meets(tmp_path):
+    image = ImageRecord(7, tmp_path / "a.png", (20, 30))
+    group = [
+        {"id": 1, "image_id": 7, "category_id": 90, "segmentation": SQUARE, "area": -1},
+        {"id": 2, "image_id": 7, "category_id": 5, "segmentation": SQUARE},
+        {"id": 3, "image_id": 8, "category_id": 90, "segmentation": SQUARE},
+    ]
+    collecting, training = CollectingSink(), TrainingSink()
+    for sink in (collecting, training):
+        read = [read_annotation(annotation, image, {90: 0}, "x.json", sink) for annotation in group]
+        assert [a.problem for a in read] == ["", "unknown category", ""]
+        assert [a.box for a in read] == [(2, 3, 6, 9)] * 3
+    assert [(p.name, p.annotation_id) for p in collecting.problems] == [("malformed area", 1), ("unknown category", 2)]
+    assert training.skipped == {"unknown category": 1}
+    assert group_by_image(group, [image], "x.json", collecting) == [group[:2]]
+    assert collecting.problems[-1][:4] == ("annotation of no image", "its image id is 8", None, 3)
+    fails(["x.json", "annotation 3", "image id 8"], group_by_image, group, [image], "x.json", training)
+
+
 def test_crowds_are_ignored_regions(tmp_path):
     def change(values):
         add(iscrowd=1)(values)
         add(iscrowd=1, segmentation=None, bbox=[25, 10, 50, 4])(values)
         add(iscrowd=1, segmentation=None, bbox=[40, 10, 50, 4])(values)
 
-    split = CocoSplit.find(write_split(tmp_path, change), "train")
+    split = Split.find(write_split(tmp_path, change), "train")
     objects = split.objects(0)
     assert len(objects) == 1
     assert objects.ignored.tolist() == [[2, 3, 6, 9], [25, 10, 30, 14]]
@@ -395,40 +417,41 @@ def entry(number, **fields):
     ],
 )
 def test_files_that_are_not_coco_are_refused(tmp_path, change, words):
-    fails(["train", *words], CocoSplit.find, write_split(tmp_path, change), "train")
+    fails(["train", *words], Split.find, write_split(tmp_path, change), "train")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "\ufeff{}", "[" * 100_000])
 def test_files_that_are_not_json_are_refused(tmp_path, text):
     write_split(tmp_path)
     (tmp_path / "train.json").write_text(text, encoding="utf-8")
-    fails(["train.json"], CocoSplit.find, tmp_path, "train")
+    fails(["train.json"], Split.find, tmp_path, "train")
 
 
 def test_image_of_another_size_names_both_sizes(tmp_path):
-    split = CocoSplit.find(write_split(tmp_path, lambda v: v["images"][0].update(height=30, width=20)), "train")
+    split = Split.find(write_split(tmp_path, lambda v: v["images"][0].update(height=30, width=20)), "train")
     fails(["a.png", "30 wide and 20 high", "20 wide and 30 high", "correct"], split.read, 0, 3)
     assert split.read(1, 3).shape == (3, 16, 16)
 
 
 def test_classes_of_the_training_set_rule(tmp_path):
-    train = CocoSplit.find(write_split(tmp_path), "train").categories
+    train = Split.find(write_split(tmp_path), "train").categories
     fewer = write_split(tmp_path, lambda v: v.update(categories=[{"id": 90, "name": "pear"}]), name="val")
-    val = CocoSplit.find(fewer, "val", train)
+    val = Split.find(fewer, "val", train)
     assert val.objects(0).labels.tolist() == [1]
-    assert [c["id"] for c in val.truth["categories"]] == list(train.ids), "a model may find what val has none of"
+    assert list(val.truth.labels) == list(train.ids), "a model may find what val has none of"
+    assert val.truth.class_names == list(train.names)
     more = write_split(tmp_path, lambda v: v["categories"].append({"id": 5, "name": "plum"}), name="more")
-    fails(["more.json", "5 (plum)"], CocoSplit.find, more, "more", train)
+    fails(["more.json", "5 (plum)"], Split.find, more, "more", train)
     other = write_split(tmp_path, lambda v: v["categories"][0].update(name="quince"), name="other")
-    fails(["other.json", "90 (quince)"], CocoSplit.find, other, "other", train)
+    fails(["other.json", "90 (quince)"], Split.find, other, "other", train)
 
 
 def test_images_in_folders_below(tmp_path):
     write_split(tmp_path, entry(1, file_name="deep/b.png"))
-    fails(["missing"], CocoSplit.find, tmp_path, "train")
+    fails(["missing"], Split.find, tmp_path, "train")
     (tmp_path / "train/deep").mkdir()
     (tmp_path / "train/b.png").rename(tmp_path / "train/deep/b.png")
-    assert CocoSplit.find(tmp_path, "train").read(1, 3).shape == (3, 16, 16)
+    assert Split.find(tmp_path, "train").read(1, 3).shape == (3, 16, 16)
 
 
 # ---- real data
@@ -444,13 +467,13 @@ def encode(segmentation, size):
 def test_real_data(name, split_name):
     if not (REAL / name).is_dir():
         pytest.skip(f"needs {REAL / name}, which is not part of the repository")
-    split = CocoSplit.find(REAL / name, split_name)
+    split = Split.find(REAL / name, split_name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for index in range(0, len(split), 9):
             assert split.read(index, 3).shape == (3, *split.images[index].size)
     for index in range(0, len(split), 9):
-        given = [a for a in split._annotations[index] if not a.get("iscrowd")]
+        given = [a for a in split._groups[index] if not a.get("iscrowd")]
         objects = split.objects(index)
         assert len(objects) == len(given)
         for row, annotation in enumerate(given):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from masklab.cli.app import main
-from masklab.datasets.download import DATA_SETS, Archive, DataSet, download
+from masklab.datasets.archives import DATA_SETS, Archive, DataSet
+from masklab.datasets.download import download
 from masklab.utils.errors import InputError
 
 NOISE = np.random.default_rng(0).bytes(300_000)
@@ -120,14 +121,14 @@ def refused(words, action, *args, **fields):
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["published", "unpublished"])
-def test_an_archive_is_fetched_unpacked_and_left_alone_afterwards(server, tmp_path, known, capsys):
+def test_an_archive_is_fetched_unpacked_and_left_alone_afterwards(server, tmp_path, known, capsys, caplog):
+    caplog.set_level("INFO", "masklab")
     fields = verified() if known else {}
     get(server, tmp_path / "new" / "folder", **fields)
     assert_whole(tmp_path / "new" / "folder")
     assert server.asked == [None]
-    out = capsys.readouterr().out
-    assert "terms" in out
-    assert ("no published checksum" in out) is not known
+    assert "terms" in capsys.readouterr().out
+    assert ("no published checksum" in caplog.text) is not known
     get(server, tmp_path / "new" / "folder", **fields)
     assert len(server.asked) == 1, "what is unpacked is not fetched again"
 

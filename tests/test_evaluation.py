@@ -19,6 +19,7 @@ from pycocotools.coco import COCO as ReferenceCOCO
 from pycocotools.cocoeval import COCOeval as ReferenceEval
 from rich.console import Console
 
+from masklab.datasets.ground_truth import GroundTruth
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.matching import matching_metrics, overlaps, tune_score_threshold
 from masklab.evaluation.report import print_report, write_metrics
@@ -373,6 +374,25 @@ def test_coco_does_not_depend_on_ids() -> None:
     assert coco_metrics(truth, results, 200) == expected
 
 
+def test_figures_do_not_depend_on_the_form_of_the_ground_truth() -> None:
+    truth, results = drawn_case(6)
+    read = GroundTruth.from_coco(truth)
+    chosen = [7, 40]
+    assert coco_metrics(read, results, 200) == coco_metrics(truth, results, 200)
+    assert coco_metrics(read, results, 200, chosen) == coco_metrics(truth, results, 200, chosen)
+    metrics = matching_metrics(overlaps(read, results), 0.3)
+    assert metrics == matching_metrics(overlaps(truth, results), 0.3)
+
+
+def test_polygons_of_two_points_cover_nothing() -> None:
+    truth, results = scene([(1, bar(0, 10))], [(1, bar(0, 10), 0.5)])
+    truth["annotations"].append({"id": 2, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1]]})
+    results.append({"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1]], "score": 0.4})
+    found = overlaps(truth, results)
+    assert found.object_areas.tolist() == [10, 0]
+    assert found.areas.tolist() == [10, 0]
+
+
 def test_coco_takes_missing_and_malformed_boxes_and_areas_from_masks() -> None:
     truth, results = drawn_case(8)
     bare = copy.deepcopy(truth)
@@ -467,6 +487,11 @@ def broken(kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             truth["annotations"][0]["segmentation"] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
         case "categories":
             del truth["categories"]
+        case "iscrowd":
+            truth["annotations"][0]["iscrowd"] = "0"
+        case "crowd":
+            truth["annotations"][0] |= {"iscrowd": 1, "segmentation": [], "bbox": [0, 0, 5, 2]}
+            truth["annotations"][0]["category_id"] = 5
         case "height":
             del truth["images"][0]["height"]
     return truth, results
@@ -481,6 +506,8 @@ def broken(kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ("size", r"result 0.*\[4, 40\].*\[8, 80\]"),
         ("score", "result 0.*score"),
         ("polygons", "annotation 1.*polygons"),
+        ("iscrowd", "annotation 1.*iscrowd"),
+        ("crowd", "annotation 1.*category"),
         ("categories", "categories"),
         ("height", "image 1.*height"),
     ],

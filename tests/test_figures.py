@@ -12,7 +12,9 @@ from PIL import Image
 
 from masklab.cli.app import main
 from masklab.config.schema import validate
-from masklab.datasets.coco import CocoSplit, ImageRecord
+from masklab.datasets.annotations import ImageRecord
+from masklab.datasets.ground_truth import GroundTruth
+from masklab.datasets.split import Split
 from masklab.evaluation.matching import match, matching_metrics, overlaps
 from masklab.model.build import build_model
 from masklab.model.mask_head import MaskLogits
@@ -229,18 +231,22 @@ FOUND = boxes_as_instances(
 )
 
 
+def ground_truth(annotations):
+    canvas = {"id": 7, "height": 50, "width": 100}
+    return GroundTruth.from_coco({"images": [canvas], "annotations": annotations, "categories": CATEGORIES})
+
+
 def test_failures_by_hand():
     """Found; found with an IoU of 2/3; nothing there; in a crowd; there, but of another class.  One is not found."""
-    failures = find_failures(PLACE, TRUTH, CATEGORIES, FOUND)
+    failures = find_failures(PLACE, ground_truth(TRUTH), FOUND)
     assert failures.matched == 2
     assert failures.missed == [2, 4]
     assert failures.wrong == [2, 4]
     assert [pair[:2] for pair in failures.localisation] == [(1, 1)]
     assert failures.localisation[0][2] == pytest.approx(80 / 120)
-    assert failures.errors.detections.tolist() == ["right", "localisation", "false", "", "false"]
+    assert failures.errors.detections.tolist() == ["right", "localisation", "background", "", "background"]
     assert failures.score == pytest.approx(2 / 6)
-    tensor = {"id": 7, "height": 50, "width": 100}
-    shared = overlaps({"images": [tensor], "annotations": TRUTH, "categories": CATEGORIES}, FOUND.to_coco(7))
+    shared = overlaps(ground_truth(TRUTH), FOUND.to_coco(7))
     assert matching_metrics(shared, 0.0)["stardist"]["0.50"] == pytest.approx(failures.score), (
         "the evaluation's own count"
     )
@@ -249,14 +255,14 @@ def test_failures_by_hand():
 
 def test_failures_of_nothing():
     nothing = boxes_as_instances([])
-    assert find_failures(PLACE, [], CATEGORIES, nothing).score == 1
-    assert find_failures(PLACE, TRUTH, CATEGORIES, nothing).missed == [0, 1, 2, 4]
-    assert find_failures(PLACE, [], CATEGORIES, FOUND).wrong == [0, 1, 2, 3, 4]
-    assert find_failures(PLACE, [], CATEGORIES, FOUND).score == 0
+    assert find_failures(PLACE, ground_truth([]), nothing).score == 1
+    assert find_failures(PLACE, ground_truth(TRUTH), nothing).missed == [0, 1, 2, 4]
+    assert find_failures(PLACE, ground_truth([]), FOUND).wrong == [0, 1, 2, 3, 4]
+    assert find_failures(PLACE, ground_truth([]), FOUND).score == 0
 
 
 def test_marks_lie_on_their_objects():
-    failures = find_failures(PLACE, TRUTH, CATEGORIES, FOUND)
+    failures = find_failures(PLACE, ground_truth(TRUTH), FOUND)
     drawn = np.asarray(marked(failures, np.full((50, 100, 3), 120, np.uint8), (200, 400), named=False))
 
     def along(colour, x):
@@ -283,7 +289,7 @@ def test_long_names_are_broken_within_the_width():
 
 
 def test_the_legend_says_what_the_marks_mean():
-    failures = find_failures(PLACE, TRUTH, CATEGORIES, FOUND)
+    failures = find_failures(PLACE, ground_truth(TRUTH), FOUND)
     image = np.full((50, 100, 3), 120, np.uint8)
     figure = failure_figure(failures, image)
     legend = np.asarray(figure)[-140:]
@@ -294,7 +300,7 @@ def test_the_legend_says_what_the_marks_mean():
 
 @pytest.fixture(scope="module")
 def weights(model, shapes, tmp_path_factory):
-    fitting = build_model(model.config, CocoSplit.find(shapes, "val").categories)
+    fitting = build_model(model.config, Split.find(shapes, "val").categories)
     path = tmp_path_factory.mktemp("figures") / "tiny.safetensors"
     save_model(fitting, path)
     return path
@@ -316,7 +322,7 @@ def test_show_from_the_command_line(weights, shapes, tmp_path, capsys):
 
 def test_the_worst_come_first_and_the_right_ones_never(model, shapes, tmp_path, monkeypatch):
     """A model that finds everything in all images but one, where it finds nothing."""
-    source = CocoSplit.find(shapes, "val")
+    source = Split.find(shapes, "val")
     perfect = predictor(build_model(model.config, source.categories))
     blind = source.images[2].path
     values = [source.read(index, 3) for index in range(len(source))]

@@ -13,10 +13,11 @@ from masklab.cli.app import main
 from masklab.config.nested import merge
 from masklab.config.schema import validate
 from masklab.datasets.check import check
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.convert import convert
 from masklab.datasets.layouts.masks import read_labels
 from masklab.datasets.open import open_split, split_names
+from masklab.datasets.problems import CollectingSink
+from masklab.datasets.split import Split
 from masklab.masks import encode, rle
 from masklab.structures import ClassTable
 
@@ -116,10 +117,10 @@ def test_pool_without_objects(tmp_path):
     split = open_split(tmp_path, "all")
     assert len(split) == 5
     assert split.most_objects == 0
-    assert split.ground_truth["annotations"] == []
+    assert split.coco["annotations"] == []
     assert "5 images (5 without objects), 0 objects" in split.summary()
     convert(tmp_path, tmp_path / "out")
-    assert len(CocoSplit.find(tmp_path / "out", "val")) == 1
+    assert len(Split.find(tmp_path / "out", "val")) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,12 +142,12 @@ def test_every_layout_gives_the_same_masks(tmp_path, make):
     assert split.categories == ClassTable((1,), ("object",))
     assert_masks(split)
     assert split.read(0, 3).shape == (3, *SIZE)
-    annotation = split.ground_truth["annotations"][0]
+    annotation = split.coco["annotations"][0]
     first = expected(LABELS["a"])[0]
     ys, xs = np.nonzero(first)
     assert annotation["area"] == first.sum()
     assert annotation["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
-    json.dumps(split.ground_truth)
+    json.dumps(split.coco)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_yolo_polygons_are_coco_polygons(tmp_path):
     categories = [{"id": 3, "name": "fruit"}, {"id": 0, "name": "leaf"}]
     coco = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "train.json").write_text(json.dumps(coco))
-    same = CocoSplit(tmp_path / "train.json", tmp_path / "yolo/images")
+    same = Split(tmp_path / "train.json", tmp_path / "yolo/images")
     for index in range(3):
         ours, theirs = split.objects(index), same.objects(index)
         assert len(ours) == (3, 1, 0)[index]
@@ -367,7 +368,7 @@ def test_drawn_splits_are_a_fair_and_lasting_share(tmp_path):
     assert names_of(open_split(tmp_path, "val", None, 0.2, 1)) != val
     assert len(open_split(tmp_path, "val", None, 0.001)) == 1
     assert len(open_split(tmp_path, "train", None, 0.999)) == 1
-    assert "val is 8 of 40 images, drawn by file name and seed 0" in open_split(tmp_path, "train").summary()
+    assert "val is 8 of 40 images, held out by file name and seed 0" in open_split(tmp_path, "train").summary()
     many(tmp_path, 44)
     assert len(names_of(open_split(tmp_path, "val")) & val) >= 7
     for bad in (0, 1, -0.5, float("nan")):
@@ -408,8 +409,8 @@ def test_train_without_val_lends_it_images(tmp_path):
 
 
 def test_coco_without_val(tmp_path, shapes):
-    source = CocoSplit.find(shapes, "train")
-    (tmp_path / "train.json").write_text(json.dumps(source.ground_truth))
+    source = Split.find(shapes, "train")
+    (tmp_path / "train.json").write_text(json.dumps(source.coco))
     (tmp_path / "train").symlink_to(source.folder)
     train, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
     assert len(val) == 2
@@ -456,7 +457,7 @@ def test_label_images_there_and_back(tmp_path):
     assert "seed 3" in lists["val"]["drawn"]
     seen = set()
     for name in ("train", "val"):
-        split = CocoSplit.find(tmp_path / "dst", name)
+        split = Split.find(tmp_path / "dst", name)
         assert {f"images/{n}" for n in names_of(split)} == set(lists[name]["images"])
         for index, entry in enumerate(split.images):
             back = np.zeros(SIZE, np.int64)
@@ -467,7 +468,7 @@ def test_label_images_there_and_back(tmp_path):
             seen.add(entry.path.stem)
     assert seen == set(NAMES)
     again = open_split(tmp_path / "dst", "val")
-    assert names_of(again) == names_of(CocoSplit.find(tmp_path / "dst", "val"))
+    assert names_of(again) == names_of(Split.find(tmp_path / "dst", "val"))
 
 
 def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
@@ -479,7 +480,7 @@ def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
     convert(tmp_path / "src", tmp_path / "dst")
     found = {}
     for name in ("train", "val"):
-        split = CocoSplit.find(tmp_path / "dst", name)
+        split = Split.find(tmp_path / "dst", name)
         found |= {p.path.stem: masks(split, k) for k, p in enumerate(split.images)}
         found["skipped"] = found.get("skipped", 0) + split.skipped["empty mask"]
     assert found.pop("skipped") == 1
@@ -491,8 +492,8 @@ def test_kaggle_keeps_overlaps_and_counts_empty_masks(tmp_path):
 def test_coco_stays_as_it_is(tmp_path, shapes):
     convert(shapes, tmp_path / "dst")
     for name in ("train", "val"):
-        before, after = (CocoSplit.find(folder, name) for folder in (shapes, tmp_path / "dst"))
-        assert before.ground_truth == after.ground_truth
+        before, after = (Split.find(folder, name) for folder in (shapes, tmp_path / "dst"))
+        assert before.coco == after.coco
         assert (before.read(1, 3) == after.read(1, 3)).all()
 
 
@@ -504,7 +505,7 @@ def test_images_of_the_same_name_stay_apart(tmp_path):
         (tmp_path / f"src/{place}/labels/a.txt").write_text("0 0 0 1 0 1 1 0 1\n")
     (tmp_path / "src/data.yaml").write_text(yaml.safe_dump({"names": ["tile"], **table}))
     convert(tmp_path / "src", tmp_path / "dst")
-    split = CocoSplit.find(tmp_path / "dst", "train")
+    split = Split.find(tmp_path / "dst", "train")
     assert [split.read(k, 3).shape[1] for k in range(2)] == [4, 6]
     assert [split.objects(k).areas.tolist() for k in range(2)] == [[16], [36]]
 
@@ -591,10 +592,13 @@ def test_what_is_wrong_with_single_images_can_be_collected(tmp_path):
     label_layout(tmp_path)
     (tmp_path / "images/a.png").write_bytes(b"no image")
     write(tmp_path / "masks/b.png", np.zeros((30, 20), np.uint8))
-    faults = []
-    split = open_split(tmp_path, "all", faults=faults)
-    assert [fault[:3] for fault in faults] == [(1, "images/a.png", True), (2, "images/b.png", False)]
-    assert "EXIF orientation applied" in faults[1].reason
+    sink = CollectingSink()
+    split = open_split(tmp_path, "all", sink=sink)
+    assert [(problem.image_id, problem.file_name, problem.name) for problem in sink.problems] == [
+        (1, "images/a.png", "damaged image"),
+        (2, "images/b.png", "unusable annotation file"),
+    ]
+    assert "EXIF orientation applied" in sink.problems[1].sentence
     assert [(p.image_id, p.path.stem) for p in split.images] == list(enumerate("bcde", 2))
     assert len(split.objects(0)) == 0
     assert len(split.objects(1)) == len(expected(LABELS["c"]))

@@ -6,7 +6,7 @@ from contracts import assert_finite_and_connected, assert_instances, predictor
 
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.model import masklab as masklab_module
 from masklab.model.alternatives import FCISHead, MaskRCNNHead, part_table
 from masklab.model.build import build_model
@@ -48,12 +48,12 @@ def random_rois(count, images=2):
 
 def drawn_batch(shapes, config, rows):
     """Images as they were drawn, with targets of the size that ``config`` asks for."""
-    dataset = InstanceDataset(CocoSplit.find(shapes, "train"), config, augmented=False)
+    dataset = InstanceDataset(Split.find(shapes, "train"), config, augmented=False)
     return collate([dataset[row] for row in rows], 8, "exact")
 
 
 def row_with_objects(shapes):
-    split = CocoSplit.find(shapes, "train")
+    split = Split.find(shapes, "train")
     return next(row for row in range(len(split)) if len(split.objects(row)) >= 3)
 
 

@@ -15,21 +15,17 @@ from PIL import Image
 from rich.console import Console
 
 from masklab.cli.app import main
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import Objects
+from masklab.datasets.split import Split
 from masklab.evaluation.coco import coco_metrics
-from masklab.evaluation.error_analysis import (
-    Boxes,
-    neighbour_gaps,
-    recall_table,
-    stage_overlaps,
-    with_annotated_masks,
-)
 from masklab.evaluation.errors import ERROR_TYPES, find_errors
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.evaluation.oracle import with_annotated_masks
+from masklab.evaluation.recall import Boxes, neighbour_gaps, recall_table, stage_overlaps
 from masklab.evaluation.report import print_report
 from masklab.inference.options import PredictionOptions
+from masklab.masks import coco_segmentation
 from masklab.model.build import build_model
 from masklab.results.instances import Instances
 from masklab.weights.checkpoint import save_model
@@ -66,19 +62,19 @@ def scene(objects, detections, crowds=()):
 CASES = {
     "nothing": ([], [], [], []),
     "nothing found": (["####"], [], ["missed"], []),
-    "nothing there": ([], ["####"], [], ["false"]),
+    "nothing there": ([], ["####"], [], ["background"]),
     "IoU 3/4": (["####"], ["###"], ["right"], ["right"]),
     "IoU 2/3": (["######"], ["####"], ["localisation"], ["localisation"]),
     "IoU 3/8": (["########"], ["###"], ["localisation"], ["localisation"]),
     "IoU 4/15": (["####"], ["###############"], ["localisation"], ["localisation"]),
-    "IoU 1/12": (["############"], ["#"], ["missed"], ["false"]),
+    "IoU 1/12": (["############"], ["#"], ["missed"], ["background"]),
     "the best of two attempts, no pieces": (
         ["........####"],
         ["..........##############", ".....#####"],
         ["localisation"],
-        ["false", "localisation"],
+        ["background", "localisation"],
     ),
-    "beside a found one": (["####"], ["####", "...#####"], ["right"], ["right", "false"]),
+    "beside a found one": (["####"], ["####", "...#####"], ["right"], ["right", "background"]),
     "found twice": (["####"], ["####", "###"], ["right"], ["right", "duplicate"]),
     "a piece of a found one": (["######"], ["####", "....##"], ["localisation"], ["localisation", "duplicate"]),
     "a blob over a found one": (["####"], ["####", "###########"], ["right"], ["right", "duplicate"]),
@@ -118,7 +114,7 @@ CASES = {
         ["localisation", "duplicate"],
     ),
     "over a part of its own, of just half of it": (["########", "..#"], ["####"], ["merged"] * 2, ["merged"]),
-    "of another class": (["####"], [("####", 2)], ["missed"], ["false"]),
+    "of another class": (["####"], [("####", 2)], ["missed"], ["background"]),
 }
 
 
@@ -146,7 +142,7 @@ def test_a_score_of_just_the_threshold_counts():
         result["score"] = 0.5
     errors = find_errors(overlaps(truth, results), 0.5)
     assert errors.objects.tolist() == ["right"]
-    assert errors.detections.tolist() == ["right", "false"]
+    assert errors.detections.tolist() == ["right", "background"]
     assert errors.ious.tolist() == [1.0]
 
 
@@ -213,7 +209,7 @@ def reference_kinds(truth, results, errors):
         if kinds[n] == "":
             k = tries[n][1] if n in tries else None
             found = k is not None and object_kinds[k] != "missed" and (covers(n, k) or lies_in(n, k))
-            kinds[n] = "duplicate" if found else "false"
+            kinds[n] = "duplicate" if found else "background"
     return kinds, object_kinds
 
 
@@ -274,7 +270,7 @@ def coco_area(masks):
 
 @pytest.mark.parametrize("rows", [1, 3, 1024])
 def test_gaps_by_hand(rows, monkeypatch):
-    monkeypatch.setattr("masklab.evaluation.error_analysis.ROWS_AT_ONCE", rows)
+    monkeypatch.setattr("masklab.evaluation.recall._ROWS_AT_ONCE", rows)
     assert neighbour_gaps(np.zeros((0, 4), np.float32)).shape == (0,)
     assert neighbour_gaps(np.array([[0, 0, 4, 4]], np.float32)).tolist() == [np.inf]
     boxes = np.array([[0, 0, 4, 4], [4, 2, 8, 6], [11, 10, 19, 18], [11, 2, 12, 3]], np.float32)
@@ -311,7 +307,7 @@ def test_stages_and_recall_by_hand():
 @pytest.fixture(scope="module")
 def weights(tiny_config, shapes, tmp_path_factory):
     torch.manual_seed(0)
-    model = build_model(tiny_config, CocoSplit.find(shapes, "val").categories)
+    model = build_model(tiny_config, Split.find(shapes, "val").categories)
     path = tmp_path_factory.mktemp("error_analysis") / "tiny.safetensors"
     save_model(model, path)
     return path
@@ -350,6 +346,19 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     assert "scales holds 9" in capsys.readouterr().err
 
 
+def test_each_annotation_is_decoded_once(weights, shapes, monkeypatch):
+    decoded, decode = [], coco_segmentation.rle_from_segmentation
+
+    def counted(segmentation, size):
+        decoded.append(segmentation["counts"])
+        return decode(segmentation, size)
+
+    monkeypatch.setattr(coco_segmentation, "rle_from_segmentation", counted)
+    evaluate(weights, shapes, error_analysis=True)
+    annotations = json.loads((shapes / "val.json").read_text())["annotations"]
+    assert sorted(decoded) == sorted(a["segmentation"]["counts"] for a in annotations)
+
+
 def test_proposals_are_in_the_images_pixels(tiny_config, classes):
     torch.manual_seed(0)
     model = build_model(
@@ -366,7 +375,7 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     """A model that finds everything in colour and nothing in grey."""
     folder = tmp_path / "both"
     shutil.copytree(shapes, folder)
-    source = CocoSplit.find(folder, "val")
+    source = Split.find(folder, "val")
     for image in source.images[:3]:
         Image.open(image.path).convert("L").convert("RGB").save(image.path)
     model, colour = predictor(build_model(tiny_config, source.categories)), source.objects(3)
@@ -382,7 +391,7 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     monkeypatch.setattr(model, "predict", predict)
     metrics = evaluate(model, folder)
     text = printed(metrics, 80)
-    assert "kind of image" in text
+    assert "colour of image" in text
     assert "…" not in text
     parts = metrics["by_colour"]
     assert [parts[kind]["images"] for kind in ("grey", "colour")] == [3, 1]

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.datasets.synthetic.shapes import draw_shapes
 from masklab.structures import Targets
 from masklab.training.data.loader import InstanceDataset, StreamSampler, collate, train_loader
@@ -16,7 +16,7 @@ from masklab.utils.errors import InputError
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    return CocoSplit.find(draw_shapes(tmp_path_factory.mktemp("loader") / "set", {"train": 11}, size=(64, 80)), "train")
+    return Split.find(draw_shapes(tmp_path_factory.mktemp("loader") / "set", {"train": 11}, size=(64, 80)), "train")
 
 
 def make_config(steps=8, workers=0, model=None, **augment):
@@ -43,7 +43,7 @@ def assert_same(one, two):
 def test_no_images(tmp_path):
     folder = draw_shapes(tmp_path / "set", {"train": 0})
     with pytest.raises(InputError, match=r"train\.json has no images to train on; name another split\."):
-        train_loader(CocoSplit.find(folder, "train"), make_config())
+        train_loader(Split.find(folder, "train"), make_config())
 
 
 def test_images_without_objects(split):
@@ -106,7 +106,7 @@ def test_images_that_are_not_grey_come_as_often_as_wanted(tmp_path):
     folder = draw_shapes(tmp_path / "set", {"train": 5}, size=(64, 80))
     for name in sorted((folder / "train").iterdir())[:3]:
         Image.open(name).convert("L").save(name)
-    some = CocoSplit.find(folder, "train")
+    some = Split.find(folder, "train")
     for often in (1, 3):
         config = make_config(steps=8)
         config = config.model_copy(update={"train": config.train.model_copy(update={"repeat_colour": often})})
@@ -165,7 +165,7 @@ def test_one_channel(split):
 def test_an_unreadable_image_is_one_sentence(tmp_path, workers):
     folder = draw_shapes(tmp_path / "set", {"train": 3})
     Image.new("RGB", (10, 12)).save(folder / "train/00001.png")
-    loader = train_loader(CocoSplit.find(folder, "train"), make_config(workers=workers))
+    loader = train_loader(Split.find(folder, "train"), make_config(workers=workers))
     with pytest.raises(InputError) as caught:
         list(loader)
     assert str(caught.value).startswith(str(folder / "train/00001.png") + " is 10 wide and 12 high")

@@ -23,7 +23,7 @@ from torch import nn
 import masklab.training.module
 import masklab.utils.files
 from masklab.cli.app import main
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.model.build import build_model
 from masklab.training import memory
 from masklab.training.data.loader import StreamSampler, train_loader
@@ -412,7 +412,7 @@ def gradients(config, classes, batch, shares=1, **settings):
 def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
     """With group norm, all of them, samples included: also where images have no objects or few proposals."""
     config = changed(tiny_config, train={"batch_size": 4})
-    split = CocoSplit.find(shapes, "train")
+    split = Split.find(shapes, "train")
     batch = next(iter(train_loader(split, config)))
     empty = batch.targets[3]
     for name in ("boxes", "labels", "masks", "mask_boxes", "mask_rows"):
@@ -428,7 +428,7 @@ def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
 
 
 def test_a_batch_is_cut_into_no_more_parts_than_images(shapes, tiny_config):
-    batch = next(iter(train_loader(CocoSplit.find(shapes, "train"), tiny_config)))
+    batch = next(iter(train_loader(Split.find(shapes, "train"), tiny_config)))
     assert [part.image_ids for part in split_batch(batch, 5)] == [[i] for i in batch.image_ids]
 
 
@@ -511,7 +511,7 @@ def test_fp16_without_a_gpu_is_refused(shapes, tiny_config, tmp_path):
 
 
 def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_path, monkeypatch):
-    config, split = changed(tiny_config, train={"batch_size": "auto"}), CocoSplit.find(shapes, "train")
+    config, split = changed(tiny_config, train={"batch_size": "auto"}), Split.find(shapes, "train")
     start, tried = Start(0, None), []
 
     def fits(candidate, split):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config, validate
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.images.intensity import displayed, intensity_range, normalise, rescale_intensity
 from masklab.images.read import channels_and_dtype, read_image, read_intensity_range, read_window
 from masklab.inference.folder import predict_folder
@@ -329,7 +329,7 @@ def make_split(folder, images, write, name="train"):
         )
     values = {"images": entries, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
     (folder / f"{name}.json").write_text(json.dumps(values))
-    return CocoSplit.find(folder, name)
+    return Split.find(folder, name)
 
 
 def to_tiff(folder, n, values, **options):
@@ -418,7 +418,7 @@ def test_a_huge_tiff_is_read_by_windows(tmp_path):
         "categories": [{"id": 1, "name": "cell"}],
     }
     (tmp_path / "train.json").write_text(json.dumps(values))
-    split = CocoSplit.find(tmp_path, "train")
+    split = Split.find(tmp_path, "train")
     split.objects(0)
     for percentiles in (None, [1, 99]):
         images = {"scale": 1.0, "augment": {"crop_size": 512}, "percentiles": percentiles}
@@ -461,7 +461,7 @@ def test_grey_and_colour_images_are_three_channels(tmp_path):
 
 def test_eight_bits_leave_the_configuration_alone(shapes):
     config = Config()
-    assert resolve_image_fields(config, CocoSplit.find(shapes, "train")).image == config.image
+    assert resolve_image_fields(config, Split.find(shapes, "train")).image == config.image
 
 
 def test_mean_and_deviation_of_other_channels_are_measured(tmp_path, capsys):

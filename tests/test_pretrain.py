@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from masklab.cli.app import main
 from masklab.config.schema import validate
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import Objects
+from masklab.datasets.split import Split
 from masklab.masks import encode
 from masklab.model.backbone import FrozenBatchNorm
 from masklab.model.segmentation import build_segmentation
@@ -93,7 +93,7 @@ def coco_split(folder, image, annotations):
         "categories": [{"id": 3, "name": "thing"}],
     }
     (folder / "train.json").write_text(json.dumps(values))
-    return CocoSplit.find(folder, "train")
+    return Split.find(folder, "train")
 
 
 def test_crowds_of_a_coco_file_are_ignored_where_they_are(tmp_path):
@@ -238,7 +238,7 @@ def test_label_maps_are_made_at_the_images_own_size(tiny_config):
 
 
 def test_validation_equals_a_slow_version(shapes, tiny_config):
-    split = CocoSplit.find(shapes, "val")
+    split = Split.find(shapes, "val")
     torch.manual_seed(0)
     network = build_segmentation(tiny_config.model, 4).eval()
     nn.init.normal_(network.logits.weight, std=3)
@@ -388,7 +388,7 @@ def test_the_loss_falls(shapes, tiny_config):
     torch.manual_seed(0)
     network = build_segmentation(config.model, 4).train()
     optimizer, losses = torch.optim.AdamW(network.parameters(), lr=3e-3), []
-    for batch in semantic_loader(CocoSplit.find(shapes, "train"), config):
+    for batch in semantic_loader(Split.find(shapes, "train"), config):
         loss = pixel_loss(network(batch.images), batch.labels)
         optimizer.zero_grad()
         loss.backward()

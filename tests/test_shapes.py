@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.datasets.synthetic.shapes import CLASSES, draw_shapes
 from masklab.masks import coco_segmentation, rle
 from masklab.utils.errors import InputError
@@ -28,7 +28,7 @@ def test_same_seed_same_bytes(drawn, tmp_path):
 
 
 def test_masks_are_the_visible_parts(drawn):
-    split = CocoSplit.find(drawn, "train")
+    split = Split.find(drawn, "train")
     counts = [len(split.objects(index)) for index in range(len(split))]
     assert counts.count(0) == 2
     assert min(c for c in counts if c) >= 2
@@ -53,7 +53,7 @@ def test_masks_are_the_visible_parts(drawn):
 
 
 def test_objects_differ_from_the_background(drawn):
-    split = CocoSplit.find(drawn, "train")
+    split = Split.find(drawn, "train")
     for index in range(5):
         image, objects = split.read(index, 3).astype(float), split.objects(index)
         covered = np.zeros((96, 128), bool)
@@ -76,7 +76,7 @@ def test_fields_of_the_json_agree(drawn):
 def test_other_sizes_and_no_images(tmp_path):
     folder = draw_shapes(tmp_path / "a", {"train": 2, "val": 0}, size=(64, 48))
     assert Image.open(folder / "train/00001.png").size == (48, 64)
-    assert len(CocoSplit.find(folder, "val")) == 0
+    assert len(Split.find(folder, "val")) == 0
 
 
 def test_what_exists_is_not_overwritten(tmp_path):

@@ -12,7 +12,7 @@ from contracts import assert_finite_and_connected, assert_instances, broken_at, 
 
 from masklab.config.model import RPNConfig
 from masklab.config.schema import validate
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.masks import rle
 from masklab.model.build import build_model
 from masklab.model.rpn import RPN, Proposals, RPNOutput
@@ -381,7 +381,7 @@ def test_validation_takes_detections_of_classes_that_val_has_not(shapes, tiny_co
 
 def test_a_trained_batch_norm_sees_one_part_of_a_batch_at_a_time(shapes, tiny_config, classes):
     """Threads would change its running averages in the order in which they happen to come."""
-    split = CocoSplit.find(shapes, "val")
+    split = Split.find(shapes, "val")
     for norm, parts in (("group", 2), ("batch", 1)):
         config = changed(tiny_config, model={"backbone": {"norm": norm}}, train={"threads": 2})
         module = TrainingModule(build_model(config, split.categories), split)
@@ -401,7 +401,7 @@ def test_the_loss_falls(shapes, tiny_config, classes):
     values["train"] |= {"steps": 30, "learning_rate": 3e-3}
     values["image"]["augment"] = {"horizontal_flip": False}
     config = validate(values, "test")
-    split = CocoSplit.find(shapes, "train")
+    split = Split.find(shapes, "train")
     torch.manual_seed(0)
     step = TrainingStep(build_model(config, split.categories)).train()
     optimizer, totals = build_optimizer(step, config.train), []
@@ -538,7 +538,7 @@ def one_of_each(shapes, tmp_path_factory):
     train = json.loads((folder / "train.json").read_text())
     train["annotations"] = list({(a["image_id"], a["category_id"]): a for a in train["annotations"]}.values())
     (folder / "train.json").write_text(json.dumps(train))
-    return CocoSplit.find(folder, "train")
+    return Split.find(folder, "train")
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.3])

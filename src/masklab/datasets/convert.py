@@ -1,4 +1,4 @@
-"""Writing a data set of any known layout in the COCO layout."""
+"""Conversion of a data set of any layout to COCO's."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from masklab.config.fields import VAL_FRACTION
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.open import open_split, split_names
+from masklab.datasets.split import Split
 from masklab.utils.files import atomic_folder, atomic_write
 
 
 def convert(
     source: str | Path, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0
-) -> dict[str, CocoSplit]:
-    """Write every split of a data set as ``SPLIT.json`` and ``SPLIT/`` into a new ``folder``; returns them as read.
+) -> dict[str, Split]:
+    """Write every split of a data set as ``SPLIT.json`` and ``SPLIT/`` into a new ``folder``; returns the splits read.
 
-    Masks are kept exactly, as run lengths; what is COCO already keeps its annotations as they are.  Images are
-    copied.  ``split.json`` lists the images of each split.  See `open_split` for what is found and raised.
+    Masks are kept exactly, as run lengths; annotations of COCO's layout are copied unchanged, and so are images.
+    ``split.json`` lists the images of each split.  Finds and raises what `open_split` does.
     """
-    splits: dict[str, CocoSplit] = {}
+    splits: dict[str, Split] = {}
     with atomic_folder(folder) as temporary:
         for name in split_names(source):
             splits[name] = open_split(source, name, None, val_fraction, seed)
@@ -31,8 +31,8 @@ def convert(
     return splits
 
 
-def write_lists(splits: Mapping[str, CocoSplit], path: Path) -> None:
-    """Write down which images each split has, and how it was drawn if it was."""
+def write_lists(splits: Mapping[str, Split], path: Path) -> None:
+    """Write a JSON list of the images of each split, and how it was held out if it was."""
     lists = {
         name: {
             "drawn": split.note or None,
@@ -44,16 +44,16 @@ def write_lists(splits: Mapping[str, CocoSplit], path: Path) -> None:
         temporary.write_text(json.dumps(lists, indent=1), encoding="utf-8")
 
 
-def _write_split(split: CocoSplit, folder: Path, name: str) -> None:
-    """Write ``NAME.json`` and ``NAME/``, flat where no two images have the same file name."""
+def _write_split(split: Split, folder: Path, name: str) -> None:
+    """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
     names = [image.path.relative_to(split.folder).as_posix() for image in split.images]
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
     entries = []
     (folder / name).mkdir()
-    for image, entry, own in zip(split.images, split.ground_truth["images"], names, strict=True):
+    for image, entry, own in zip(split.images, split.coco["images"], names, strict=True):
         target = Path(own).name if flat else own
         (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(image.path, folder / name / target)
         entries.append({**entry, "file_name": target})
-    text = json.dumps(split.ground_truth | {"images": entries})
+    text = json.dumps(split.coco | {"images": entries})
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The annotated objects of one image."""
+"""Annotated objects of one image, in flat arrays."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Objects:
         ignored: list[tuple[float, ...]] | None = None,
         crowds: list[NDArray[np.int64] | None] | None = None,
     ) -> Objects:
-        """From run lengths, none of them empty, and labels; ``crowds`` are the masks of ``ignored``, where known."""
+        """From run lengths, each with at least one pixel, and labels; ``crowds`` are the masks of ``ignored`` or None."""
         boxes = [rle.bounds(runs, size) for runs in masks]
         flat = np.concatenate(masks) if masks else np.zeros(0, np.int64)
         return cls(

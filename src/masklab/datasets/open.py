@@ -1,20 +1,21 @@
-"""Opening a data set of any known format, found by looking at its folder, and writing it in COCO's."""
+"""Opening of data sets, whose layout is recognised by their folder."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from masklab.config.fields import VAL_FRACTION
-from masklab.datasets.coco import VAL_NAMES, CocoSplit, check_names, find_split, split_files
-from masklab.datasets.layouts.base import Annotated, Pair, SplitSource
-from masklab.datasets.layouts.cellpose import find_cellpose
-from masklab.datasets.layouts.kaggle import find_kaggle
-from masklab.datasets.layouts.label_images import find_label_images
-from masklab.datasets.layouts.yolo import find_yolo
+from masklab.datasets.layouts import coco
+from masklab.datasets.layouts.base import VAL_NAMES, Annotated, Pair, SplitSource, check_names
+from masklab.datasets.layouts.cellpose import CELLPOSE
+from masklab.datasets.layouts.kaggle import KAGGLE
+from masklab.datasets.layouts.label_images import LABEL_IMAGES
+from masklab.datasets.layouts.yolo import YOLO
+from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
+from masklab.datasets.selection import choose_pairs, hold_out, name_in, split_lists
+from masklab.datasets.split import Split
 from masklab.images.read import image_size
 from masklab.masks import rle
 from masklab.structures import ClassTable
@@ -22,22 +23,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-FORMATS: dict[str, Callable[[Path], dict[str, SplitSource]]] = {
-    "YOLO segmentation (data.yaml, images, labels/*.txt)": find_yolo,
-    "label images (images, and masks or labels)": find_label_images,
-    "Cellpose (x_masks.png or .tif beside x.png)": find_cellpose,
-    "Kaggle 2018 (ID/images, ID/masks)": find_kaggle,
-}
-COCO = "COCO (SPLIT.json with SPLIT, or annotations/instances_SPLIT2017.json with SPLIT2017)"
-
-
-class Fault(NamedTuple):
-    """An image of a format other than COCO that cannot be read, or whose annotation cannot."""
-
-    image_id: int
-    file_name: str
-    of_image: bool
-    reason: str
+LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # beside COCO's
 
 
 def open_split(
@@ -46,21 +32,21 @@ def open_split(
     categories: ClassTable | None = None,
     val_fraction: float = VAL_FRACTION,
     seed: int = 0,
-    faults: list[Fault] | None = None,
-) -> CocoSplit:
-    """Find a split in a data set folder of any format of ``FORMATS``, or COCO's, and read it.
+    sink: Sink | None = None,
+) -> Split:
+    """Find a split in a data set folder of any layout of `LAYOUTS`, or COCO's, and read it.
 
-    Every format becomes what COCO's JSON would hold, masks as run lengths.  A split is a folder, ``valid`` and
-    ``validation`` being ``val`` where there is no other, or what YOLO's
-    ``data.yaml``, or ``train.txt`` and ``val.txt`` with an image a line, list.  Where there is no ``val``, it is
-    ``val_fraction`` of the images of ``train``, or of an undivided folder, the first by a hash of ``seed`` and
-    file name; ``train`` is the rest; ``all`` is an undivided folder whole.  A format that knows no classes has the
-    one class of ``categories``, if it is one, else "object".
+    Every layout is converted to what COCO's JSON would hold, masks as run lengths.  A split is a folder, or what
+    YOLO's ``data.yaml``, or ``train.txt`` and ``val.txt`` with one image per line, list; ``valid`` and ``validation``
+    are taken as ``val`` where there is no other.  Where there is no ``val``, it is ``val_fraction`` of the images of
+    ``train``, or of an undivided folder: the first by a hash of ``seed`` and file name.  ``train`` is the rest;
+    ``all`` is the whole of an undivided folder.  A layout without classes has the one class of ``categories``, if it
+    has only one, else "object".
 
-    Of other formats than COCO, ``faults``, where it is given, takes what is wrong with single images, which otherwise
-    ends the reading at the first: one that cannot be read is left out, one whose annotation cannot be has no objects.
+    ``sink`` receives the problems of single images in layouts other than COCO's: an unreadable image is left out, one
+    with unreadable annotations has no objects.  By default the first raises `InputError`.
 
-    Raises `InputError` when no format or several fit, for a split that is not there, and for files that cannot be
+    Raises `InputError` when no layout or several fit, for a split that does not exist, and for files that cannot be
     used.
     """
     folder = Path(folder)
@@ -70,141 +56,78 @@ def open_split(
     found = _recognise(folder)
     if found is None:
         return _open_coco(folder, split, categories, val_fraction, seed)
-    pool, chosen, note = _choose(folder, found, split, val_fraction, seed)
-    values = _as_coco(folder, chosen, found[pool], categories, faults)
-    opened = CocoSplit(folder / split, folder, categories, values)
+    pool, chosen, note = choose_pairs(folder, found, split, val_fraction, seed)
+    values = _as_coco(folder, chosen, found[pool], categories, sink or TrainingSink())
+    opened = Split(folder / split, folder, categories, values)
     opened.note = note
     return opened
 
 
 def split_names(folder: str | Path) -> list[str]:
-    """The splits that `open_split` finds in a folder, those that it would draw included."""
+    """The splits that `open_split` finds in a folder, those that it would hold out included."""
     folder = Path(folder)
     check_names(folder, "all")
     found = _recognise(folder)
     if found is None:
-        complete = {split: [pair for pair in pairs if pair[1].is_dir()] for split, pairs in split_files(folder).items()}
+        complete = {
+            split: [pair for pair in pairs if pair[1].is_dir()] for split, pairs in coco.split_files(folder).items()
+        }
         files = {pairs[0][0]: split for split, pairs in sorted(complete.items(), reverse=True) if len(pairs) == 1}
         names = set(files.values())
     else:
-        names = set(found) - {""} or ({"train"} | set(_lists(folder)))
+        names = set(found) - {""} or ({"train"} | set(split_lists(folder)))
     return sorted(names | {"val"} if "train" in names else names)
 
 
 def _recognise(folder: Path) -> dict[str, SplitSource] | None:
-    """The splits of the one format that fits a folder; None where that is COCO's."""
+    """The splits of the one layout that fits a folder; None where that is COCO's."""
     fitting: dict[str, dict[str, SplitSource] | None] = {}
-    if any(images.is_dir() for _, images in chain(*split_files(folder).values())):
-        fitting[COCO] = None
-    fitting |= {name: found for name, find in FORMATS.items() if (found := find(folder))}
+    if any(images.is_dir() for _, images in chain(*coco.split_files(folder).values())):
+        fitting[coco.DESCRIPTION] = None
+    fitting |= {layout.description: found for layout in LAYOUTS if (found := layout.find(folder))}
     if len(fitting) > 1:
         raise InputError(
-            f"{folder} fits more than one format: {' and '.join(fitting)}: move what you do not mean away."
+            f"{folder} fits more than one layout: {' and '.join(fitting)}: move what you do not mean away."
         )
     if fitting:
-        return _called_val(next(iter(fitting.values())))
-    if split_files(folder):
+        return _with_val(next(iter(fitting.values())))
+    if coco.split_files(folder):
         return None
-    raise InputError(f"{folder} holds no data set: none of {'; '.join([COCO, *FORMATS])} was found; correct the path.")
+    known = "; ".join([coco.DESCRIPTION, *(layout.description for layout in LAYOUTS)])
+    raise InputError(f"{folder} holds no data set: none of {known} was found; correct the path.")
 
 
-def _called_val(found: dict[str, SplitSource] | None) -> dict[str, SplitSource] | None:
-    """The splits, with a folder ``valid`` or ``validation`` as ``val`` where there is no other."""
+def _with_val(found: dict[str, SplitSource] | None) -> dict[str, SplitSource] | None:
+    """The splits, with ``valid`` or ``validation`` as ``val`` where there is no other."""
     other = next((name for name in VAL_NAMES if found and name in found), None)
     if found is None or other is None or "val" in found:
         return found
     return {"val" if name == other else name: own for name, own in found.items()}
 
 
-def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_fraction: float, seed: int) -> CocoSplit:
-    present = split_files(folder)
-    drawn = split in ("train", "val") and "train" in present and "val" not in present
-    whole_split = CocoSplit(*find_split(folder, "train" if drawn else split), categories)
-    if not drawn:
-        return whole_split
-    images, annotations = (whole_split.ground_truth[key] for key in ("images", "annotations"))
-    kept, note = _hold_out([image["file_name"] for image in images], split, folder, val_fraction, seed)
+def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_fraction: float, seed: int) -> Split:
+    present = coco.split_files(folder)
+    held_out = split in ("train", "val") and "train" in present and "val" not in present
+    whole = Split(*coco.find_split(folder, "train" if held_out else split), categories)
+    if not held_out:
+        return whole
+    images, annotations = (whole.coco[key] for key in ("images", "annotations"))
+    kept, note = hold_out([image["file_name"] for image in images], split, folder, val_fraction, seed)
     images = [image for image in images if image["file_name"] in kept]
     ids = {image["id"] for image in images}
-    values = whole_split.ground_truth | {
+    values = whole.coco | {
         "images": images,
         "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
     }
-    part = CocoSplit(whole_split.json_path, whole_split.folder, categories, values)
+    part = Split(whole.json_path, whole.folder, categories, values)
     part.note = note
     return part
 
 
-def _choose(
-    folder: Path, found: dict[str, SplitSource], split: str, val_fraction: float, seed: int
-) -> tuple[str, list[Pair], str]:
-    """Which folder of images a split is taken from, its images, and how they were drawn, if they were."""
-    drawn = "val" not in found and split in ("train", "val")
-    if split in found and not drawn:
-        return split, found[split].pairs(), ""
-    pool = "train" if "train" in found and drawn else ""
-    if pool not in found:
-        own = next((folder / name for name in sorted(found) if (folder / name).is_dir()), None)
-        advice = "correct the name" if own is None else f"correct the name or give {own} as the data set"
-        raise InputError(f"{folder} holds no split {split}: there is {', '.join(sorted(found))}; {advice}.")
-    pairs = found[pool].pairs()
-    names = [_name(pair, folder) for pair in pairs]
-    lists = {} if pool else _lists(folder)
-    if split in lists:
-        kept, note = _listed(lists[split], names), ""
-    elif drawn and not lists:
-        kept, note = _hold_out(names, split, folder, val_fraction, seed)
-    elif split == "all":
-        kept, note = set(names), ""
-    else:
-        raise InputError(f"{folder} holds no split {split}: write {split}.txt with the name of an image a line.")
-    return pool, [pair for pair, name in zip(pairs, names, strict=True) if name in kept], note
-
-
-def _name(pair: Pair, folder: Path) -> str:
-    return pair.image.relative_to(folder).as_posix()
-
-
-def _lists(folder: Path) -> dict[str, Path]:
-    """``train.txt``, ``val.txt`` and others beside an undivided folder of images; both of these, or none."""
-    lists = {path.stem: path for path in folder.glob("*.txt") if path.stem in ("train", "val", "test")}
-    if lists and not {"train", "val"} <= set(lists):
-        raise InputError(f"{folder} has {min(lists)}.txt, but needs both train.txt and val.txt: write both or none.")
-    return lists
-
-
-def _listed(path: Path, names: list[str]) -> set[str]:
-    """The images that a file lists, a line each: path in the data set folder, file name, or that without suffix."""
-    known: dict[str, str] = {}
-    for name in names:
-        known |= dict.fromkeys((name, Path(name).name, Path(name).stem), name)
-    try:
-        lines = [line.strip().removeprefix("./") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): replace the file.") from None
-    strange = [line for line in lines if line and line not in known]
-    if strange:
-        raise InputError(f"{path} lists {strange[0]}, which is not among the images: correct the line.")
-    return {known[line] for line in lines if line}
-
-
-def _hold_out(names: list[str], split: str, folder: Path, val_fraction: float, seed: int) -> tuple[set[str], str]:
-    """The share of images that is ``val``, or the rest, by a hash of their file names; and a sentence on it."""
-    if len(names) < 2:
-        raise InputError(f"{folder} has no val, and {len(names)} images are too few to draw it from: add images.")
-
-    def rank(name: str) -> tuple[bytes, str]:
-        return hashlib.sha256(f"{seed}/{Path(name).name}".encode()).digest(), name
-
-    held_out = set(sorted(names, key=rank)[: min(max(1, round(val_fraction * len(names))), len(names) - 1)])
-    note = f"val is {len(held_out)} of {len(names)} images, drawn by file name and seed {seed}"
-    return (held_out if split == "val" else set(names) - held_out), note
-
-
 def _as_coco(
-    folder: Path, pairs: list[Pair], found: SplitSource, categories: ClassTable | None, faults: list[Fault] | None
+    folder: Path, pairs: list[Pair], found: SplitSource, categories: ClassTable | None, sink: Sink
 ) -> dict[str, Any]:
-    """What COCO's JSON would hold of the images, their ``file_name`` relative to ``folder``."""
+    """Images and annotations in COCO's form, ``file_name`` relative to ``folder``."""
     only = (categories.ids[0], categories.names[0]) if categories and len(categories) == 1 else (1, "object")
     names = found.names or dict([only])
     images: list[dict[str, Any]] = []
@@ -216,12 +139,12 @@ def _as_coco(
             size = image_size(pair.image)
             objects = found.objects(pair, size)
         except InputError as error:
-            if faults is None:
-                raise
-            faults.append(Fault(image_id, _name(pair, folder), size is None, str(error)))
+            problem, reason = "damaged image" if size is None else "unusable annotation file", str(error)
+            name = name_in(pair, folder)
+            sink.report(Problem(problem, without_path(reason, folder / name), image_id, None, name, reason))
         if size is None:
             continue
-        images.append({"id": image_id, "file_name": _name(pair, folder), "height": size[0], "width": size[1]})
+        images.append({"id": image_id, "file_name": name_in(pair, folder), "height": size[0], "width": size[1]})
         strings = rle.rle_to_strings([runs for _, runs in objects])
         for (category, runs), counts in zip(objects, strings, strict=True):
             x1, y1, x2, y2 = rle.bounds(runs, size) or (0, 0, 0, 0)

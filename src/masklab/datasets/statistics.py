@@ -1,4 +1,4 @@
-"""How many objects a split holds and how large they are, and the anchors and caps that follow from it."""
+"""Statistics of the objects of a split, and the anchors and numbers of detections that follow from them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.config.image import ImageConfig
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import MIN_SIDE
+from masklab.datasets.split import Split
 from masklab.images.resize import network_size
 
-COVERED = (0.02, 0.98)  # quantiles of the objects' sides that the anchors cover
-HEADROOM = 1.5  # detections for each object of the fullest image
-LEAST_DETECTIONS, LEAST_PROPOSALS = 100, 300
-PROPOSALS_A_DETECTION = 2
+_COVERED = (0.02, 0.98)  # quantiles of the objects' sides that the anchors cover
+_DETECTIONS_PER_OBJECT = 1.5  # of the image with the most objects
+_MIN_DETECTIONS, _MIN_PROPOSALS = 100, 300
+_PROPOSALS_PER_DETECTION = 2
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,28 @@ class Statistics:
 
     @property
     def anchor_sizes(self) -> list[float] | None:
-        """Sides of square anchors, each twice the one before, for the middle 96 % of the objects; None without objects.
+        """Sides of square anchors, each twice the previous, for the middle 96 % of the objects; None without objects.
 
-        An anchor stands for sides up to a factor of the root of 2 smaller and larger, so the fewest that cover the
-        range from the 2nd to the 98th percentile are taken, centred on it on a logarithmic scale.  Objects that
-        training drops as too small do not count.
+        An anchor covers sides from 1 / sqrt(2) to sqrt(2) times its own.  The smallest number of anchors is taken that
+        covers the range from the 2nd to the 98th percentile, centred on it on a logarithmic scale.  Objects that
+        training leaves out as too small do not count.
         """
         sides = self.sides[self.sides >= MIN_SIDE]
         if not sides.size:
             return None
-        low, high = np.log2(np.quantile(sides, COVERED)).tolist()
+        low, high = np.log2(np.quantile(sides, _COVERED)).tolist()
         count = max(1, math.ceil(high - low - 1e-9))
         first = (low + high - count + 1) / 2
         return [float(round(2 ** (first + k))) for k in range(count)]
 
     @property
     def max_detections(self) -> int:
-        """One and a half times the objects of the fullest image, at least 100."""
-        return max(LEAST_DETECTIONS, math.ceil(HEADROOM * self.per_image.max(initial=0)))
+        """1.5 times the largest number of objects of an image, at least 100."""
+        return max(_MIN_DETECTIONS, math.ceil(_DETECTIONS_PER_OBJECT * self.per_image.max(initial=0)))
 
 
-def measure(split: CocoSplit, config: ImageConfig) -> Statistics:
-    """Measure every object of a split at the scale at which ``config`` shows images to the network, unaugmented."""
+def measure(split: Split, config: ImageConfig) -> Statistics:
+    """Measure every object of a split in pixels of the network's input under ``config``, without augmentation."""
     sides = [np.zeros(0)]
     per_image = np.zeros(len(split), np.int64)
     per_class = np.zeros(len(split.categories), np.int64)
@@ -75,5 +75,5 @@ def measure(split: CocoSplit, config: ImageConfig) -> Statistics:
 
 
 def proposals_for(max_detections: int) -> int:
-    """Proposals at test for so many detections."""
-    return max(LEAST_PROPOSALS, PROPOSALS_A_DETECTION * max_detections)
+    """Number of proposals at test for ``max_detections``."""
+    return max(_MIN_PROPOSALS, _PROPOSALS_PER_DETECTION * max_detections)

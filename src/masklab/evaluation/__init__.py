@@ -1,4 +1,4 @@
-"""How good are results? COCO average precision, matched objects in dense scenes, and their report."""
+"""Evaluation of results: COCO average precision, matching metrics for dense scenes, and their report."""
 
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.matching import Overlaps, matching_metrics, overlaps, tune_score_threshold

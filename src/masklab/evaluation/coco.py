@@ -1,4 +1,4 @@
-"""COCO average precision of masks and boxes, at any cap on the detections of an image."""
+"""COCO average precision of masks and boxes, with any number of detections per image."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
-from masklab.evaluation.inputs import EvaluationInputs, Region, read_inputs
+from masklab.datasets.ground_truth import GroundTruth, Region
+from masklab.evaluation.inputs import EvaluationInputs, read_inputs
 from masklab.utils.errors import InputError
 
-COCO_CAP = 100
-# axes of the precision array: IoU threshold, recall, class, area range, cap
-PrecisionArray = NDArray[np.float64]
+_COCO_MAX_DETECTIONS = 100
+# axes of the precision array: IoU threshold, recall, class, area range, max_detections
+_PrecisionArray = NDArray[np.float64]
 
 
 def coco_metrics(
-    ground_truth: dict[str, Any],
+    ground_truth: GroundTruth | dict[str, Any],
     results: Sequence[dict[str, Any]],
     max_detections: int,
     image_ids: Iterable[int | str] | None = None,
 ) -> dict[str, Any]:
     """COCO average precision of ``results``, a list in COCO's results format, against ``ground_truth``.
 
-    ``max_detections`` is the cap, which COCO applies to each image and class; ``image_ids`` limits the
-    evaluation to some images.  Nothing is printed and no argument is changed.  The return value holds
+    ``ground_truth`` may be a dictionary in COCO's form.  The ``max_detections`` best detections of each image and
+    class count; ``image_ids`` limits the evaluation to some images.  No argument is changed.  Returns
 
     ====================  ===========================================================================
     key                   value
     ====================  ===========================================================================
     ``mask``, ``box``     ``AP`` (mean over IoU 0.50:0.05:0.95), ``AP50``, ``AP75``; ``APs``, ``APm``
                           and ``APl`` for objects of up to 32 x 32, up to 96 x 96 and more pixels; all
-                          at ``max_detections``; ``AP_max100`` is ``AP`` at COCO's own cap of 100
+                          at ``max_detections``; ``AP_max100`` is ``AP`` at COCO's own number, 100
     ``per_class``         for each class name ``mask_AP``, ``mask_AP50``, ``box_AP`` and ``objects``,
                           the number of annotated objects that are not crowds
-    ``max_detections``    the cap
+    ``max_detections``    as given
     ====================  ===========================================================================
 
-    A value is ``None`` where there is no object to measure.  Figures equal those of pycocotools, with
-    these differences on purpose: the stock summary prints -1 at caps other than 100; a detection's area is
-    its mask's for mask figures and its box's for box figures, where pycocotools takes the box's for both
-    when results carry both; an annotation of id 0, which pycocotools never counts as found, is one like
-    any other.  Source: the COCO detection challenge; Lin et al., ECCV 2014.
+    A value is ``None`` where there is no object to measure.  Figures equal those of pycocotools with three intended
+    differences: pycocotools prints -1 for other ``max_detections`` than 100; it takes the area of a detection from
+    the box for mask and box figures when results have both, where this takes the mask's for mask figures; it never
+    counts an annotation of id 0 as found.  Source: the COCO detection challenge; Lin et al., ECCV 2014.
 
-    Raises `InputError` for a cap below 1 and as `read_inputs` does.
+    Raises `InputError` for ``max_detections`` below 1 and as `read_inputs` does.
     """
     if max_detections < 1:
         raise InputError(f"max_detections is {max_detections}: give 1 or more.")
     inputs = read_inputs(ground_truth, results, image_ids)
-    all_max_detections = sorted({COCO_CAP, max_detections})
-    at, at_100 = all_max_detections.index(max_detections), all_max_detections.index(COCO_CAP)
-    truth = _ground_truth(inputs)
+    all_max_detections = sorted({_COCO_MAX_DETECTIONS, max_detections})
+    at, at_100 = all_max_detections.index(max_detections), all_max_detections.index(_COCO_MAX_DETECTIONS)
+    truth = _hotcoco_ground_truth(inputs)
     masks = _precision(truth, inputs, "segm", all_max_detections)
     boxes = _precision(truth, inputs, "bbox", all_max_detections)
     return {
@@ -63,13 +63,13 @@ def coco_metrics(
     }
 
 
-def _ground_truth(inputs: EvaluationInputs) -> COCO:
+def _hotcoco_ground_truth(inputs: EvaluationInputs) -> COCO:
     images = [
         {"id": n, "height": height, "width": width, "file_name": ""}
         for n, (height, width) in enumerate(inputs.sizes, 1)
     ]
     annotations = [
-        _entry(region)
+        _entry(inputs, region)
         | {"id": n, "bbox": region.box, "segmentation": region.mask, "area": region.area, "iscrowd": int(region.crowd)}
         for n, region in enumerate(inputs.objects, 1)
     ]
@@ -77,28 +77,28 @@ def _ground_truth(inputs: EvaluationInputs) -> COCO:
     return COCO({"images": images, "annotations": annotations, "categories": categories})
 
 
-def _entry(region: Region) -> dict[str, Any]:
-    return {"image_id": region.image + 1, "category_id": region.label + 1, "score": region.score}
+def _entry(inputs: EvaluationInputs, region: Region) -> dict[str, Any]:
+    return {"image_id": inputs.images[region.image_id] + 1, "category_id": region.label + 1, "score": region.score}
 
 
 def _precision(
     truth: COCO, inputs: EvaluationInputs, iou_type: Literal["segm", "bbox"], all_max_detections: list[int]
-) -> PrecisionArray:
+) -> _PrecisionArray:
     if iou_type == "segm":
-        results = [_entry(region) | {"segmentation": region.mask} for region in inputs.detections]
+        results = [_entry(inputs, region) | {"segmentation": region.mask} for region in inputs.detections]
     else:
-        results = [_entry(region) | {"bbox": region.box} for region in inputs.detections]
+        results = [_entry(inputs, region) | {"bbox": region.box} for region in inputs.detections]
     evaluation = COCOeval(truth, truth.load_res(results), iou_type)
     evaluation.params.max_dets = all_max_detections
     evaluation.evaluate()
     evaluation.accumulate()
     accumulated = evaluation.eval
     assert accumulated is not None
-    precision: PrecisionArray = accumulated["precision"]
+    precision: _PrecisionArray = accumulated["precision"]
     return precision
 
 
-def _summary(precision: PrecisionArray, at: int, at_100: int) -> dict[str, float | None]:
+def _summary(precision: _PrecisionArray, at: int, at_100: int) -> dict[str, float | None]:
     return {
         "AP": _mean(precision[..., 0, at]),
         "AP50": _mean(precision[0, ..., 0, at]),
@@ -110,7 +110,7 @@ def _summary(precision: PrecisionArray, at: int, at_100: int) -> dict[str, float
     }
 
 
-def _per_class(inputs: EvaluationInputs, masks: PrecisionArray, boxes: PrecisionArray) -> dict[str, dict[str, Any]]:
+def _per_class(inputs: EvaluationInputs, masks: _PrecisionArray, boxes: _PrecisionArray) -> dict[str, dict[str, Any]]:
     counts = [0] * len(inputs.class_names)
     for region in inputs.objects:
         counts[region.label] += not region.crowd
@@ -125,6 +125,6 @@ def _per_class(inputs: EvaluationInputs, masks: PrecisionArray, boxes: Precision
     }
 
 
-def _mean(precision: PrecisionArray) -> float | None:
+def _mean(precision: _PrecisionArray) -> float | None:
     measured = precision[precision > -1]
     return float(measured.mean()) if measured.size else None

@@ -1,4 +1,4 @@
-"""What went wrong: each detection that counts and each annotated object under one kind of right or wrong."""
+"""Error types of detections and annotated objects, in the manner of TIDE (Bolya et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from numpy.typing import NDArray
 from masklab.evaluation.matching import Bools, Floats, Ints, Overlaps, match
 
 LOCALISATION_IOU = 0.75  # IoU below which a matched object counts as badly localised
-BACKGROUND_IOU = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
+_BACKGROUND_IOU = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
 
 ERROR_TYPES = {
     "right": f"matched, IoU {LOCALISATION_IOU} or more",
-    "localisation": f"IoU {BACKGROUND_IOU} to {LOCALISATION_IOU} with its object",
+    "localisation": f"IoU {_BACKGROUND_IOU} to {LOCALISATION_IOU} with its object",
     "merged": "one detection over several objects",
     "split": "several detections in pieces of one object",
-    "duplicate": "again, where an object is accounted for",
-    "false": "nothing of its class is there",
+    "duplicate": "repeats an object that has a detection",
+    "background": "no object of its class there",
     "missed": "nothing found",
 }
 
-ErrorTypes = NDArray[np.str_]
+_ErrorTypes = NDArray[np.str_]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """The kind of each detection ``(D,)`` and of each annotation ``(G,)``, numbered as in `Overlaps`.
+    """The error type of each detection ``(D,)`` and of each annotation ``(G,)``, numbered as in `Overlaps`.
 
-    A detection that does not count (its score is too low, or it lies in a crowd) and a crowd have the kind "".
-    ``matched`` detections, their ``owners`` among the objects and ``ious`` are `match`'s, at an IoU of 0.5.
+    The type is "" for a crowd and for a detection that does not count, as its score is too low or it lies in a crowd.
+    ``matched`` detections, their ``owners`` among the objects and ``ious`` are those of `match` at an IoU of 0.5.
     """
 
-    detections: ErrorTypes
-    objects: ErrorTypes
+    detections: _ErrorTypes
+    objects: _ErrorTypes
     matched: Ints
     owners: Ints
     ious: Floats
@@ -51,36 +51,36 @@ class Errors:
 
 
 def find_errors(overlaps: Overlaps, score_threshold: float) -> Errors:
-    """Sort the detections with at least ``score_threshold`` and the objects by the first kind that fits.
+    """The first type that fits of each detection with at least ``score_threshold`` and of each object.
 
     Detections are matched with objects of their class one to one at a mask IoU of 0.5 as in `match`.  "Most of" is
     more than half of the pixels.
 
     ==================  ===============================================  ==================================
-    kind                detections                                       objects
+    type                detections                                       objects
     ==================  ===============================================  ==================================
     ``merged``          covers most of two or more objects, or of one    those of them that no other
                         besides its own; of these at least one is not    detection is matched with
                         matched
     ``right``           matched with an IoU of 0.75 or more              the matched one
-    ``localisation``  matched with less; or the best of those that     the matched one, or that other
-                        try for an object without a match, with an IoU   one
-                        of 0.1 or more
-    ``split``           one of two or more that try for an object        the object; this comes before
-                        without a match and each lie mostly in it        ``localisation`` below 0.5
-    ``duplicate``         tries for an object of a kind above and covers   (none)
-                        most of it or lies mostly in it
-    ``false``           none of these                                    (none)
+    ``localisation``    matched with less; or the best attempt at an     the matched one, or the one
+                        object without a match, with an IoU of 0.1 or    attempted
+                        more
+    ``split``           one of two or more attempts at an object         the object; this comes before
+                        without a match that each lie mostly in it       ``localisation`` below 0.5
+    ``duplicate``       an attempt at an object of a type above that     (none)
+                        covers most of it or lies mostly in it
+    ``background``      none of these                                    (none)
     ``missed``          (none)                                           none of these
     ==================  ===============================================  ==================================
 
-    A detection without a match tries for the object of its class that it overlaps with the largest IoU.
+    A detection without a match is an attempt at the object of its class with which its IoU is largest.
     """
     matched, owners, ious = match(overlaps, score_threshold)
     counted = (overlaps.scores >= score_threshold) & ~overlaps.in_crowd
     counted[matched] = True
     types = np.where(ious < LOCALISATION_IOU, "localisation", "right")
-    detections = np.where(counted, "false", "").astype("U14")
+    detections = np.where(counted, "background", "").astype("U14")
     objects = np.where(overlaps.crowds, "", "missed").astype("U14")
     detections[matched], objects[owners] = types, types
     pairs = _pairs(overlaps, counted)
@@ -109,7 +109,7 @@ def _pairs(overlaps: Overlaps, counted: Bools) -> _Pairs:
     return _Pairs(detections, objects, ious, 2 * shared > other, 2 * shared > own)
 
 
-def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: ErrorTypes, objects: ErrorTypes) -> None:
+def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: _ErrorTypes, objects: _ErrorTypes) -> None:
     holder = np.full(len(objects), -1)
     holder[owners] = matched
     own, free = holder[pairs.objects] == pairs.detections, holder[pairs.objects] == -1
@@ -120,20 +120,20 @@ def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: ErrorTy
     objects[pairs.objects[over & (own | free) & several[pairs.detections]]] = "merged"
 
 
-def _mark_attempts(pairs: _Pairs, detections: ErrorTypes, objects: ErrorTypes) -> None:
-    """Split, badly localised and doubled among the detections that are neither matched nor merged."""
+def _mark_attempts(pairs: _Pairs, detections: _ErrorTypes, objects: _ErrorTypes) -> None:
+    """Mark split, localisation and duplicate among the detections that are neither matched nor merged."""
     best = np.full(len(detections), -1)
     best[pairs.detections] = np.arange(len(pairs.detections))  # the last, whose IoU is the largest
-    tries = np.sort(best[(best >= 0) & (detections == "false")])
+    tries = np.sort(best[(best >= 0) & (detections == "background")])
     detection, wanted = pairs.detections[tries], pairs.objects[tries]
     pieces = (objects[wanted] == "missed") & pairs.inside[tries]
     pieces &= np.bincount(wanted[pieces], minlength=len(objects))[wanted] > 1
     detections[detection[pieces]] = objects[wanted[pieces]] = "split"
-    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= BACKGROUND_IOU)]
+    close = tries[(objects[wanted] == "missed") & (pairs.ious[tries] >= _BACKGROUND_IOU)]
     best = np.full(len(objects), -1)
     best[pairs.objects[close]] = close
     outlined = best[best >= 0]
     detections[pairs.detections[outlined]] = objects[pairs.objects[outlined]] = "localisation"
-    again = (detections[detection] == "false") & (objects[wanted] != "missed")
+    again = (detections[detection] == "background") & (objects[wanted] != "missed")
     again &= pairs.covers[tries] | pairs.inside[tries]
     detections[detection[again]] = "duplicate"

@@ -1,4 +1,4 @@
-"""Evaluating a model on a split: predict every image, then measure."""
+"""Evaluation of a model on a split of a data set."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.open import open_split
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.error_analysis import analyse_errors
@@ -30,24 +31,25 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set folder, masks at the size of the original images.
 
-    ``model`` is a `Predictor`, a run folder or a weights file; ``options`` take the place of a predictor's own.
-    The result holds ``mask``, ``box`` and ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at the
-    score threshold stored with the weights (0.5 where none is), and ``measured``: what was measured, with which versions.
-    Where some images are grey, all three channels equal, and others are not, ``by_colour`` has for ``grey`` and for ``colour``
-    the number of ``images`` and ``objects``, ``mask`` and ``matching``.
+    ``model`` is a `Predictor`, a run folder or a weights file; ``options`` replace a predictor's own.
+    The result holds ``mask``, ``box`` and ``per_class`` (see `coco_metrics`), ``matching`` (see `matching_metrics`) at
+    the score threshold stored with the weights (0.5 where none is), and ``measured``: data, options and versions.
+    Where some images are grey (all three channels equal) and others are not, ``by_colour`` has for ``grey`` and for
+    ``colour`` the number of ``images`` and ``objects``, ``mask`` and ``matching``.
 
     ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.
-    ``error_analysis`` adds ``error_analysis``: what keeps the figures from being better
-    (see `analyse_errors`), in about twice the time more.
+    ``error_analysis`` adds a section of this name (see `analyse_errors`)
+    and takes three times as long in all.
 
     Raises `InputError` for data or weights that cannot be used.
     """
     if error_analysis and ground_truth_boxes:
-        raise InputError("limits has the figures of ground_truth_boxes among others: leave ground_truth_boxes out.")
+        raise InputError("error_analysis includes the figures of ground_truth_boxes: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, Predictor) else str(find_weights(model))
     predictor = model if isinstance(model, Predictor) else load(model)
     predictor = predictor if options is None else Predictor(predictor.model, options)
     source = open_split(data, split, predictor.classes)
+    truth = source.truth
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
@@ -64,12 +66,12 @@ def evaluate(
         by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
         results += found.to_coco(image.image_id)
     seconds = time.perf_counter() - began
-    metrics = coco_metrics(source.truth, results, max_seen)
-    shared = overlaps(source.truth, results)
+    metrics = coco_metrics(truth, results, max_seen)
+    shared = overlaps(truth, results)
     metrics["matching"] = matching_metrics(shared, predictor.threshold)
     if all(by_colour.values()):
         metrics["by_colour"] = {
-            colour: _part(source.truth, results, max_seen, image_ids, predictor.threshold)
+            colour: _part(truth, results, max_seen, image_ids, predictor.threshold)
             for colour, image_ids in by_colour.items()
         }
     if error_analysis:
@@ -95,9 +97,9 @@ def evaluate(
 
 
 def _part(
-    truth: dict[str, Any], results: list[dict[str, Any]], max_seen: int, image_ids: list[int | str], threshold: float
+    truth: GroundTruth, results: list[dict[str, Any]], max_seen: int, image_ids: list[int | str], threshold: float
 ) -> dict[str, Any]:
-    """The figures of some of the images."""
+    """The metrics of some of the images."""
     metrics = coco_metrics(truth, results, max_seen, image_ids)
     return {
         "images": len(image_ids),

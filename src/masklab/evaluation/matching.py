@@ -1,6 +1,6 @@
-"""Dense-scene accuracy: AP(t) = TP / (TP + FP + FN) at mask IoU t, added up in three ways.
+"""Matching metrics of dense scenes: AP(t) = TP / (TP + FP + FN) at mask IoU t, in the three forms in use.
 
-Detections with at least a score threshold count, and are not ranked beyond that.  Letters for shapes:
+Detections with at least a score threshold count, whatever their order.  Letters for shapes:
 N images, D detections, G annotations, T IoU thresholds, P pairs.
 """
 
@@ -15,11 +15,12 @@ import numpy as np
 from hotcoco import mask
 from numpy.typing import NDArray
 
-from masklab.evaluation.inputs import Region, by_class, read_inputs
+from masklab.datasets.ground_truth import GroundTruth, Region
+from masklab.evaluation.inputs import by_class, read_inputs
 from masklab.utils.errors import InputError
 
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
+_IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+_SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -28,14 +29,14 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Overlaps:
-    """All that the matching metrics need, computed once; detections and annotations are numbered over all images.
+    """Mask overlaps, computed once for all matching metrics; detections and annotations are numbered over all images.
 
     =====================  ========  =======  ==========================================================
     name                   shape     dtype    meaning
     =====================  ========  =======  ==========================================================
     ``objects``            ``(N,)``  int64    annotated objects of each image, crowds left out
     ``scores``             ``(D,)``  float64  score of each detection
-    ``images``           ``(D,)``  int64    image of each detection, ``0..N-1``
+    ``images``             ``(D,)``  int64    image of each detection, ``0..N-1``
     ``areas``              ``(D,)``  int64    pixels of each detection
     ``in_crowd``           ``(D,)``  bool     more than half of the detection lies in one crowd
     ``object_areas``       ``(G,)``  int64    pixels of each annotation, crowds among them
@@ -59,11 +60,14 @@ class Overlaps:
 
 
 def overlaps(
-    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], image_ids: Iterable[int | str] | None = None
+    ground_truth: GroundTruth | dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    image_ids: Iterable[int | str] | None = None,
 ) -> Overlaps:
     """Mask overlaps of the results with the objects of their image and class.
 
-    Only pairs whose boxes overlap are compared, so the cost grows with the objects, not with their square.
+    ``ground_truth`` may be a dictionary in COCO's form.  Only pairs whose boxes overlap are compared, so the cost
+    grows with the number of objects, not with its square.
     Raises `InputError` as `read_inputs` does.
     """
     inputs = read_inputs(ground_truth, results, image_ids)
@@ -73,11 +77,11 @@ def overlaps(
     pairs: list[tuple[int, int, float]] = []
     for key in rows.keys() & columns.keys():
         _compare(detections, rows[key], inputs.objects, columns[key], in_crowd, pairs)
-    counted = [region.image for region in inputs.objects if not region.crowd]
+    counted = [inputs.images[region.image_id] for region in inputs.objects if not region.crowd]
     return Overlaps(
-        objects=np.bincount(counted, minlength=len(inputs.image_ids)).astype(np.int64),
+        objects=np.bincount(counted, minlength=len(inputs.images)).astype(np.int64),
         scores=np.array([region.score for region in detections], np.float64),
-        images=np.array([region.image for region in detections], np.int64),
+        images=np.array([inputs.images[region.image_id] for region in detections], np.int64),
         areas=_areas(detections),
         in_crowd=in_crowd,
         object_areas=_areas(inputs.objects),
@@ -100,7 +104,7 @@ def _compare(
     in_crowd: Bools,
     pairs: list[tuple[int, int, float]],
 ) -> None:
-    """Add what the detections ``rows`` and the objects ``columns`` of one image and class share."""
+    """Add the overlaps of the detections ``rows`` with the objects ``columns`` of one image and class."""
     x, y, width, height = mask.to_bbox([detections[row].mask for row in rows]).T
     for column in columns:
         other = objects[column]
@@ -118,7 +122,7 @@ def _compare(
 
 
 def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, Any]:
-    """AP(t) = TP / (TP + FP + FN) for t in 0.50:0.05:0.95, added up in the three ways in use.
+    """AP(t) = TP / (TP + FP + FN) for t in 0.50:0.05:0.95, in the three forms in use.
 
     ============  ==================================================================================
     ``kaggle``    Kaggle DSB2018: AP(t) of each image with IoU **above** t, mean over the images;
@@ -127,19 +131,18 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     ``cellpose``  Cellpose: AP(t) of each image with IoU of t or more, mean over the images
     ============  ==================================================================================
 
-    Each is a dictionary from ``"0.50"`` ... ``"0.95"`` and ``"mean"``, over the ten, to a float.  The mean
-    over thresholds and the mean over images commute, so Kaggle and Cellpose differ only where an IoU
-    equals a threshold; StarDist weighs images by their objects.  ``score_threshold`` is returned beside.
+    Each is a dictionary from ``"0.50"`` ... ``"0.95"`` and their ``"mean"`` to a float.  The mean over thresholds and
+    the mean over images commute, so Kaggle and Cellpose differ only where an IoU equals a threshold; StarDist weighs
+    images by their objects.  ``score_threshold`` is returned too.
 
-    A detection counts from ``score >= score_threshold``.  Detections may overlap one another, so the
-    matching is a largest one-to-one matching of detections with objects of the same class at each
-    threshold.  A detection that lies by more than half in a crowd of its class is a TP when it is needed
-    for an object and is never a FP; crowds are never FN.  An image with neither objects nor detections
-    that count scores 1.  The values are ``None`` for Kaggle and Cellpose without images, and for
-    StarDist when no image has anything to count.
+    A detection counts if ``score >= score_threshold``.  At each threshold, detections are matched with objects of
+    the same class by a largest one-to-one matching, as detections may overlap.  A detection of which more than half
+    lies in a crowd of its class is a TP when an object needs it and never a FP; crowds are never FN.  An image without
+    objects and without detections that count scores 1.  The values are ``None`` for Kaggle and Cellpose without
+    images, and for StarDist when there is nothing to count.
     """
     counted = overlaps.scores >= score_threshold
-    closed = _counts(overlaps, counted, IOU_THRESHOLDS)
+    closed = _counts(overlaps, counted, _IOU_THRESHOLDS)
     return {
         "kaggle": _by_threshold(_image_mean(_counts(overlaps, counted, _ABOVE))),
         "stardist": _by_threshold([_ratio(row) for row in closed.sum(axis=1)]),
@@ -148,7 +151,7 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     }
 
 
-def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
+def match(overlaps: Overlaps, score_threshold: float, iou: float = _IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
     """The pairs behind `matching_metrics` at one threshold: detections, objects and their IoU, ``(m,)`` each.
 
     Numbers are those of `Overlaps`.
@@ -162,10 +165,10 @@ def match(overlaps: Overlaps, score_threshold: float, iou: float = IOU_THRESHOLD
     return matched, owners, np.array([shares[pair] for pair in pairs], np.float64)
 
 
-def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID) -> float:
+def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = _SCORE_GRID) -> float:
     """The score threshold of ``grid`` with the best Kaggle mean; of several best, the middle one.
 
-    Tune on other images than those that are reported.  Raises `InputError` for an empty grid.
+    Tune on other images than those whose figures are reported.  Raises `InputError` for an empty grid.
     """
     if not grid:
         raise InputError("grid holds no score threshold: give at least one.")
@@ -177,7 +180,7 @@ def tune_score_threshold(overlaps: Overlaps, grid: Sequence[float] = SCORE_GRID)
 
 
 # the smallest number above each threshold: "at least this" means "above the threshold"
-_ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in IOU_THRESHOLDS)
+_ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in _IOU_THRESHOLDS)
 
 
 def _kaggle_mean(overlaps: Overlaps, score_threshold: float) -> float:
@@ -201,7 +204,7 @@ def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> 
 
 
 def _matched(detections: Ints, objects: Ints, in_crowd: Bools) -> tuple[Ints, Ints]:
-    """The pairs of a largest one-to-one matching, as detections and objects, detections outside crowds preferred."""
+    """The pairs of a largest one-to-one matching, as detections and objects; detections outside crowds come first."""
     if not len(detections):
         return detections, objects
     lone = (np.bincount(detections)[detections] == 1) & (np.bincount(objects)[objects] == 1)
@@ -213,7 +216,7 @@ def _matched(detections: Ints, objects: Ints, in_crowd: Bools) -> tuple[Ints, In
 
 
 def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools) -> dict[int, int]:
-    """The object of each matched detection, by augmenting paths; a matched detection stays matched, so those that come first win."""
+    """The object of each matched detection, by augmenting paths; a detection once matched stays matched."""
     candidates: defaultdict[int, list[int]] = defaultdict(list)
     for detection, wanted in zip(detections, objects, strict=True):
         candidates[detection].append(wanted)
@@ -231,7 +234,7 @@ def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools
 
 
 def _search(start: int, candidates: dict[int, list[int]], owner: dict[int, int], reached: dict[int, int]) -> int | None:
-    """The end of a shortest augmenting path; ``reached`` tells from which detection each object was found."""
+    """The end of a shortest augmenting path; ``reached`` gets the detection from which each object was reached."""
     queue = [start]
     for detection in queue:
         for wanted in candidates[detection]:
@@ -260,6 +263,6 @@ def _image_mean(counts: Ints) -> list[float | None]:
 
 
 def _by_threshold(values: Sequence[float | None]) -> dict[str, float | None]:
-    named = {f"{t:.2f}": value for t, value in zip(IOU_THRESHOLDS, values, strict=True)}
+    named = {f"{t:.2f}": value for t, value in zip(_IOU_THRESHOLDS, values, strict=True)}
     measured = [value for value in values if value is not None]
     return {**named, "mean": sum(measured) / len(measured) if measured else None}

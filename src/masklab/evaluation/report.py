@@ -1,4 +1,4 @@
-"""Evaluation figures for people, as tables, and for programs, as JSON."""
+"""Report of an evaluation: tables and JSON."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ _SHOWN_THRESHOLDS = ("0.50", "0.60", "0.70", "0.80", "0.90", "mean")
 
 
 def print_report(metrics: dict[str, Any], console: Console | None = None) -> None:
-    """Print the figures of ``metrics`` as tables that explain themselves; ``None`` is shown as ``-``.
+    """Print ``metrics`` as tables with captions; ``None`` is shown as ``-``.
 
-    ``metrics`` is what `coco_metrics` returns, what `matching_metrics` returns under the key
-    ``matching``, or both: ``{**coco_metrics(...), "matching": matching_metrics(...)}``; and ``by_colour`` and
-    ``analysis`` of `masklab.evaluation.evaluate.evaluate`, where they are.  Classes are listed when there are 2 to 20.
+    ``metrics`` is what `masklab.evaluation.evaluate.evaluate` returns, or parts of it: what `coco_metrics` returns,
+    or what `matching_metrics` returns under the key ``matching``, or both.  Classes are listed when there are 2 to 20.
     """
     console = console or Console()
     if "mask" in metrics:
@@ -60,7 +59,7 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
 
 
 def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
-    """Write ``metrics`` as strict JSON with sorted keys, beside ``path`` first and then renamed.
+    """Write ``metrics`` atomically as strict JSON with sorted keys.
 
     Raises `InputError` when a value is NaN or infinite, which JSON does not have.
     """
@@ -85,8 +84,8 @@ def _coco_table(metrics: dict[str, Any]) -> Table:
         )
     )
     table = _table("Average precision (COCO)", caption, ["", *_COCO_COLUMNS.values()])
-    for kind in ("mask", "box"):
-        table.add_row(kind, *[_number(metrics[kind][key]) for key in _COCO_COLUMNS])
+    for iou_type in ("mask", "box"):
+        table.add_row(iou_type, *[_number(metrics[iou_type][key]) for key in _COCO_COLUMNS])
     return table
 
 
@@ -115,18 +114,18 @@ def _class_table(per_class: dict[str, dict[str, Any]]) -> Table:
 def _colour_table(by_colour: dict[str, dict[str, Any]]) -> Table:
     caption = "Grey: all channels of the image are equal. Kaggle, StarDist: means over 0.50, 0.55 ... 0.95."
     columns = ["", "images", "objects", "AP", "AP50", "AP75", "Kaggle", "StarDist"]
-    table = _table("Masks by kind of image", caption, columns)
-    for kind, part in by_colour.items():
+    table = _table("Masks by colour of image", caption, columns)
+    for colour, part in by_colour.items():
         figures = [part["mask"][key] for key in ("AP", "AP50", "AP75")]
         figures += [part["matching"][way]["mean"] for way in ("kaggle", "stardist")]
-        table.add_row(kind, str(part["images"]), str(part["objects"]), *map(_number, figures))
+        table.add_row(colour, str(part["images"]), str(part["objects"]), *map(_number, figures))
     return table
 
 
 def _oracle_table(metrics: dict[str, Any]) -> Table:
     caption = (
         "In the annotated boxes: what these masks would reach with perfect boxes, classes and scores. With the annotated "
-        "masks: what these boxes and scores would reach if each had the mask of the object it is about (box IoU 0.5)."
+        "masks: what these boxes and scores would reach if each had the mask of the object that it detects (box IoU 0.5)."
     )
     rows = {
         "as predicted": metrics["mask"],
@@ -156,9 +155,9 @@ def _recall_table(analysis: dict[str, Any]) -> Table:
 
 def _errors_table(analysis: dict[str, Any]) -> Table:
     table = _table("Errors at the score threshold", None, ["", "detections", "objects", ""])
-    for kind, meaning in ERROR_TYPES.items():
-        counts = analysis["errors"][kind]
-        table.add_row(kind.replace("_", " "), str(counts["detections"]), str(counts["objects"]), meaning)
+    for error_type, meaning in ERROR_TYPES.items():
+        counts = analysis["errors"][error_type]
+        table.add_row(error_type, str(counts["detections"]), str(counts["objects"]), meaning)
     table.columns[-1].justify = "left"
     return table
 

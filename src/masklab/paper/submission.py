@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from masklab.datasets.coco import listed_images
+from masklab.datasets.layouts.coco import listed_images
 from masklab.inference.predictor import Predictor
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from masklab.config.image import ImageConfig
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.open import open_split
+from masklab.datasets.split import Split
 from masklab.datasets.statistics import Statistics, measure, proposals_for
 from masklab.images.intensity import displayed
 from masklab.plots import sheets as panels
@@ -75,7 +75,7 @@ def suggestion(statistics: Statistics, recipe: str | None, pre_nms_test: int) ->
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
 
 
-def _sheet(source: CocoSplit, statistics: Statistics, config: Config) -> Image.Image:
+def _sheet(source: Split, statistics: Statistics, config: Config) -> Image.Image:
     """Images with their annotations, in rising order of their objects."""
     order = np.argsort(statistics.per_image, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int))
@@ -85,7 +85,7 @@ def _sheet(source: CocoSplit, statistics: Statistics, config: Config) -> Image.I
     return panels.figure(title, *rows)
 
 
-def _tile(source: CocoSplit, index: int, config: ImageConfig) -> Image.Image:
+def _tile(source: Split, index: int, config: ImageConfig) -> Image.Image:
     """One image, its objects tinted, with names where there are few and several classes; crowds outlined in white."""
     image, objects, names = source.images[index], source.objects(index), source.categories.names
     values = displayed(source.read(index, None), config, image.path)
@@ -118,7 +118,7 @@ def _label_corner(box: NDArray[Any], name: str) -> NDArray[Any]:
     return box.mean(axis=0) + np.array([-wide / 2, tall / 2]) if inside else box[0]
 
 
-def _charts(source: CocoSplit, statistics: Statistics, config: Config) -> Image.Image:
+def _charts(source: Split, statistics: Statistics, config: Config) -> Image.Image:
     """Counts of classes, sizes of objects with the suggested anchors, and objects an image with the suggested cap."""
     half = (INSIDE - GAP) // 2
     sizes, edges = _log_bins(statistics.sides)
@@ -205,7 +205,7 @@ def _histogram(counts: NDArray[np.int64], edges: Sequence[str], width: int, line
     return canvas
 
 
-def _class_bars(source: CocoSplit, statistics: Statistics) -> Image.Image:
+def _class_bars(source: Split, statistics: Statistics) -> Image.Image:
     """A bar for each class, most objects first; beyond 30 classes the rest together."""
     order = np.argsort(-statistics.per_class, kind="stable").tolist()
     rows = [(source.categories.names[k], int(statistics.per_class[k])) for k in order]

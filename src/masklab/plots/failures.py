@@ -1,22 +1,21 @@
-"""A model's worst images of a split, with what went wrong marked on them (paper, Fig. 9, last row)."""
+"""Figures of a model's worst images of a split, with the errors marked (paper, Fig. 9, last row)."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masklab.datasets.coco import ImageRecord
+from masklab.datasets.annotations import ImageRecord
+from masklab.datasets.ground_truth import GroundTruth, Region
 from masklab.datasets.open import open_split
 from masklab.evaluation.errors import LOCALISATION_IOU, Errors, find_errors
 from masklab.evaluation.matching import overlaps
 from masklab.inference.predictor import Predictor
-from masklab.masks import coco_segmentation, rle
+from masklab.masks import rle
 from masklab.masks.polygons import rle_to_polygons
 from masklab.plots import sheets as panels
 from masklab.plots.inspection import INSIDE, as_rgb
@@ -29,24 +28,24 @@ from masklab.utils.files import make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-COLUMNS = 3
-ORANGE, SKY, YELLOW, WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
-SOLID: tuple[float, ...] = ()
-DASHED, DOTTED = (14.0, 8.0), (3.0, 6.0)
+_COLUMNS = 3
+ORANGE, SKY, YELLOW, _WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
+_SOLID: tuple[float, ...] = ()
+_DASHED, _DOTTED = (14.0, 8.0), (3.0, 6.0)
 
 
 @dataclass(frozen=True)
 class Failures:
-    """What went wrong in one image.
+    """The errors in one image.
 
-    ``annotations`` are its COCO annotations, ``found`` the detections that count and ``errors`` the kind of each (see
-    `masklab.evaluation.errors`).  ``missed`` are rows of the first, ``wrong`` of the second, those without a match;
-    ``localisation`` (detection, annotation, IoU) the matches below an IoU of 0.75.  ``score`` is TP / (TP + FP + FN)
-    at IoU 0.5.
+    ``objects`` are its annotated objects, ``found`` the detections that count and ``errors`` the type of each (see
+    `masklab.evaluation.errors`).  ``missed`` and ``wrong`` are the rows of objects and of detections without a match;
+    ``localisation`` has (detection, object, IoU) of the matches with an IoU below 0.75.  ``score`` is
+    TP / (TP + FP + FN) at IoU 0.5.
     """
 
     image: ImageRecord
-    annotations: list[dict[str, Any]]
+    objects: list[Region]
     found: Instances
     errors: Errors
 
@@ -84,17 +83,13 @@ class Failures:
         return f"{self.image.path.name}\nAP(0.5) = {self.score:.2f} = {parts}"
 
 
-def find_failures(
-    image: ImageRecord, annotations: list[dict[str, Any]], categories: list[Any], found: Instances
-) -> Failures:
-    """Compare the detections that count with an image's annotations, as `masklab.evaluation.matching` does.
+def find_failures(image: ImageRecord, truth: GroundTruth, found: Instances) -> Failures:
+    """Compare the detections that count with an image's annotated objects, as `masklab.evaluation.matching` does.
 
-    ``annotations`` and ``categories`` are COCO's; crowds are neither missed nor do they make a detection wrong.
+    Crowds are never missed, and detections in them never wrong.
     """
-    canvas = {"id": image.image_id, "height": image.size[0], "width": image.size[1]}
-    truth = {"images": [canvas], "annotations": annotations, "categories": categories}
-    shared = overlaps(truth, found.to_coco(image.image_id))
-    return Failures(image, annotations, found, find_errors(shared, score_threshold=-np.inf))
+    shared = overlaps(truth, found.to_coco(image.image_id), [image.image_id])
+    return Failures(image, truth.regions[image.image_id], found, find_errors(shared, score_threshold=-np.inf))
 
 
 def show_failures(
@@ -105,11 +100,11 @@ def show_failures(
     worst: int = 9,
     score: float | None = None,
 ) -> list[Path]:
-    """Write the worst images of a split into the folder ``output``; returns their paths.
+    """Write the worst images of a split into the folder ``output``; returns the paths of the figures.
 
-    Worst is the lowest AP(0.5) = TP / (TP + FP + FN) of an image, of detections with at least ``score``, by
-    default the model's own threshold.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one by
-    one.  Images without any failure are left out.
+    The worst images are those with the lowest AP(0.5) = TP / (TP + FP + FN) of detections with at least ``score``, by
+    default the model's own threshold.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one each.
+    Images without errors are left out.
 
     Raises `InputError` for data that cannot be used and for a folder that cannot be written to.
     """
@@ -118,14 +113,12 @@ def show_failures(
     score = predictor.threshold if score is None else score
     source = open_split(data, split, predictor.classes)
     output = make_folder(output)
-    groups: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in source.truth["annotations"]:
-        groups[annotation["image_id"]].append(annotation)
+    truth = source.truth
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
     for index, image in enumerate(track(source.images, "predicting")):
         found = predictor.predict(source.read(index, predictor.config.model.backbone.channels)).above(score)
-        failures = find_failures(image, groups[image.image_id], source.truth["categories"], found)
+        failures = find_failures(image, truth, found)
         totals += (failures.matched, *_counts(failures))
         if any(_counts(failures)):
             kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
@@ -153,26 +146,26 @@ def _counts(failures: Failures) -> tuple[int, int, int]:
 
 
 def failure_figure(failures: Failures, image: panels.Bytes) -> Image.Image:
-    """One image ``(H, W, 3)``, plain where there is room and with its failures marked, and the legend with counts."""
+    """One image ``(H, W, 3)`` with its errors marked, beside it the plain image if there is room, and a legend."""
     size = panels.shown_size(failures.image.size, (1200, INSIDE))
     half = panels.shown_size(failures.image.size, (1200, (INSIDE - GAP) // 2))
-    temporary = half == size or half[0] >= 2 * image.shape[0]
-    size = half if temporary else size
+    both = half == size or half[0] >= 2 * image.shape[0]
+    size = half if both else size
     shown = [marked(failures, image, size, named=True)]
-    if temporary:
+    if both:
         shown.insert(0, Image.fromarray(panels.scaled(image, size)))
     return panels.figure(failures.title, panels.row(shown), _legend([failures]))
 
 
 def _sheet(kept: Sequence[Failures], images: Sequence[panels.Bytes]) -> Image.Image:
-    """All of them, small, in the order of their rank."""
-    width = (INSIDE - (COLUMNS - 1) * GAP) // COLUMNS
+    """Small images of all failures, by rank."""
+    width = (INSIDE - (_COLUMNS - 1) * GAP) // _COLUMNS
     tiles = []
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
         size = panels.shown_size(failures.image.size, (width, width))
         tile = panels.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
         tiles.append(panels.widened(tile, width))
-    rows = [panels.row(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+    rows = [panels.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
     return panels.figure("The images with the lowest AP(0.5)", *rows, _legend(kept))
 
 
@@ -180,31 +173,30 @@ def _legend(kept: Sequence[Failures]) -> Image.Image:
     missed, wrong, bad = np.sum([_counts(failures) for failures in kept], axis=0).tolist()
     return panels.legend(
         [
-            (f"{missed} missed: annotated, not found", ORANGE, SOLID),
-            (f"{wrong} wrong: found, not annotated or of another class", SKY, DASHED),
-            (f"{bad} badly localised: found, but with an IoU under {LOCALISATION_IOU}", YELLOW, DOTTED),
-            ("the annotated outline of these", WHITE, SOLID),
+            (f"{missed} missed: annotated, not found", ORANGE, _SOLID),
+            (f"{wrong} wrong: found, not annotated or of another class", SKY, _DASHED),
+            (f"{bad} badly localised: found, but with an IoU under {LOCALISATION_IOU}", YELLOW, _DOTTED),
+            ("the annotated outline of these", _WHITE, _SOLID),
         ]
     )
 
 
 def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> Image.Image:
-    """The image ``(H, W, 3)`` at ``size`` with the outlines of its failures, and names and figures if ``named``."""
+    """The image ``(H, W, 3)`` at ``size`` with the outlines of its errors, and their names and scores if ``named``."""
     canvas = Image.fromarray(panels.scaled(image, size))
-    found, names = failures.found, failures.found.class_names
-    table = dict(zip(found.category_ids, names, strict=True))
+    found, names, objects = failures.found, failures.found.class_names, failures.objects
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
-        marks.append((_runs(failures, row), WHITE, SOLID, ""))
-        marks.append((found.run_lengths[detection], YELLOW, DOTTED, f"IoU {iou:.2f}"))
+        marks.append((objects[row].runs, _WHITE, _SOLID, ""))
+        marks.append((found.run_lengths[detection], YELLOW, _DOTTED, f"IoU {iou:.2f}"))
     for detection in failures.wrong:
         text = _named(failures.errors.detections[detection], f"{found.scores[detection]:.2f}")
         text = f"{names[int(found.labels[detection])]} {text}" if len(names) > 1 else text
-        marks.append((found.run_lengths[detection], SKY, DASHED, text))
+        marks.append((found.run_lengths[detection], SKY, _DASHED, text))
     for row in failures.missed:
         text = _named(failures.errors.objects[row], "")
-        text = f"{table[failures.annotations[row]['category_id']]} {text}" if len(names) > 1 else text
-        marks.append((_runs(failures, row), ORANGE, SOLID, text))
+        text = f"{names[objects[row].label]} {text}" if len(names) > 1 else text
+        marks.append((objects[row].runs, ORANGE, _SOLID, text))
     draw, labels = ImageDraw.Draw(canvas), panels.Labels(canvas)
     scale = np.array([size[1] / failures.image.size[1], size[0] / failures.image.size[0]])
     for runs, colour, pattern, text in marks:
@@ -214,7 +206,7 @@ def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> 
             else []
         )
         for ring in rings:
-            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == WHITE else 3)
+            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
         if named and rings:
             labels.add(text, np.concatenate(rings).min(axis=0))
     labels.draw()
@@ -222,15 +214,5 @@ def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> 
 
 
 def _named(error_type: str, text: str) -> str:
-    """What is written beside an outline: more than its colour says."""
-    return text if error_type in ("false", "missed") else f"{error_type.replace('_', ' ')} {text}".rstrip()
-
-
-def _runs(failures: Failures, row: int) -> rle.RLE | None:
-    """The mask of an annotation; none where it cannot be drawn, as a polygon of two points."""
-    try:
-        return coco_segmentation.rle_from_segmentation(
-            failures.annotations[row].get("segmentation"), failures.image.size
-        )
-    except ValueError:
-        return None
+    """The label of an outline; types that the colour shows are left out."""
+    return text if error_type in ("background", "missed") else f"{error_type} {text}".rstrip()

@@ -10,7 +10,7 @@ import torch
 from masklab.config.fields import resolved
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.datasets.statistics import measure, proposals_for
 from masklab.images.intensity import rescale_intensity
 from masklab.images.read import channels_and_dtype, read_sample
@@ -21,7 +21,7 @@ DEEP_PERCENTILES = (0.1, 99.9)
 LEAST_STD = 0.01  # of a channel that is almost the same everywhere
 
 
-def resolve_image_fields(config: Config, split: CocoSplit) -> Config:
+def resolve_image_fields(config: Config, split: Split) -> Config:
     """Settle what the configuration leaves to the training images, and print it.
 
     ``model.backbone.in_channels`` "auto" becomes 3 for grey and colour images, and otherwise the images' own
@@ -74,7 +74,7 @@ def _moments(paths: list[Path], channels: int, rule: ImageConfig) -> tuple[list[
     return [round(m, 4) for m in mean.tolist()], [round(s, 4) for s in std.tolist()]
 
 
-def resolve_auto(config: Config, split: CocoSplit) -> Config:
+def resolve_auto(config: Config, split: Split) -> Config:
     """Put numbers where the configuration says "auto", taken from the training split, and print them.
 
     What concerns the images alone is settled by `resolve_image_fields`.

@@ -16,8 +16,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit, ImageRecord
+from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.open import open_split
+from masklab.datasets.split import Split
 from masklab.evaluation.matching import overlaps, tune_score_threshold
 from masklab.inference.predictor import Predictor, load
 from masklab.training.auto import resolve_auto
@@ -88,7 +89,7 @@ def fit(
     config: Config,
     saver: WeightsSaver,
     batches: DataLoader[Any],
-    splits: dict[str, CocoSplit],
+    splits: dict[str, Split],
     start: Start,
     processes: Processes,
 ) -> None:
@@ -159,7 +160,7 @@ class ScaledGradients(MixedPrecision):
         return torch.autocast(self.device, enabled=False)
 
 
-def _tune(run: Path, split: CocoSplit) -> Predictor:
+def _tune(run: Path, split: Split) -> Predictor:
     """Tune the score threshold of the best weights."""
     predictor = load(run)
     predictor.model.score_threshold = tune_threshold(
@@ -169,13 +170,13 @@ def _tune(run: Path, split: CocoSplit) -> Predictor:
     return predictor
 
 
-def tune_threshold(find: Callable[[ImageRecord], list[dict[str, Any]]], split: CocoSplit) -> float:
+def tune_threshold(find: Callable[[ImageRecord], list[dict[str, Any]]], split: Split) -> float:
     """The best score threshold on training images, spread over the split; ``find`` gives the COCO results of one."""
     chosen = split.evenly_spaced(TUNING_IMAGES)
     results: list[dict[str, Any]] = []
     for image in track(chosen, "tuning the score threshold"):
         results += find(image)
-    return tune_score_threshold(overlaps(split.truth, results, [image.image_id for image in chosen]))
+    return tune_score_threshold(overlaps(split.truth_of(chosen), results))
 
 
 def required(folder: str | Path | None, option: str) -> Path:

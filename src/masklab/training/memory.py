@@ -10,7 +10,7 @@ import torch
 
 from masklab.config.nested import flatten
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.model.build import build_model
 from masklab.training.data.loader import InstanceDataset, collate
 from masklab.training.distributed import Processes
@@ -23,7 +23,7 @@ from masklab.utils.files import read_yaml
 USED = 0.9  # of the memory at most: other images may be larger after augmentation, or have more objects
 
 
-def resolve_batch_size(config: Config, split: CocoSplit, run: Path, start: Start, processes: Processes) -> Config:
+def resolve_batch_size(config: Config, split: Split, run: Path, start: Start, processes: Processes) -> Config:
     """The configuration with a number of images a step; where it is "auto", the largest power of two that fits.
 
     It is found by doubling; a resumed ``run`` keeps the one it began with.  Raises `InputError` where there is no
@@ -44,7 +44,7 @@ def resolve_batch_size(config: Config, split: CocoSplit, run: Path, start: Start
     return _with(config, size)
 
 
-def fits(config: Config, split: CocoSplit) -> bool:
+def fits(config: Config, split: Split) -> bool:
     """Whether two training steps on the largest images leave some of the GPU's memory free."""
     torch.cuda.reset_peak_memory_stats()
     try:
@@ -57,7 +57,7 @@ def fits(config: Config, split: CocoSplit) -> bool:
         torch.cuda.empty_cache()
 
 
-def try_steps(config: Config, split: CocoSplit, device: str) -> None:
+def try_steps(config: Config, split: Split, device: str) -> None:
     """Two training steps of a new model: the first makes the optimiser's state, the second has it."""
     size: Any = config.train.batch_size
     largest = sorted(range(len(split)), key=lambda index: -split.images[index].size[0] * split.images[index].size[1])

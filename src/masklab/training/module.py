@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from masklab.config.train import TrainConfig
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.evaluation.coco import coco_metrics
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
@@ -163,7 +163,7 @@ class ExponentialMovingAverage(nn.Module):
 class TrainingModule(BaseModule):
     """Runs `TrainingStep` and validates by COCO AP on ``val``."""
 
-    def __init__(self, model: MaskLab, val: CocoSplit | None) -> None:
+    def __init__(self, model: MaskLab, val: Split | None) -> None:
         super().__init__(model, model.config.train)
         self.step = TrainingStep(model)
         self.val = val

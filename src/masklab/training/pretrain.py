@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.open import open_split
+from masklab.datasets.split import Split
 from masklab.images.resize import network_image
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation
 from masklab.ops.crop import crop_and_resize
@@ -91,7 +91,7 @@ class PretrainModule(BaseModule):
     The loss of a batch in parts, or of several processes, is the mean of theirs, whatever each knows of its pixels.
     """
 
-    def __init__(self, network: SegmentationNetwork, config: Config, val: CocoSplit) -> None:
+    def __init__(self, network: SegmentationNetwork, config: Config, val: Split) -> None:
         super().__init__(network, config.train)
         self.network, self.config, self.val = network, config, val
         self.class_iou: dict[str, float | None] = {}

@@ -16,8 +16,8 @@ import yaml
 from masklab.config.migrate import migrate_config
 from masklab.config.nested import flatten
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.convert import write_lists
+from masklab.datasets.split import Split
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, read_yaml
 from masklab.utils.versions import versions
@@ -33,7 +33,7 @@ FREE = (
 
 
 def write_record(
-    run: Path, config: Config, splits: dict[str, CocoSplit], checkpoint: str, step: int, processes: int
+    run: Path, config: Config, splits: dict[str, Split], checkpoint: str, step: int, processes: int
 ) -> None:
     """Write the configuration as it was resolved, how the run was started, and which data it is trained on.
 
@@ -105,7 +105,7 @@ def read_record(run: Path) -> dict[str, Any]:
     return {**record, "data": data}
 
 
-def fingerprint(split: CocoSplit) -> dict[str, Any]:
+def fingerprint(split: Split) -> dict[str, Any]:
     """What a split was made of: SHA-256 of its annotations, and of the names and bytes in size of its images."""
     images = hashlib.sha256()
     for image in split.images:
@@ -119,14 +119,14 @@ def fingerprint(split: CocoSplit) -> dict[str, Any]:
     }
 
 
-def _annotations(split: CocoSplit) -> str:
+def _annotations(split: Split) -> str:
     digest = hashlib.sha256()
     if split.json_path.suffix == ".json" and split.json_path.is_file():
         with open(split.json_path, "rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     else:  # read from another format
-        digest.update(json.dumps(split.ground_truth, sort_keys=True).encode())
+        digest.update(json.dumps(split.coco, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -1,8 +1,20 @@
-"""What the layouts of data sets have in common: images paired with the files that annotate them."""
+"""Interface of the layouts of data sets, and helpers that they share.
+
+A layout is one file here with one `Layout`, listed in `masklab.datasets.open.LAYOUTS`:
+
+====================  ==========================================================================================
+``Layout.find``       ``find(folder) -> {split: SplitSource}``: the splits of a folder, none where it does not fit;
+                      "" is the name of an undivided folder
+``SplitSource``       ``pairs()`` lists the images; ``objects(pair, size)`` reads the objects of one of them
+``Pair``              an image and the files that annotate it
+``Annotated``         category id, None without classes, and run lengths of each object
+====================  ==========================================================================================
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +25,9 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 Annotated = list[tuple[int | None, rle.RLE]]
+VAL_NAMES = ("valid", "validation")  # other names of the split val
 MASK_FOLDERS = ("masks", "labels")
-MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
 CELLPOSE_ENDINGS = ("_masks", "_cp_masks")
 
 
@@ -31,13 +44,29 @@ class SplitSource:
     """A split that a folder holds.
 
     ``pairs`` lists its images; ``objects`` reads the category id and the run lengths of each object of one of them,
-    given its ``(height, width)``; ``names`` are the classes by category id.  Ids and names are None where the format
+    given its ``(height, width)``; ``names`` are the classes by category id.  Ids and names are None where the layout
     has no classes.  Both functions raise `InputError`.
     """
 
     pairs: Callable[[], list[Pair]]
     objects: Callable[[Pair, Size], Annotated]
     names: dict[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout: ``description`` names it in messages; ``find`` returns the splits that a folder holds in it."""
+
+    description: str
+    find: Callable[[Path], dict[str, SplitSource]]
+
+
+def check_names(folder: Path, split: str) -> None:
+    """Raise `InputError` unless ``folder`` exists and ``split`` is a plain name."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such data set folder; correct the path.")
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
+        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -60,7 +89,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def is_kaggle_folder(folder: Path) -> bool:
-    """One image, and masks that are not named after it."""
+    """Whether a folder holds one image, and masks that are not named after it."""
     if not (folder / "masks").is_dir():
         return False
     images = images_in(folder / "images")
@@ -68,35 +97,35 @@ def is_kaggle_folder(folder: Path) -> bool:
 
 
 def image_stem(path: Path) -> str:
-    """The file name without its suffix, ``.ome.tif`` being one."""
+    """The file name without its suffix, which may be ``.ome.tif``."""
     return path.stem.removesuffix(".ome")
 
 
 def _name_of_mask(mask: Path) -> str:
-    ending = next((ending for ending in MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
+    ending = next((ending for ending in _MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
     return image_stem(mask).removesuffix(ending)
 
 
 def match_masks(images: list[Path], masks: list[Path], where: Path) -> list[Pair]:
-    """Each image with the mask of its name; `InputError` for one that has none or two, and for a mask without one."""
+    """Each image with the mask of its name; `InputError` for an image without or with two, and a mask without image."""
     named: dict[str, Path] = {}
     for image in images:
         other = named.setdefault(image_stem(image), image)
         if other is not image:
             raise InputError(f"{other} and {image.name} would have the same mask: rename or remove one.")
-    of: dict[str, Path] = {}
+    mask_of: dict[str, Path] = {}
     for mask in masks:
         name = _name_of_mask(mask)
         name = next((n for n in (image_stem(mask), name, f"{name}_img") if n in named), name)
         if name not in named:
             raise InputError(f"{mask} belongs to an image {name}, which is missing: restore it or move the mask away.")
-        if name in of:
-            raise InputError(f"{of[name]} and {mask.name} are masks of the same image: remove one.")
-        of[name] = mask
-    missing = [image for name, image in named.items() if name not in of]
+        if name in mask_of:
+            raise InputError(f"{mask_of[name]} and {mask.name} are masks of the same image: remove one.")
+        mask_of[name] = mask
+    missing = [image for name, image in named.items() if name not in mask_of]
     if missing:
         raise InputError(
             f"{missing[0]} has no mask in {where} ({len(missing)} of {len(named)} images have none): add the masks, "
             "all zero where there is no object, or move the images away."
         )
-    return [Pair(image, (of[name],)) for name, image in named.items()]
+    return [Pair(image, (mask_of[name],)) for name, image in named.items()]

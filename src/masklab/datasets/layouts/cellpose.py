@@ -8,6 +8,7 @@ from pathlib import Path
 from masklab.datasets.layouts.base import (
     CELLPOSE_ENDINGS,
     MASK_FOLDERS,
+    Layout,
     Pair,
     SplitSource,
     image_stem,
@@ -17,11 +18,11 @@ from masklab.datasets.layouts.base import (
 )
 from masklab.datasets.layouts.masks import label_objects
 
-CELLPOSE_OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
+_CELLPOSE_OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
 
 
-def find_cellpose(folder: Path) -> dict[str, SplitSource]:
-    """``x.png`` or ``x_img.png`` with a label image ``x_masks.png`` or ``.tif`` beside it, perhaps by split."""
+def _find(folder: Path) -> dict[str, SplitSource]:
+    """Images ``x.png`` or ``x_img.png`` beside label images ``x_masks.png`` or ``.tif``, undivided or by split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
         split: SplitSource(partial(_pairs_beside, place), label_objects)
@@ -32,6 +33,9 @@ def find_cellpose(folder: Path) -> dict[str, SplitSource]:
 
 
 def _pairs_beside(folder: Path) -> list[Pair]:
-    paths = [path for path in images_in(folder) if not image_stem(path).endswith(CELLPOSE_OTHERS)]
+    paths = [path for path in images_in(folder) if not image_stem(path).endswith(_CELLPOSE_OTHERS)]
     masks = [path for path in paths if image_stem(path).endswith(CELLPOSE_ENDINGS)]
     return match_masks([path for path in paths if path not in set(masks)], masks, folder)
+
+
+CELLPOSE = Layout("Cellpose (x_masks.png or .tif beside x.png)", _find)

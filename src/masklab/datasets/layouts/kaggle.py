@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Annotated, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
+from masklab.datasets.layouts.base import Annotated, Layout, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
 from masklab.datasets.layouts.masks import check_size, read_numbers
 from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 
-def find_kaggle(folder: Path) -> dict[str, SplitSource]:
-    """``ID/images/x.png`` with ``ID/masks/*.png``, one mask an object, perhaps by split."""
+def _find(folder: Path) -> dict[str, SplitSource]:
+    """Folders ``ID/images/x.png`` with ``ID/masks/*.png``, one mask per object, undivided or inside each split."""
     places = [("", folder), *((sub.name, sub) for sub in subfolders(folder))]
     return {
-        split: SplitSource(partial(_pairs_of_ids, place), bitmap_objects)
+        split: SplitSource(partial(_pairs_of_ids, place), _bitmap_objects)
         for split, place in places
         if any(is_kaggle_folder(sub) for sub in subfolders(place))
     }
@@ -37,11 +37,14 @@ def _pairs_of_ids(folder: Path) -> list[Pair]:
     return pairs
 
 
-def bitmap_objects(pair: Pair, size: Size) -> Annotated:
-    """Every mask is an object: where it is not 0, in any colour."""
+def _bitmap_objects(pair: Pair, size: Size) -> Annotated:
+    """One object per mask: the pixels that are not 0 in some channel."""
     objects: Annotated = []
     for mask in pair.masks:
         bits = check_size(np.any(read_numbers(mask), axis=2), pair, mask, size)
         runs = encode.encode_labels(bits)[1] or [np.array([bits.size])]
         objects.append((None, runs[0]))
     return objects
+
+
+KAGGLE = Layout("Kaggle 2018 (ID/images, ID/masks)", _find)

@@ -1,4 +1,4 @@
-"""Label images: ``images/`` with ``masks/`` or ``labels/``, a whole number for each object."""
+"""Label images: ``images/`` with ``masks/`` or ``labels/``, one whole number per object."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from masklab.datasets.layouts.base import (
     MASK_FOLDERS,
+    Layout,
     Pair,
     SplitSource,
     images_in,
@@ -19,8 +20,8 @@ from masklab.datasets.layouts.masks import label_objects
 from masklab.utils.errors import InputError
 
 
-def find_label_images(folder: Path) -> dict[str, SplitSource]:
-    """``images/`` with ``masks/`` or ``labels/``, one whole number an object; each of them, or ``folder``, by split."""
+def _find(folder: Path) -> dict[str, SplitSource]:
+    """Folders ``images`` with ``masks`` or ``labels``, undivided, inside each split, or divided into splits."""
     found: dict[str, SplitSource] = {}
     for split, images, masks in _image_and_mask_folders(folder):
         if split in found:
@@ -41,9 +42,12 @@ def _image_and_mask_folders(folder: Path) -> Iterable[tuple[str, Path, Path]]:
 
 
 def _are_label_images(images: Path, masks: Path) -> bool:
-    """Whether both are there; ``labels/`` without images may be YOLO's."""
+    """Whether both folders hold images; ``labels/`` without images may be YOLO's."""
     return bool(images_in(images)) and masks.is_dir() and ("masks" in masks.parts[-2:] or bool(images_in(masks)))
 
 
 def _pairs_of_folders(images: Path, masks: Path) -> list[Pair]:
     return match_masks(images_in(images), images_in(masks), masks)
+
+
+LABEL_IMAGES = Layout("label images (images, and masks or labels)", _find)

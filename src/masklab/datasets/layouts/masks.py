@@ -1,4 +1,4 @@
-"""Label images and bitmaps of single objects, read as they are stored."""
+"""Reading of label images and of bitmaps of single objects."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
-LABEL_SUFFIXES = TIFF_SUFFIXES | {".png"}
+_LABEL_SUFFIXES = TIFF_SUFFIXES | {".png"}
 
 
 def label_objects(pair: Pair, size: Size) -> Annotated:
-    """Every value of a label image but 0 is an object."""
+    """The objects of a label image: every value except 0."""
     labels = check_size(read_labels(pair.masks[0]), pair, pair.masks[0], size)
     return [(None, runs) for runs in encode.encode_labels(labels)[1]]
 
 
 def check_size(values: NDArray[Any], pair: Pair, mask: Path, size: Size) -> NDArray[Any]:
+    """The values of a mask ``(H, W)``; `InputError` if they do not have the image's size."""
     if values.shape != size:
         raise InputError(
             f"{mask} is {values.shape[1]} wide and {values.shape[0]} high but {pair.image} is {size[1]} wide and "
@@ -37,7 +38,7 @@ def check_size(values: NDArray[Any], pair: Pair, mask: Path, size: Size) -> NDAr
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:
-    """Read a label image, PNG or TIFF, as ``(H, W)`` whole numbers that are not negative; a palette's are its indices.
+    """Read a label image, PNG or TIFF, as ``(H, W)`` non-negative integers; those of a palette are its indices.
 
     Raises `InputError` naming the file for anything else, such as colours, and for a file that cannot be read.
     """
@@ -45,7 +46,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     values = read_numbers(path)
     if values.shape[2] != 1:
         raise InputError(
-            f"{path} has {values.shape[2]} channels but a label image has one whole number a pixel: save it as a grey "
+            f"{path} has {values.shape[2]} channels but a label image has one whole number per pixel: save it as a grey "
             "PNG or TIFF of 8, 16 or 32 bits."
         )
     values = values[:, :, 0]
@@ -56,14 +57,14 @@ def read_labels(path: str | Path) -> NDArray[Any]:
         values = whole.astype(np.int64)
     if values.dtype.kind not in "uib" or values.min(initial=0) < 0:
         raise InputError(
-            f"{path} holds numbers below 0 or of another kind: save 0 for background and whole numbers for objects."
+            f"{path} holds numbers below 0 or of another type: save 0 for background and whole numbers for objects."
         )
     return values
 
 
 def read_numbers(path: Path) -> NDArray[Any]:
-    """A mask's numbers as they are stored, upright, without alpha: ``(H, W, C)``; a palette's are its indices."""
-    if path.suffix.lower() not in LABEL_SUFFIXES:
+    """The stored numbers of a mask ``(H, W, C)``, upright, without alpha; those of a palette are its indices."""
+    if path.suffix.lower() not in _LABEL_SUFFIXES:
         raise InputError(f"{path} cannot hold exact masks: save it as PNG or TIFF.")
     with decoding(path):
         if _has_palette(path):
@@ -72,7 +73,7 @@ def read_numbers(path: Path) -> NDArray[Any]:
     with open_image_file(path, None) as image:
         values = image.part(slice(None), slice(None))
     inverted = values.dtype == np.uint8 and _photometric(path) == tifffile.PHOTOMETRIC.MINISWHITE
-    return 255 - values if inverted else values  # Pillow shows 8 bits of which 0 is white as they look
+    return 255 - values if inverted else values  # Pillow inverts 8-bit images in which 0 is white
 
 
 def _has_palette(path: Path) -> bool:
@@ -83,7 +84,7 @@ def _has_palette(path: Path) -> bool:
 
 
 def _photometric(path: Path) -> int | None:
-    """What the numbers of a TIFF stand for; None for other files."""
+    """The photometric interpretation of a TIFF; None for other files."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return None
     with tifffile.TiffFile(path) as tiff:

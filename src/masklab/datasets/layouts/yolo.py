@@ -1,4 +1,4 @@
-"""YOLO's segmentation format: ``data.yaml`` with the classes, ``images/``, and ``labels/*.txt`` with a polygon a line."""
+"""YOLO segmentation: ``data.yaml`` with the classes, ``images/``, and ``labels/*.txt`` with one polygon per line."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Annotated, Pair, SplitSource, images_in, subfolders
+from masklab.datasets.layouts.base import Annotated, Layout, Pair, SplitSource, images_in, subfolders
 from masklab.masks import coco_segmentation, rle
 from masklab.utils.errors import InputError
 from masklab.utils.files import read_yaml
 from masklab.utils.types import Size
 
-TABLES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
-SPLITS = ("train", "val", "test")
-FARTHEST = 1.0  # how far a polygon may reach outside its image, in widths or heights of it
+_TABLES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+_SPLITS = ("train", "val", "test")
+_MAX_OUTSIDE = 1.0  # how far a polygon may leave its image, in widths or heights of the image
 
 
-def find_yolo(folder: Path) -> dict[str, SplitSource]:
-    """The splits that ``data.yaml`` or ``dataset.yaml`` lists, else those that the folders make.
+def _find(folder: Path) -> dict[str, SplitSource]:
+    """The splits that ``data.yaml`` or ``dataset.yaml`` lists, or else those of the folders.
 
-    Raises `InputError` for labels without such a file, and for one that makes no sense.
+    Raises `InputError` for labels without such a file, and for an invalid one.
     """
-    tables = [folder / name for name in TABLES if (folder / name).is_file()]
+    tables = [folder / name for name in _TABLES if (folder / name).is_file()]
     if len(tables) > 1:
         raise InputError(f"{folder} has both {tables[0].name} and {tables[1].name}: remove one.")
     places = _places(folder)
@@ -39,10 +39,10 @@ def find_yolo(folder: Path) -> dict[str, SplitSource]:
         return {}
     table = _read_table(tables[0])
     names = _names(table, tables[0])
-    listed = {split: table[split] for split in SPLITS if table.get(split)}
+    listed = {split: table[split] for split in _SPLITS if table.get(split)}
     pairs = {split: partial(_listed_pairs, folder, tables[0], table, split) for split in listed}
     pairs = pairs or {split: partial(_pairs_in, folder, place) for split, place in places.items()}
-    return {split: SplitSource(make, partial(polygon_objects, names=names), names) for split, make in pairs.items()}
+    return {split: SplitSource(make, partial(_polygon_objects, names=names), names) for split, make in pairs.items()}
 
 
 def _places(folder: Path) -> dict[str, Path]:
@@ -53,7 +53,7 @@ def _places(folder: Path) -> dict[str, Path]:
 
 
 def _labels_of(folder: Path, path: Path) -> Path:
-    """Where YOLO looks for the labels of an image or an image folder: ``labels`` for the last ``images`` in it."""
+    """The path of the labels of an image or an image folder: the last folder ``images`` in it becomes ``labels``."""
     parts = list(path.relative_to(folder).parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -74,7 +74,7 @@ def _names(table: dict[str, Any], path: Path) -> dict[int, str]:
     if not names or not isinstance(names, dict) or not all(type(k) is int for k in names):
         raise InputError(f"{path}: names must list the classes, such as names: [leaf, fruit]; correct the file.")
     if any(isinstance(name, (list, dict)) for name in names.values()):
-        raise InputError(f"{path}: a class has a list for its name; write one name a class.")
+        raise InputError(f"{path}: a class has a list for its name; write one name per class.")
     return {number: str(name) for number, name in names.items()}
 
 
@@ -93,7 +93,7 @@ def _listed_pairs(folder: Path, path: Path, table: dict[str, Any], split: str) -
 
 
 def _inside(folder: Path, table: dict[str, Any], entry: Any, source: str) -> Path:
-    """The file or folder that ``entry`` means: as written, or as other machines' ``path`` and ``../`` would have it."""
+    """The file or folder of an ``entry``, relative to ``path`` of the table or to ``folder``, with or without ``../``."""
     root, start = os.path.abspath(folder), table.get("path") or ""
     if not isinstance(entry, str) or not isinstance(start, str):
         raise InputError(f"{source}, and path if there is one, must be paths such as images/train: correct the file.")
@@ -116,7 +116,7 @@ def _pairs_in(folder: Path, place: Path) -> list[Pair]:
 
 
 def _pairs(folder: Path, images: list[Path], source: Path) -> list[Pair]:
-    """Each image with its labels; one without a file has no objects, but some image must have one."""
+    """Each image with its labels; images without a label file have no objects, but not all may lack one."""
     labels = [_labels_of(folder, image).with_suffix(".txt") for image in images]
     there = [path.is_file() for path in labels]
     if not any(there):
@@ -126,8 +126,8 @@ def _pairs(folder: Path, images: list[Path], source: Path) -> list[Pair]:
     return [Pair(image, (path,) if seen else ()) for image, path, seen in zip(images, labels, there, strict=True)]
 
 
-def polygon_objects(pair: Pair, size: Size, names: dict[int, str]) -> Annotated:
-    """Every line ``class x1 y1 x2 y2 ...``, x and y from 0 to 1 over the image, is an object."""
+def _polygon_objects(pair: Pair, size: Size, names: dict[int, str]) -> Annotated:
+    """The objects of an image: lines ``class x1 y1 x2 y2 ...`` with x and y from 0 to 1 over the image."""
     objects: Annotated = []
     for path in pair.masks:
         for number, line in enumerate(_read_text(path).splitlines(), 1):
@@ -148,7 +148,7 @@ def _read_line(line: str, where: str, size: Size, names: dict[int, str]) -> tupl
         raise InputError(f"{where} is a box, not a polygon: export outlines (segmentation), not boxes.")
     if places.size % 2 or places.size < 6:
         raise InputError(f"{where} has {places.size} coordinates: write pairs of x and y, at least three.")
-    if not (np.abs(places - 0.5) <= 0.5 + FARTHEST).all():
+    if not (np.abs(places - 0.5) <= 0.5 + _MAX_OUTSIDE).all():
         raise InputError(f"{where} has a coordinate that is not from 0 to 1: divide x by the width, y by the height.")
     polygon = (places.reshape(-1, 2) * size[::-1]).ravel().tolist()
     try:
@@ -162,3 +162,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): replace the file.") from None
+
+
+YOLO = Layout("YOLO segmentation (data.yaml, images, labels/*.txt)", _find)

@@ -1,7 +1,7 @@
-"""A data set that the program draws itself: dense, overlapping, textured shapes of four classes.
+"""Synthetic data set: dense, overlapping, textured shapes of four classes.
 
-It needs no download, is the same byte for byte for one seed, and is learnt from random weights within
-minutes, which makes it fit for tests and for trying out a change.
+It needs no download, is equal byte by byte for one seed, and is learnt from random weights within minutes, so it
+serves for tests and experiments.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_folder
 from masklab.utils.types import Size
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 CLASSES = ("disc", "box", "triangle", "ring")
-HUES = (0.02, 0.30, 0.58, 0.82)
-FEWEST, MOST = 3, 10  # objects an image
-EMPTY_EVERY = 20  # one image in so many has no objects
-SMALLEST, LARGEST = 0.12, 0.24  # radius, as a share of the image's shorter side
-LEAST_SEEN = 0.6  # share of an object that later ones leave uncovered
+_HUES = (0.02, 0.30, 0.58, 0.82)
+_MIN_OBJECTS, _MAX_OBJECTS = 3, 10  # per image
+_EMPTY_EVERY = 20  # one image of this number has no objects
+_MIN_RADIUS, _MAX_RADIUS = 0.12, 0.24  # as a share of the image's shorter side
+_MIN_VISIBLE = 0.6  # smallest share of an object that later ones leave visible
 
 
 @dataclass
 class _Scene:
     """An image being drawn: colours ``(H, W, 3)`` in 0..1 and, at each pixel, the topmost object or -1."""
 
-    colours: Floats
+    colours: _Floats
     owner: NDArray[np.int64]
     classes: list[int]
     areas: list[int]
@@ -47,10 +47,10 @@ def draw_shapes(
 ) -> Path:
     """Draw a COCO data set into ``folder``: ``SPLIT.json`` and ``SPLIT/*.png`` for each split.
 
-    ``images`` says how many each split has, by default 160 for train and 40 for val; ``size`` is
-    ``(height, width)``.  An image holds 3 to 10 objects, later ones over earlier ones; a mask is the part
-    that is seen.  One image in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is
-    not empty, or when the images would be smaller than 32 pixels.
+    ``images`` is the number of images of each split, by default 160 for train and 40 for val; ``size`` is
+    ``(height, width)``.  An image holds 3 to 10 objects, later ones over earlier ones; a mask is the visible part.
+    One image in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is not empty, or for images
+    smaller than 32 pixels.
     """
     if min(size) < 32:
         raise InputError(f"images of {size[0]} x {size[1]} are too small to draw on; use at least 32 x 32.")
@@ -67,7 +67,7 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: Size) -> 
     for k in range(count):
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), k])
         scene = _draw_scene(
-            rng, size, 0 if k % EMPTY_EVERY == EMPTY_EVERY // 2 else int(rng.integers(FEWEST, MOST + 1))
+            rng, size, 0 if k % _EMPTY_EVERY == _EMPTY_EVERY // 2 else int(rng.integers(_MIN_OBJECTS, _MAX_OBJECTS + 1))
         )
         name = f"{k + 1:05d}.png"  # the number is the image id, as in COCO
         Image.fromarray(np.rint(scene.colours.clip(0, 1) * 255).astype(np.uint8)).save(folder / split / name)
@@ -107,7 +107,7 @@ def _draw_scene(rng: np.random.Generator, size: Size, objects: int) -> _Scene:
     for _ in range(40 * objects):
         if len(scene.classes) == objects:
             break
-        radius = float(min(size) * np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
+        radius = float(min(size) * np.exp(rng.uniform(np.log(_MIN_RADIUS), np.log(_MAX_RADIUS))))
         y, x = rng.uniform(0, size[0]), rng.uniform(0, size[1])
         if places and rng.random() < 0.5:
             beside_y, beside_x, other = places[int(rng.integers(len(places)))]
@@ -119,15 +119,15 @@ def _draw_scene(rng: np.random.Generator, size: Size, objects: int) -> _Scene:
     return scene
 
 
-def _background(rng: np.random.Generator, size: Size) -> Floats:
-    """Soft coloured clouds with a fine grain, ``(H, W, 3)``."""
+def _background(rng: np.random.Generator, size: Size) -> _Floats:
+    """Smooth coloured noise with fine grain, ``(H, W, 3)``."""
     coarse = Image.fromarray(rng.integers(60, 150, (5, 6, 3), dtype=np.uint8))
     clouds = np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC), np.float64) / 255
     return clouds + rng.normal(0, 0.06, (*size, 1))
 
 
 def _draw_object(scene: _Scene, rng: np.random.Generator, y: float, x: float, radius: float) -> bool:
-    """Draw one object unless it would be too small or hide too much of another; say whether it was drawn."""
+    """Draw one object unless it would be too small or hide too much of another; returns whether it was drawn."""
     height, width = scene.owner.shape
     top, bottom = max(0, int(y - radius)), min(height, int(y + radius) + 2)
     left, right = max(0, int(x - radius)), min(width, int(x + radius) + 2)
@@ -142,7 +142,7 @@ def _draw_object(scene: _Scene, rng: np.random.Generator, y: float, x: float, ra
     owner = scene.owner[top:bottom, left:right]
     covered = np.bincount(owner[inside & (owner >= 0)], minlength=len(scene.areas))
     seen = np.bincount(scene.owner[scene.owner >= 0], minlength=len(scene.areas)) - covered
-    if inside.sum() < 25 or (seen < LEAST_SEEN * np.array(scene.areas)).any():
+    if inside.sum() < 25 or (seen < _MIN_VISIBLE * np.array(scene.areas)).any():
         return False
     owner[inside] = len(scene.classes)
     scene.classes.append(label)
@@ -154,7 +154,7 @@ def _draw_object(scene: _Scene, rng: np.random.Generator, y: float, x: float, ra
     return True
 
 
-def _depth(label: int, u: Floats, v: Floats, radius: float, shape: float) -> Floats:
+def _depth(label: int, u: _Floats, v: _Floats, radius: float, shape: float) -> _Floats:
     """Distance in pixels from the shape's border, positive inside; ``shape`` is its slenderness."""
     distance = np.hypot(u, v)
     if CLASSES[label] == "disc":
@@ -168,8 +168,8 @@ def _depth(label: int, u: Floats, v: Floats, radius: float, shape: float) -> Flo
     return np.minimum(np.minimum(sides[0], sides[1]), sides[2])
 
 
-def _colour(rng: np.random.Generator, label: int) -> Floats:
-    """A bright colour ``(3,)``, near the class's hue but not tied to it."""
-    hue = HUES[label] + rng.normal(0, 0.04)
+def _colour(rng: np.random.Generator, label: int) -> _Floats:
+    """A bright colour ``(3,)`` with a hue near the class's."""
+    hue = _HUES[label] + rng.normal(0, 0.04)
     pure = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     return (0.45 + 0.55 * pure) * rng.uniform(0.75, 1.0)

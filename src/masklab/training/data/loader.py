@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from masklab.config.fields import resolved
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
+from masklab.datasets.split import Split
 from masklab.images.intensity import is_grey, normalise, rescale_intensity
 from masklab.images.resize import network_size, resize
 from masklab.ops.coordinates import padded_size
@@ -37,7 +37,7 @@ class InstanceDataset(Dataset[Example]):
     ``dataset[index, index]``.  Without ``augmented`` images are only resized.
     """
 
-    def __init__(self, split: CocoSplit, config: Config, augmented: bool = True) -> None:
+    def __init__(self, split: Split, config: Config, augmented: bool = True) -> None:
         self.split, self.config, self.augmented = split, config, augmented
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class InstanceDataset(Dataset[Example]):
 
 
 def open_training_image(
-    split: CocoSplit, config: Config, position: int, index: int, augmented: bool = True
+    split: Split, config: Config, position: int, index: int, augmented: bool = True
 ) -> tuple[Tensor, Geometry, np.random.Generator]:
     """Image ``index`` of a split at a position of the training stream.
 
@@ -83,7 +83,7 @@ def open_training_image(
     return normalise(image, rule), geometry, rng
 
 
-def _read_bright(split: CocoSplit, config: Config, index: int, box: Box | None) -> Tensor:
+def _read_bright(split: Split, config: Config, index: int, box: Box | None) -> Tensor:
     """A part of an image as `rescale_intensity`, its percentiles those of the whole image."""
     channels, rule = config.model.backbone.channels, config.image
     image = torch.from_numpy(split.read(index, channels, box))
@@ -170,7 +170,7 @@ def pad_images(images: list[Tensor], stride: int, coord_mode: Literal["exact", "
 
 
 def train_loader(
-    split: CocoSplit, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
+    split: Split, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
 ) -> DataLoader[Batch]:
     """The batches of steps ``first_step`` to ``config.train.steps``, one each; see `stream_loader`."""
     model = config.model
@@ -181,7 +181,7 @@ def train_loader(
 def stream_loader(
     dataset: Dataset[Any],
     collate_fn: Callable[[list[Any]], Any],
-    split: CocoSplit,
+    split: Split,
     config: Config,
     first_step: int,
     share: tuple[int, int],
@@ -212,7 +212,7 @@ def stream_loader(
     )
 
 
-def _round(split: CocoSplit, repeat_colour: int, channels: int) -> list[int]:
+def _round(split: Split, repeat_colour: int, channels: int) -> list[int]:
     """The numbers of the images that one round shows, those that are not grey as often as wanted."""
     indices = list(range(len(split)))
     if repeat_colour > 1:
@@ -228,7 +228,7 @@ def _one_thread(worker: int) -> None:
 class ValidationImages(Dataset[tuple[Tensor, int]]):
     """The images of a split as they are: ``(C, H, W)`` of their own depth and the index, for prediction."""
 
-    def __init__(self, split: CocoSplit, channels: int) -> None:
+    def __init__(self, split: Split, channels: int) -> None:
         self.split, self.channels = split, channels
 
     def __len__(self) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masklab.config.schema import Config
-from masklab.datasets.coco import CocoSplit
 from masklab.datasets.objects import Objects
+from masklab.datasets.split import Split
 from masklab.masks import rle
 from masklab.training.data.loader import open_training_image, pad_images, stream_loader
 from masklab.training.data.transforms import Geometry
@@ -75,7 +75,7 @@ def warp(labels: LabelMap, geometry: Geometry) -> LabelMap:
 class SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
     """``dataset[position, index]``: image ``index`` at a position of the training stream, its map, and its id."""
 
-    def __init__(self, split: CocoSplit, config: Config) -> None:
+    def __init__(self, split: Split, config: Config) -> None:
         self.split, self.config = split, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int | str]:
@@ -95,7 +95,7 @@ def collate_semantic(samples: list[tuple[Tensor, Tensor, int | str]], stride: in
 
 
 def semantic_loader(
-    split: CocoSplit, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
+    split: Split, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
 ) -> DataLoader[SemanticBatch]:
     """The batches of steps ``first_step`` to ``config.train.steps``; see `masklab.training.data.loader.stream_loader`."""
     collate = partial(collate_semantic, stride=config.model.backbone.output_stride)

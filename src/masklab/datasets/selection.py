@@ -1,0 +1,79 @@
+"""Selection of the images of a split: by folder, by lists of file names, or held out by a hash of the names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from masklab.datasets.layouts.base import Pair, SplitSource
+from masklab.utils.errors import InputError
+
+
+def choose_pairs(
+    folder: Path, found: dict[str, SplitSource], split: str, val_fraction: float, seed: int
+) -> tuple[str, list[Pair], str]:
+    """The folder of images that a split is taken from, its pairs, and a note on how they were held out, or ""."""
+    held_out = "val" not in found and split in ("train", "val")
+    if split in found and not held_out:
+        return split, found[split].pairs(), ""
+    pool = "train" if "train" in found and held_out else ""
+    if pool not in found:
+        own = next((folder / name for name in sorted(found) if (folder / name).is_dir()), None)
+        advice = "correct the name" if own is None else f"correct the name or give {own} as the data set"
+        raise InputError(f"{folder} holds no split {split}: there is {', '.join(sorted(found))}; {advice}.")
+    pairs = found[pool].pairs()
+    names = [name_in(pair, folder) for pair in pairs]
+    lists = {} if pool else split_lists(folder)
+    if split in lists:
+        kept, note = _listed(lists[split], names), ""
+    elif held_out and not lists:
+        kept, note = hold_out(names, split, folder, val_fraction, seed)
+    elif split == "all":
+        kept, note = set(names), ""
+    else:
+        raise InputError(f"{folder} holds no split {split}: write {split}.txt with one image name per line.")
+    return pool, [pair for pair, name in zip(pairs, names, strict=True) if name in kept], note
+
+
+def name_in(pair: Pair, folder: Path) -> str:
+    """The path of a pair's image relative to the data set folder, with forward slashes."""
+    return pair.image.relative_to(folder).as_posix()
+
+
+def split_lists(folder: Path) -> dict[str, Path]:
+    """The files ``train.txt``, ``val.txt`` and ``test.txt`` beside an undivided folder of images, by split.
+
+    Raises `InputError` where one of the first two is missing.
+    """
+    lists = {path.stem: path for path in folder.glob("*.txt") if path.stem in ("train", "val", "test")}
+    if lists and not {"train", "val"} <= set(lists):
+        raise InputError(f"{folder} has {min(lists)}.txt, but needs both train.txt and val.txt: write both or none.")
+    return lists
+
+
+def _listed(path: Path, names: list[str]) -> set[str]:
+    """The images that a file lists, one per line, as path in the data set folder or file name with or without suffix."""
+    known: dict[str, str] = {}
+    for name in names:
+        known |= dict.fromkeys((name, Path(name).name, Path(name).stem), name)
+    try:
+        lines = [line.strip().removeprefix("./") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): replace the file.") from None
+    strange = [line for line in lines if line and line not in known]
+    if strange:
+        raise InputError(f"{path} lists {strange[0]}, which is not among the images: correct the line.")
+    return {known[line] for line in lines if line}
+
+
+def hold_out(names: list[str], split: str, folder: Path, val_fraction: float, seed: int) -> tuple[set[str], str]:
+    """The images of ``val``, the first by a hash of ``seed`` and file name, or the rest for ``train``; and a note."""
+    if len(names) < 2:
+        raise InputError(f"{folder} has no val, and {len(names)} images are too few to hold some out: add images.")
+
+    def rank(name: str) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{seed}/{Path(name).name}".encode()).digest(), name
+
+    held_out = set(sorted(names, key=rank)[: min(max(1, round(val_fraction * len(names))), len(names) - 1)])
+    note = f"val is {len(held_out)} of {len(names)} images, held out by file name and seed {seed}"
+    return (held_out if split == "val" else set(names) - held_out), note

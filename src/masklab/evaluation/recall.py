@@ -1,0 +1,97 @@
+"""Recall of boxes by stage of the model and by crowding of the objects.
+
+Letters for shapes: R boxes, G annotated objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from masklab.datasets.objects import Objects
+from masklab.evaluation.matching import Bools, Floats
+from masklab.ops.boxes import box_iou
+
+STAGES = ("proposals", "detections", "found")
+_RECALL_AT = (0.5, 0.75)
+_NEAR_DISTANCE = 0.5  # of an object's side
+_ROWS_AT_ONCE = 1024
+
+
+def xyxy(boxes: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """COCO's boxes (x, y, width, height) as (R, 4) xyxy."""
+    return box_convert(torch.tensor(boxes, dtype=dtype).view(-1, 4), "xywh", "xyxy")
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Detections of one image: ``boxes`` (R, 4) xyxy in its pixels, ``labels`` (R,) and ``scores`` (R,)."""
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+def stage_overlaps(objects: Objects, proposals: Tensor, found: Boxes, threshold: float) -> Floats:
+    """The largest box IoU of each object at each stage, ``(3, G)``, 0 where there is no box.
+
+    The stages are the ``proposals`` (R, 4); the detections ``found`` of the object's class, which classification and
+    suppression left; and those of them with a score of at least ``threshold``.
+    """
+    boxes, labels = torch.from_numpy(objects.boxes), torch.from_numpy(objects.labels)
+    proposed = box_iou(boxes, proposals)
+    detected = box_iou(boxes, found.boxes) * (labels[:, None] == found.labels)
+    counted = detected[:, found.scores >= threshold]
+    # padded by a column of 0, which is the maximum where there is no box
+    return np.stack([np.pad(shares.numpy(), ((0, 0), (0, 1))).max(axis=1) for shares in (proposed, detected, counted)])
+
+
+def neighbour_gaps(boxes: NDArray[np.float32]) -> Floats:
+    """Distance ``(G,)`` of each of ``boxes`` (G, 4) to the nearest other, in units of its side, the root of its area.
+
+    0 where they touch or overlap, infinite for a single box.
+    """
+    gaps = np.full(len(boxes), np.inf)
+    for start in range(0, len(boxes), _ROWS_AT_ONCE):
+        some = boxes[start : start + _ROWS_AT_ONCE, None].astype(np.float64)
+        apart = np.maximum(some[..., :2] - boxes[:, 2:], boxes[:, :2] - some[..., 2:]).clip(0)
+        distance = np.hypot(apart[..., 0], apart[..., 1])
+        distance[np.arange(len(some)), start + np.arange(len(some))] = np.inf
+        sides = np.sqrt((some[:, 0, 2:] - some[:, 0, :2]).prod(axis=1))
+        gaps[start : start + len(some)] = distance.min(axis=1) / sides
+    return gaps
+
+
+def recall_table(gaps: Floats, overlaps: Floats) -> dict[str, dict[str, Any]]:
+    """Share of the objects that have a box, by stage, IoU and distance of the nearest other object.
+
+    ``gaps`` ``(G,)`` are those of `neighbour_gaps`, ``overlaps`` ``(3, G)`` those of `stage_overlaps`.  The keys are
+    ``all``, ``touching`` (the nearest object's box touches or overlaps its own), ``near`` (it is at most half of the
+    object's side away) and ``apart``; each holds the number of ``objects`` and, for the stages ``proposals``,
+    ``detections`` and ``found``, the share with a box of IoU ``"0.50"`` and ``"0.75"``, None without objects.
+    """
+    groups = {
+        "all": np.ones(len(gaps), bool),
+        "touching": gaps == 0,
+        "near": (gaps > 0) & (gaps <= _NEAR_DISTANCE),
+        "apart": gaps > _NEAR_DISTANCE,
+    }
+    return {
+        name: {"objects": int(group.sum())}
+        | {
+            stage: {f"{least:.2f}": _share(row[group] >= least) for least in _RECALL_AT}
+            for stage, row in zip(STAGES, overlaps, strict=True)
+        }
+        for name, group in groups.items()
+    }
+
+
+def _share(held: Bools) -> float | None:
+    return float(held.mean()) if held.size else None
