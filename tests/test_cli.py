@@ -354,6 +354,15 @@ def test_a_flag_with_a_value_is_explained(words, capsys):
     assert "switched on by their name alone: leave the value out" in fails(capsys, *words)
 
 
+def test_the_module_runs_as_the_command():
+    """`torchrun -m masklab.cli` starts it so."""
+    for words, code in ((["--version"], 0), (["frobnicate"], 2)):
+        command = [sys.executable, "-m", "masklab.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert ("masklab " in done.stdout) == (code == 0)
+
+
 def test_flags_switch_on():
     for word, (verb, *rest) in {
         "resume": ["train", "nuclei"],

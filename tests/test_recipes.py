@@ -1,7 +1,9 @@
 """Every recipe is what the paper's row says: its figures, what it is made of, and that it trains."""
 
 import json
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from contracts import assert_finite_and_connected, fails
 from torch import nn
 
 from masklab.cli.app import main
+from masklab.config.migrate import RENAMED
 from masklab.config.nested import merge
 from masklab.config.recipe import load_recipe, read_recipe, recipe_names
 from masklab.config.schema import validate
@@ -263,6 +266,42 @@ def test_contradictions_are_refused_when_read(changes, fields):
 def test_recipe_files_that_cannot_be_read_are_named(tmp_path, text):
     (tmp_path / "mine.yaml").write_bytes(text)
     fails(["mine.yaml", "correct the file"], load_recipe, tmp_path / "mine.yaml")
+
+
+OLD = """
+base: resnet101
+model:
+  rpn: {rate: 3}
+  box: {crop: 12, rates: [1, 2, 1], deformable_rate: 0.5, quality: true}
+  mask: {crop: 21, rates: [2, 2, 2]}
+pictures: {min_side: 500, augment: {crop: 256}}
+train: {validate_pictures: 7}
+"""
+NEW = """
+base: resnet101
+model:
+  rpn: {dilation: 3}
+  box: {roi_size: 12, dilations: [1, 2, 1], deformable_lr_factor: 0.5, iou_aware_score: true}
+  mask: {mask_size: 21, dilations: [2, 2, 2]}
+image: {min_side: 500, augment: {crop_size: 256}}
+train: {validate_images: 7}
+"""
+
+
+def test_recipes_of_earlier_versions_are_read(tmp_path):
+    (tmp_path / "old.yaml").write_text(OLD)
+    (tmp_path / "new.yaml").write_text(NEW)
+    assert load_recipe(tmp_path / "old.yaml") == load_recipe(tmp_path / "new.yaml")
+    assert load_recipe(tmp_path / "new.yaml") != load_recipe("resnet101")
+    (tmp_path / "both.yaml").write_text("train: {validate_images: 7, validate_pictures: 7}")
+    fails(["train.validate_pictures", "no such field"], load_recipe, tmp_path / "both.yaml")
+
+
+def test_the_changelog_lists_every_renamed_field():
+    text = (Path(__file__).resolve().parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    listed = {new: old for old, new in re.findall(r"^\| `(\S+)` \| `(\S+)` \|$", text, re.MULTILINE)}
+    renamed = {new: old for old, new in RENAMED.items()}
+    assert {new: old.replace("pictures.", "image.") for new, old in listed.items()} == renamed
 
 
 @pytest.mark.parametrize("part", ["mask", "box"])
