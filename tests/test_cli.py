@@ -18,7 +18,7 @@ from masklab.cli.app import _parser, main
 from masklab.cli.demo import demo
 from masklab.config.recipe import load_recipe
 from masklab.model.build import build_model
-from masklab.training.fit import train
+from masklab.training.train import train
 from masklab.weights.checkpoint import load_model, save_model
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -20,19 +21,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import masklab.training.module
+import masklab.training.loop
+import masklab.training.task
 import masklab.utils.files
 from masklab.cli.app import main
 from masklab.datasets.coco import CocoSplit
 from masklab.model.build import build_model
-from masklab.training import memory
+from masklab.training import auto
 from masklab.training.data.loader import StreamSampler, train_loader
-from masklab.training.distributed import Processes, launched
-from masklab.training.fit import train
+from masklab.training.distributed import build_fabric
+from masklab.training.ema import ExponentialMovingAverage
+from masklab.training.gradients import BatchGradients, split_batch
 from masklab.training.log import read_log
-from masklab.training.module import ExponentialMovingAverage, TrainingModule, check_finite, split_batch
+from masklab.training.loop import check_finite
 from masklab.training.record import read_record, refuse_other_settings
-from masklab.training.resume import Start, open_run
+from masklab.training.resume import open_run
+from masklab.training.task import InstanceTask
+from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, read_notes, save_model
 
@@ -44,7 +49,7 @@ needs_fork = pytest.mark.skipif(
 def in_another_process(task, *arguments, **environment):
     """Start ``task`` in a process of its own, forked from one that has done nothing but the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.fit", "pytest"])
+    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.train", "pytest"])
     process = context.Process(target=_run, args=(task, arguments, environment))
     process.start()
     return process
@@ -57,16 +62,22 @@ def _run(task, arguments, environment):
 
 
 def printing(path, words):
-    """The command line, with what it prints in a file, and of which images the figures are computed."""
-    measure = masklab.training.module.coco_metrics
+    """The command line, with what it logs in a file, and of which images the figures are computed."""
+    measure, logger = masklab.training.task.coco_metrics, logging.getLogger("masklab")
+    handler = logging.FileHandler(path, "w")
 
-    def seen(truth, results, cap, scored):
-        print("scored", scored, sorted({entry["image_id"] for entry in results}))
-        return measure(truth, results, cap, scored)
+    def seen(truth, results, max_detections, scored):
+        logger.info(f"scored {scored} {sorted({entry['image_id'] for entry in results})}")
+        return measure(truth, results, max_detections, scored)
 
-    with open(path, "w") as file, contextlib.redirect_stdout(file), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masklab.training.module, "coco_metrics", seen)
-        return main(words)
+    with contextlib.closing(handler), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masklab.training.task, "coco_metrics", seen)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            return main(words)
+        finally:
+            logger.removeHandler(handler)
 
 
 def killed_on_the_way(where, number, words):
@@ -85,7 +96,7 @@ def killed_on_the_way(where, number, words):
             os.kill(os.getpid(), signal.SIGKILL)
         check(losses, step, image_ids)
 
-    masklab.utils.files.os.replace, masklab.training.module.check_finite = replace, check_step
+    masklab.utils.files.os.replace, masklab.training.loop.check_finite = replace, check_step
     return main(words)
 
 
@@ -204,7 +215,7 @@ def test_early_stopping(shapes, tiny_config, tmp_path, monkeypatch):
         value = next(scores)
         return score()
 
-    monkeypatch.setattr("masklab.training.module.coco_metrics", metrics)
+    monkeypatch.setattr("masklab.training.task.coco_metrics", metrics)
     config = changed(tiny_config, train={"steps": 9, "validate_every": 1, "patience": 2})
     train(config, shapes, tmp_path)
     assert read_notes(tmp_path / "best.safetensors")["step"] == 2
@@ -229,7 +240,7 @@ def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
         if step == 2:
             os.kill(os.getpid(), told)
 
-    monkeypatch.setattr(masklab.training.module, "check_finite", check_step)
+    monkeypatch.setattr(masklab.training.loop, "check_finite", check_step)
     assert main(["train", recipe, "--data", str(shapes), "--output", str(run)]) == 130
     assert steps == [0, 1, 2]
     assert f"masklab: stopped after step 2: resume {run} to go on" in capsys.readouterr().err
@@ -389,11 +400,11 @@ def test_the_average_is_what_is_saved(shapes, tiny_config, tmp_path):
     train(changed(tiny_config, train={"steps": 3, "ema": 0.9}), shapes, tmp_path / "ema")
     train(changed(tiny_config, train={"steps": 3}), shapes, tmp_path / "plain")
     saved, plain = (load_file(tmp_path / run / "last.safetensors") for run in ("ema", "plain"))
-    state = torch.load(tmp_path / "ema" / "resume.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(tmp_path / "ema" / "resume.ckpt", weights_only=True)
     moved = 0
     for name, value in saved.items():
-        assert torch.equal(value, state[f"average.network.{name}"])
-        assert torch.equal(plain[name], state[f"step.model.{name}"]), "it changes nothing of the training"
+        assert torch.equal(value, state["average"][name])
+        assert torch.equal(plain[name], state["network"][name]), "it changes nothing of the training"
         moved += not torch.equal(value, plain[name])
     assert moved > 10
 
@@ -401,11 +412,11 @@ def test_the_average_is_what_is_saved(shapes, tiny_config, tmp_path):
 # Parts and processes
 
 
-def gradients(config, classes, batch, shares=1, **settings):
+def gradients(config, split, batch, **settings):
     torch.manual_seed(0)
-    module = TrainingModule(build_model(changed(config, train=settings), classes), None).train()
-    losses = module._backward(batch)
-    found = {name: p.grad for name, p in module.named_parameters()}
+    network = build_model(changed(config, train=settings), split.categories).train()
+    losses = BatchGradients(InstanceTask(network, split), torch.device("cpu")).add(batch)
+    found = {name: p.grad for name, p in network.named_parameters()}
     return found | {"losses": torch.stack([losses[name] for name in sorted(losses)])}
 
 
@@ -417,11 +428,11 @@ def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
     empty = batch.targets[3]
     for name in ("boxes", "labels", "masks", "mask_boxes", "mask_rows"):
         setattr(empty, name, getattr(empty, name)[:0])
-    whole = gradients(config, split.categories, batch, accumulate=1, threads=1)
+    whole = gradients(config, split, batch, accumulate=1, threads=1)
     assert whole["losses"].min() > 0
     for accumulate, threads in [(2, 1), (4, 1), (2, 2), (1, 4)]:
-        parts = gradients(config, split.categories, batch, accumulate=accumulate, threads=threads)
-        again = gradients(config, split.categories, batch, accumulate=accumulate, threads=threads)
+        parts = gradients(config, split, batch, accumulate=accumulate, threads=threads)
+        again = gradients(config, split, batch, accumulate=accumulate, threads=threads)
         for name, value in whole.items():
             assert torch.equal(parts[name], again[name]), f"{name} depends on which thread was first"
             torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
@@ -491,10 +502,11 @@ def test_processes_of_another_launcher_are_refused(tiny_config, monkeypatch):
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "2")
-            fails(["2 processes were started", "torchrun"], launched, settings)
+            fails(["2 processes were started", "torchrun"], build_fabric, settings)
             patch.setenv("NODE_RANK", "1")
-            assert launched(settings) == Processes(1, 2, 1, 2)
-            fails(["2 processes were started", "torchrun"], launched, tiny_config.train)
+            fabric = build_fabric(settings)
+            assert (fabric.global_rank, fabric.world_size, fabric.strategy.num_nodes) == (1, 2, 2)
+            fails(["2 processes were started", "torchrun"], build_fabric, tiny_config.train)
 
 
 def test_in_a_slurm_job_a_run_starts_its_processes_itself(shapes, tiny_config, tmp_path, monkeypatch):
@@ -512,25 +524,25 @@ def test_fp16_without_a_gpu_is_refused(shapes, tiny_config, tmp_path):
 
 def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_path, monkeypatch):
     config, split = changed(tiny_config, train={"batch_size": "auto"}), CocoSplit.find(shapes, "train")
-    start, tried = Start(0, None), []
+    tried = []
 
     def fits(candidate, split):
         tried.append(candidate.train.batch_size)
         return candidate.train.batch_size < 6
 
-    memory.try_steps(changed(config, train={"batch_size": 2}), split, "cpu")
-    monkeypatch.setattr(memory, "fits", fits)
+    auto.try_steps(changed(config, train={"batch_size": 2}), split, torch.device("cpu"))
+    monkeypatch.setattr(auto, "fits", fits)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"train\.batch_size is auto but there is no CUDA GPU to measure: give"):
-            memory.resolve_batch_size(config, split, tmp_path, start, Processes())
+            auto.resolve_batch_size(config, split, None, 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = memory.resolve_batch_size(config, split, tmp_path, start, Processes())
+    fails(["train.batch_size is auto but several processes share it"], auto.resolve_batch_size, config, split, None, 2)
+    found = auto.resolve_batch_size(config, split, None, 1)
     assert found.train.batch_size == 4
     assert tried == [2, 4, 8]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(found.model_dump(mode="json")))
-    resumed = memory.resolve_batch_size(config, split, tmp_path, Start(3, tmp_path / "resume.ckpt"), Processes())
+    resumed = auto.resolve_batch_size(config, split, tmp_path, 1)
     assert resumed.train.batch_size == 4
     assert len(tried) == 3, "what was found stays"
     (tmp_path / "config.yaml").write_text("")
-    go_on = Start(3, tmp_path / "resume.ckpt")
-    fails(["config.yaml"], memory.resolve_batch_size, config, split, tmp_path, go_on, Processes())
+    fails(["config.yaml"], auto.resolve_batch_size, config, split, tmp_path, 1)

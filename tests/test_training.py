@@ -17,17 +17,13 @@ from masklab.ops.boxes import box_iou
 from masklab.structures import Batch, Targets
 from masklab.training.assign import sample_anchors, sample_proposals
 from masklab.training.data.loader import train_loader
-from masklab.training.fit import train
+from masklab.training.gradients import BatchGradients, add_gradients
+from masklab.training.loop import check_finite
 from masklab.training.losses import classification_loss, mask_loss
-from masklab.training.module import (
-    TrainingModule,
-    add_gradients,
-    build_optimizer,
-    check_finite,
-    clip_gradients,
-    learning_rate_factor,
-)
+from masklab.training.optimizer import build_optimizer, clip_gradients, learning_rate_factor
 from masklab.training.step import TrainingStep
+from masklab.training.task import InstanceTask
+from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, read_notes
 
@@ -93,12 +89,13 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradients(shapes, tiny_config, c
         values["model"]["rpn"] |= {"samples": 100000, "positive_fraction": 1.0}  # nothing is left to chance
         values["model"]["box"] |= {"samples": 8, "positive_fraction": 0.0}
         torch.manual_seed(0)
-        module = TrainingModule(build_model(validate(values, "test"), classes), None).train()
+        network = build_model(validate(values, "test"), classes).train()
         objects = targets(OBJECTS[:2], [0, 2])
-        losses = module._backward(batch(objects, objects))
+        task = InstanceTask(network, CocoSplit.find(shapes, "val"))
+        losses = BatchGradients(task, torch.device("cpu")).add(batch(objects, objects))
         assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box", "mask_coarse", "mask_refined"}
         gradients[threads] = {
-            name: p.grad.clone() for name, p in module.named_parameters() if not name.startswith("step.model.box")
+            name: p.grad.clone() for name, p in network.named_parameters() if not name.startswith("box")
         }
         gradients[threads]["losses"] = torch.stack([losses[k] for k in sorted(losses) if not k.startswith("box")])
     rpn = [name for name in gradients[1] if "rpn" in name or name == "losses"]
@@ -378,8 +375,8 @@ def test_a_trained_batch_norm_sees_one_part_of_a_batch_at_a_time(shapes, tiny_co
     split = CocoSplit.find(shapes, "val")
     for norm, parts in (("group", 2), ("batch", 1)):
         config = changed(tiny_config, model={"backbone": {"norm": norm}}, train={"threads": 2})
-        module = TrainingModule(build_model(config, split.categories), split)
-        assert module.at_once == parts
+        task = InstanceTask(build_model(config, split.categories), split)
+        assert BatchGradients(task, torch.device("cpu")).threads == parts
 
 
 def test_a_finished_run_is_not_overwritten(shapes, tiny_config, tmp_path):
@@ -409,5 +406,7 @@ def test_the_loss_falls(shapes, tiny_config, classes):
 
 
 def test_training_without_a_folder_says_which(tiny_config):
-    with pytest.raises(InputError, match="--data DIR"):
+    with pytest.raises(InputError, match="needs the folder data: give it, or set data in the configuration"):
         train(tiny_config)
+    with pytest.raises(InputError, match="needs the folder output"):
+        train(tiny_config, "data")

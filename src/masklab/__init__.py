@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from masklab.results.instances import Instances
     from masklab.results.overlay import overlay
     from masklab.structures import ClassTable
-    from masklab.training.fit import train
+    from masklab.training.train import train
     from masklab.utils.errors import BrokenLossError, InputError
     from masklab.weights.checkpoint import load_model as load
     from masklab.weights.checkpoint import save_model as save
@@ -45,7 +45,7 @@ _HOMES = {
     "overlay": "results.overlay.overlay",
     "recipe_names": "config.recipe.recipe_names",
     "save": "weights.checkpoint.save_model",
-    "train": "training.fit.train",
+    "train": "training.train.train",
 }
 __version__ = version("masklab")
 __all__ = sorted(_HOMES)

@@ -186,15 +186,29 @@ def _add_fields(parser: ArgumentParser, config: Config) -> None:
 
 
 def _train(arguments: Namespace) -> None:
-    from masklab.training.fit import train
+    from masklab.training.train import train
 
-    train(_recipe(arguments), resume=arguments.resume)
+    train(_recipe_with_folders(arguments), resume=arguments.resume)
 
 
 def _pretrain(arguments: Namespace) -> None:
     from masklab.training.pretrain import pretrain
 
-    pretrain(_recipe(arguments), resume=arguments.resume)
+    pretrain(_recipe_with_folders(arguments), resume=arguments.resume)
+
+
+def _recipe_with_folders(arguments: Namespace) -> Config:
+    recipe = _recipe(arguments)
+    _required(recipe.data, "--data")
+    _required(recipe.output, "--output")
+    return recipe
+
+
+def _required(folder: Path | None, option: str) -> Path:
+    """The folder; `InputError` naming the ``option`` if there is none."""
+    if folder is None:
+        raise InputError(f"training needs a folder: give {option} DIR.")
+    return folder
 
 
 def _recipe(arguments: Namespace) -> Config:
@@ -238,7 +252,6 @@ def _ablate_start(words: list[str]) -> Config:
 
 def _ablate(arguments: Namespace) -> None:
     from masklab.paper.ablate import ablate
-    from masklab.training.fit import required
 
     recipe = arguments.recipe or table_rows(arguments.table)[0].start
     start = load_recipe(recipe)
@@ -246,8 +259,8 @@ def _ablate(arguments: Namespace) -> None:
     changed = validate(values, f"recipe {recipe}")
     ablate(
         arguments.table,
-        required(arguments.data or start.data, "--data"),
-        required(arguments.output or start.output, "--output"),
+        _required(arguments.data or start.data, "--data"),
+        _required(arguments.output or start.output, "--output"),
         arguments.seeds,
         arguments.recipe,
         _changes(changed.model_dump(), start.model_dump()),

@@ -18,7 +18,7 @@ from masklab.inference.folder import predict_folder
 from masklab.masks.encode import encode_labels
 from masklab.masks.threshold import rle_to_coco
 from masklab.results.overlay import overlay
-from masklab.training.fit import train
+from masklab.training.train import train
 from masklab.utils.files import atomic_write
 from masklab.weights.checkpoint import load_model
 

@@ -54,6 +54,8 @@ class TrainConfig(Section):
     """Steps between two files to resume from; each validation writes one too."""
     log_every: int = Field(20, ge=1)
     """Steps between two lines of the log."""
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(["csv", "tensorboard"])
+    """Where losses and figures are written; csv is the file metrics.csv, wandb and mlflow need their packages."""
     threads: int = Field(2, ge=1)
     """On a CPU, parts of the batch that are worked on at once."""
     workers: int = Field(2, ge=0)
