@@ -12,6 +12,8 @@ import shutil
 import signal
 import socket
 import sys
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -246,6 +248,140 @@ def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
     assert f"masklab: stopped after step 2: resume {run} to go on" in capsys.readouterr().err
     assert signal.getsignal(told) == handler
     signal.signal(told, before)
+
+
+def old_checkpoint(state):
+    """A checkpoint in the form of version 0.1, which Lightning's Trainer wrote."""
+    names = {"box_head.": "box_classifier.", "mask_head.": "mask_branch."}
+
+    def old_name(name):
+        for new, old in names.items():
+            name = old + name[len(new) :] if name.startswith(new) else name
+        return name.replace("rpn.deltas.", "rpn.codes.").replace("box_classifier.deltas.", "box_classifier.codes.")
+
+    def old_tensors(prefix, tensors):
+        return {prefix + old_name(name): value for name, value in tensors.items()}
+
+    rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+    return {
+        "epoch": 0,
+        "global_step": state["global_step"],
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": old_tensors("average.network.", state["average"]) | old_tensors("step.model.", state["network"]),
+        "loops": {"fit_loop": {"state_dict": {}}, "validate_loop": {}, "test_loop": {}, "predict_loop": {}},
+        "callbacks": {"WeightsSaver": {name: state[name] for name in ("best", "below", "seconds")}},
+        "optimizer_states": [state["optimizer"]],
+        "lr_schedulers": [{"last_epoch": state["global_step"], "_last_lr": rates, "lr_lambdas": [None] * len(rates)}],
+    }
+
+
+def test_a_run_of_version_0_1_is_resumed(shapes, tiny_config, tmp_path, monkeypatch):
+    """Its checkpoint is that of Lightning's Trainer, and its files have the old names of fields and layers."""
+    config = changed(tiny_config, train={"ema": 0.9, "schedule": "cosine"})
+    train(config, shapes, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, tmp_path / "old")
+    checkpoint = tmp_path / "old" / "resume.ckpt"
+    old = old_checkpoint(torch.load(checkpoint, weights_only=True))
+    order = list(dict.fromkeys(name.split(".")[2] for name in old["state_dict"] if name.startswith("step.")))
+    # the optimiser's state is numbered in this order
+    assert order == ["backbone", "rpn", "box_classifier", "mask_branch", "refinement"]
+    assert {"average.network.rpn.codes.weight", "step.model.box_classifier.codes.bias"} < set(old["state_dict"])
+    torch.save(old, checkpoint)
+    settings = yaml.safe_load((tmp_path / "old" / "config.yaml").read_text())
+    settings["pictures"] = settings.pop("image")
+    settings["pictures"]["augment"]["crop"] = settings["pictures"]["augment"].pop("crop_size")
+    settings["model"]["box"]["crop"] = settings["model"]["box"].pop("roi_size")
+    settings["model"]["mask"]["crop"] = settings["model"]["mask"].pop("mask_size")
+    del settings["train"]["loggers"]
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(settings))
+    record = json.loads((tmp_path / "old" / "run.json").read_text())
+    for facts in record["data"].values():
+        facts |= {"pictures": facts.pop("images"), "pictures_sha256": facts.pop("images_sha256")}
+    (tmp_path / "old" / "run.json").write_text(json.dumps(record))
+    recipe = str(tmp_path / "old" / "config.yaml")
+    words = ["train", recipe, "--data", str(shapes), "--output", str(tmp_path / "old"), "--resume", "true"]
+    assert main(words) == 0
+    assert [start["step"] for start in read_record(tmp_path / "old")["starts"]] == [0, 2]
+    assert_same_run(tmp_path / "whole", tmp_path / "old")
+
+
+# Loggers
+
+
+class FakeLogger:
+    """Stands for Lightning's loggers of W&B and MLflow."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, *arguments, **settings):
+        self.arguments, self.settings, self.rows, self.params = arguments, settings, {}, None
+        self.version = self.run_id = settings.get("version") or settings.get("run_id") or f"id {len(self.made)}"
+        self.experiment, self.ended = self, []
+        self.made.append(self)
+
+    def log_hyperparams(self, params):
+        self.params = params
+
+    def log_metrics(self, row, step):
+        self.rows.setdefault(step, {}).update(row)
+
+    def save(self):
+        pass
+
+    def finalize(self, status):
+        self.ended.append(status)
+
+    def finish(self, exit_code):
+        self.ended.append(exit_code)
+
+
+def test_loggers_come_by_naming_them(shapes, tiny_config, tmp_path, monkeypatch):
+    """W&B and MLflow get what metrics.csv gets, and a resumed run goes on under the same id."""
+    monkeypatch.setattr(FakeLogger, "made", [])
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", FakeLogger)
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", FakeLogger)
+    monkeypatch.setattr("masklab.training.log.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(get_tracking_uri=lambda: "uri"))
+    run, names = tmp_path / "run", ["csv", "wandb", "mlflow"]
+    config = changed(tiny_config, train={"loggers": names})
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, run)
+    train(config, shapes, run, resume=True)
+    first, resumed = FakeLogger.made[:2], FakeLogger.made[2:]
+    assert [logger.version for logger in first] == [logger.version for logger in resumed] == ["id 0", "id 1"]
+    assert all(logger.params["train.steps"] == 4 for logger in first)
+    assert not any(logger.params for logger in resumed)
+    assert [logger.ended for logger in first] == [["failed", 1], ["failed"]]
+    assert [logger.ended for logger in resumed] == [["success", 0], ["success"]]
+    rows = rows_of(run)
+    for logger in resumed:
+        assert list(logger.rows) == [3, 4]
+        assert str(logger.rows[4]["val/mask_AP"]) == rows[-1]["val/mask_AP"]
+        assert str(logger.rows[3]["loss"]) == rows[-3]["loss"]
+    assert not list(run.glob("events*")), "TensorBoard was not named"
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_refused(shapes, tiny_config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("masklab.training.log.find_spec", lambda name: None)
+    config = changed(tiny_config, train={"loggers": ["csv", name]})
+    fails([f"train.loggers names {name}", "not installed: install it"], train, config, shapes, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir()), "before the training starts"
+
+
+def test_other_loggers_are_refused(tiny_config):
+    fails(["train.loggers", "comet"], lambda: changed(tiny_config, train={"loggers": ["comet"]}))
+
+
+def test_without_csv_there_is_no_metrics_file(shapes, tiny_config, tmp_path):
+    train(changed(tiny_config, train={"steps": 1, "loggers": ["tensorboard"]}), shapes, tmp_path)
+    assert not (tmp_path / "metrics.csv").exists()
+    assert list(tmp_path.glob("events.out.tfevents*"))
 
 
 # Files that were tampered with

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib
-import importlib.util
 import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,17 @@ class RunLog:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name.startswith("val/"))
         self._show(f"step {step}: {shown}", shown)
 
-    def close(self) -> None:
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         """End the progress bar and the loggers."""
-        self.bar.stop()
+        if self.in_terminal:
+            self.bar.stop()
         for name, each in self.loggers.items():
-            each.finalize("success")
+            each.finalize("failed" if error else "success")
             if name == "wandb":  # Lightning's logger leaves its run open, and the next run would go on in it
-                each.experiment.finish()  # type: ignore[attr-defined]
+                each.experiment.finish(int(error is not None))  # type: ignore[attr-defined]
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         for each in self.loggers.values():
@@ -87,7 +91,7 @@ class RunLog:
 def check_loggers(names: Sequence[str]) -> None:
     """Raise `InputError` for a logger whose package is not installed."""
     for name in names:
-        if name in EXTERNAL and importlib.util.find_spec(name) is None:
+        if name in EXTERNAL and find_spec(name) is None:
             raise InputError(
                 f"train.loggers names {name} but the package {name} is not installed: install it, or leave {name} out."
             )
@@ -103,7 +107,8 @@ def _open_logger(name: str, run: Path, config: Config, step: int, ids: dict[str,
     if name == "wandb":
         made = loggers.WandbLogger(name=run.name, save_dir=run, project="masklab", version=ids.get(name))
     else:
-        made = loggers.MLFlowLogger("masklab", run_name=run.name, run_id=ids.get(name))
+        uri = importlib.import_module("mlflow").get_tracking_uri()  # Lightning's default is one that MLflow 3 refuses
+        made = loggers.MLFlowLogger("masklab", run_name=run.name, tracking_uri=uri, run_id=ids.get(name))
     if name not in ids:
         made.log_hyperparams(flatten(config.model_dump(mode="json")))
         ids[name] = str(made.version if name == "wandb" else made.run_id)

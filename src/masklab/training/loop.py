@@ -62,7 +62,7 @@ def fit(
         with (
             _interruptible(run, state),
             closing(BatchGradients(task, fabric.device, fabric.world_size, state.scaler)) as gradients,
-            closing(RunLog(run, config, state.step, state.loggers)) if fabric.is_global_zero else nullcontext() as log,
+            RunLog(run, config, state.step, state.loggers) if fabric.is_global_zero else nullcontext() as log,
         ):
             if not state.out_of_patience:
                 _loop(fabric, task, batches, state, gradients, log, run / checkpoint)
