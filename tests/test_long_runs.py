@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -656,6 +657,25 @@ def test_fp16_without_a_gpu_is_refused(shapes, tiny_config, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match=r"train\.precision is fp16 but there is no CUDA GPU"):
         train(changed(tiny_config, train={"precision": "fp16"}), shapes, tmp_path)
+
+
+def test_scaled_gradients_train_as_plain_ones(shapes, tiny_config, tmp_path, monkeypatch):
+    """As fp16 needs them on a GPU; clipping sees the true size, and a resumed run keeps the scale."""
+    settings = {"optimizer": "sgd", "clip_norm": 0.1, "clip_by": "global"}
+    config = changed(tiny_config, train=settings)
+    train(config, shapes, tmp_path / "plain")
+    scaler = partial(torch.amp.GradScaler, "cpu", init_scale=1024.0, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda enabled: scaler())
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, tmp_path / "scaled")
+    train(config, shapes, tmp_path / "scaled", resume=True)
+    state = torch.load(tmp_path / "scaled" / "resume.ckpt", weights_only=True)["scaler"]
+    assert (state["scale"], state["_growth_tracker"]) == (2048.0, 1)
+    plain, scaled = (load_file(tmp_path / run / "last.safetensors") for run in ("plain", "scaled"))
+    for name, value in plain.items():
+        torch.testing.assert_close(scaled[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_path, monkeypatch):

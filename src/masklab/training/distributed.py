@@ -27,7 +27,8 @@ def build_fabric(settings: TrainConfig) -> Fabric:
     Rank and number of processes are known before the launch.  Raises `InputError` where srun or mpirun started
     several processes, each of which would be a run of its own.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):  # whichever was imported last logs for both
+        logging.getLogger(name).setLevel(logging.WARNING)
     environment, devices, nodes = os.environ, settings.devices, settings.nodes
     launcher: ClusterEnvironment = LightningEnvironment()  # named, as Fabric would take over the tasks of a SLURM job
     if "TORCHELASTIC_RUN_ID" in environment:

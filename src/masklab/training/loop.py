@@ -53,14 +53,13 @@ def fit(
     check_loggers(settings.loggers)
     if fabric.is_global_zero:
         write_record(run, config, {"train": train_split, "val": task.val}, checkpoint, start.step, fabric.world_size)
-    with stopping_processes(fabric):
+    state = TrainingState(task.network.to(fabric.device).train(), settings)
+    if start.checkpoint is not None:
+        state.load_state_dict(start.checkpoint)
+    with stopping_processes(fabric), _interruptible(run, state):
         fabric.launch()
-        state = TrainingState(task.network.to(fabric.device).train(), settings)
-        if start.checkpoint is not None:
-            state.load_state_dict(start.checkpoint)
         broadcast(state.tensors())
         with (
-            _interruptible(run, state),
             closing(BatchGradients(task, fabric.device, fabric.world_size, state.scaler)) as gradients,
             RunLog(run, config, state.step, state.loggers) if fabric.is_global_zero else nullcontext() as log,
         ):
