@@ -17,7 +17,7 @@ import time
 from masklab import Predictor, build_model, load_recipe
 from masklab.datasets.split import Split
 from masklab.training.data.loader import train_loader
-from masklab.training.module import build_optimizer, clip_gradients
+from masklab.training.optimizer import build_optimizer, clip_gradients
 from masklab.training.step import TrainingStep
 from masklab.utils.device import autocast, memory_in_use
 

@@ -21,7 +21,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from masklab.model.cost import model_cost
 from masklab.model.masklab import MaskLab
 from masklab.structures import Batch, Targets
-from masklab.training.module import build_optimizer, clip_gradients
+from masklab.training.optimizer import build_optimizer, clip_gradients
 from masklab.training.step import TrainingStep
 from masklab.utils.device import autocast
 

@@ -37,7 +37,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -80,10 +80,13 @@ from masklab.training.auto import resolve_auto
 from masklab.training.data.loader import open_training_image, stream_loader, train_loader
 from masklab.training.data.targets import visible_boxes
 from masklab.training.data.transforms import Geometry
-from masklab.training.distributed import Processes
-from masklab.training.fit import fit, train, tune_threshold
-from masklab.training.module import BaseModule, TrainingModule, build_optimizer, clip_gradients
-from masklab.training.resume import CHECKPOINT, WeightsSaver, open_run
+from masklab.training.distributed import build_fabric
+from masklab.training.gradients import BatchGradients
+from masklab.training.loop import fit
+from masklab.training.optimizer import build_optimizer, clip_gradients
+from masklab.training.resume import CHECKPOINT, open_run
+from masklab.training.task import InstanceTask, Task
+from masklab.training.train import train, tune_threshold
 from masklab.utils.device import autocast, default_device
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
@@ -211,26 +214,28 @@ def with_steps(config: Config, steps: int) -> Config:
 def seconds_a_step(row: Row, warm: int) -> float:
     """Mean seconds of a step, waiting for its images included, after ``warm`` others at the full learning rate."""
     torch.manual_seed(row.config.train.seed)
-    module, batches = build(row, first_step=0)
-    module.to(default_device())
-    optimizer = build_optimizer(module.trained(), module.settings)
+    task, batches = build(row, first_step=0)
+    fabric, network, settings = build_fabric(row.config.train), task.network, row.config.train
+    optimizer = build_optimizer(network.to(fabric.device), settings)
+    gradients = BatchGradients(task, fabric.device)
     ends = []
-    for batch in islice(batches, module.settings.steps):
+    for batch in islice(batches, settings.steps):
         optimizer.zero_grad()
-        module._backward(module.transfer_batch_to_device(batch, module.device, 0))
-        clip_gradients(module.trained(), module.settings)
+        gradients.add(fabric.to_device(batch))
+        clip_gradients(network, settings)
         optimizer.step()
         ends.append(time.perf_counter())
+    gradients.close()
     return (ends[-1] - ends[warm - 1]) / (len(ends) - warm)
 
 
-def build(row: Row, first_step: int) -> tuple[BaseModule, DataLoader[Any]]:
+def build(row: Row, first_step: int) -> tuple[Task, DataLoader[Any]]:
     """A row's untrained network and its batches."""
     if row.name in WIDTHS:
-        dataset, module = PeerDataset(row.train, row.config), PeerModule(build_torchvision(row), row.config)
-        return module, stream_loader(dataset, PeerBatch.collate, row.train, row.config, first_step, (0, 1))
+        dataset, task = PeerDataset(row.train, row.config), PeerTask(build_torchvision(row), row.config, row.val)
+        return task, stream_loader(dataset, PeerBatch.collate, row.train, row.config, first_step, (0, 1))
     model = build_model(row.config, row.train.categories).to(memory_format=torch.channels_last)
-    return TrainingModule(model, None), train_loader(row.train, row.config, first_step)
+    return InstanceTask(model, row.val), train_loader(row.train, row.config, first_step)
 
 
 def train_ours(row: Row) -> list[dict[str, Any]]:
@@ -250,15 +255,8 @@ def train_torchvision(row: Row) -> list[dict[str, Any]]:
     if not (row.run / WEIGHTS).is_file():  # they are written once, at the end
         start = open_run(row.run, clear_or_resume(row.run))
         torch.manual_seed(row.config.train.seed)
-        module, batches = build(row, start.step)
-
-        def save(path: Path, notes: dict[str, Any]) -> None:
-            tensors = {name: value.contiguous() for name, value in module.trained().state_dict().items()}
-            with atomic_write(path) as temporary:
-                save_file(tensors, temporary, {"minutes": json.dumps(notes["minutes"])})
-
-        saver = WeightsSaver(row.run, "mask_AP", save, row.config.train)
-        fit(module, row.config, saver, batches, {"train": row.train, "val": row.val}, start, Processes())
+        task, batches = build(row, start.step)
+        fit(build_fabric(row.config.train), task, batches, row.train, row.run, start)
     model = build_torchvision(row)
     model.load_state_dict(load_file(row.run / WEIGHTS))
     model = model.to(default_device(), memory_format=torch.channels_last).eval()
@@ -423,25 +421,22 @@ def crop_masks(objects: Objects, rows: np.ndarray, geometry: Geometry) -> np.nda
     return masks
 
 
-class PeerModule(BaseModule):
-    """Trains torchvision's model as `TrainingModule` trains ours; it is measured afterwards."""
+class PeerTask(Task):
+    """Torchvision's model, trained as `InstanceTask` trains ours and evaluated after training."""
 
-    def __init__(self, model: MaskRCNN, config: Config) -> None:
-        super().__init__(model, config.train)
-        self.model = model
-
-    def trained(self) -> nn.Module:
-        return self.model
+    figure = "mask_AP"
+    thread_safe = True
 
     def losses(self, batch: PeerBatch, first: int) -> dict[str, Tensor]:
-        return {name: loss.float() for name, loss in self.model(batch.images, batch.targets).items()}
+        return {name: loss.float() for name, loss in self.network(batch.images, batch.targets).items()}
 
-    @property
-    def at_once(self) -> int:
-        return self.settings.threads if self.device.type == "cpu" else 1
+    def validate(self, network: nn.Module, indices: Sequence[int]) -> dict[str, float]:
+        return {}
 
-    def validation_step(self, batch: Any, number: int) -> None:
-        """Nothing: that there is one makes Lightning tell when training is over."""
+    def save(self, network: nn.Module, path: Path, notes: dict[str, Any]) -> None:
+        tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, {"minutes": json.dumps(notes["minutes"])})
 
 
 def find_with_torchvision(

@@ -3,7 +3,7 @@
     uv run python benchmarks/training.py [--quick]
 
 Images with 150 drawn discs each, read as the recipe reads them: batches of 8 crops of 256 x 256.  The step is
-`TrainingModule`'s: losses and gradients of parts of the batch in threads, clipping and the optimiser.  The other side
+`BatchGradients`': losses and gradients of parts of the batch in threads, clipping and the optimiser.  The other side
 is forward and backward of conv1 to conv5, in the same threads, precision and memory layout.  Bar: at most 1.8 times
 as long.  The loader runs alone with the recipe's workers; bar: at least 3 times the images that the step takes.  A
 image of 1,000 objects at 1024 x 1024, whole and at its own scale: bar 150 ms.  The last line is the step's ratio.
@@ -33,8 +33,12 @@ from masklab.datasets.split import Split
 from masklab.model.build import build_model
 from masklab.structures import Batch
 from masklab.training.data.loader import InstanceDataset, train_loader
-from masklab.training.module import TrainingModule, build_optimizer, clip_gradients, split_batch
+from masklab.training.gradients import BatchGradients, split_batch
+from masklab.training.optimizer import build_optimizer, clip_gradients
+from masklab.training.step import TrainingStep
+from masklab.training.task import InstanceTask
 from masklab.utils.device import autocast
+from masklab.utils.types import Precision
 
 IMAGES, SIDE, OBJECTS = 16, 512, 150
 
@@ -56,13 +60,14 @@ def step_against_backbone(split: Split, batch: Batch, rounds: int) -> tuple[floa
     """How many times as long as the backbone a step takes, and the images a second that it takes."""
     config = load_recipe("nuclei")
     model = build_model(config, split.categories).train().to(memory_format=torch.channels_last)
-    module, optimizer = TrainingModule(model, None), build_optimizer(model, config.train)
+    gradients = BatchGradients(InstanceTask(model, split), torch.device("cpu"))
+    optimizer = build_optimizer(model, config.train)
     batch.images = batch.images.contiguous(memory_format=torch.channels_last)
     parts = split_batch(batch, config.train.threads)
 
     def step() -> None:
         optimizer.zero_grad()
-        module._backward(batch)
+        gradients.add(batch)
         clip_gradients(model, config.train)
         optimizer.step()
 
@@ -73,23 +78,23 @@ def step_against_backbone(split: Split, batch: Batch, rounds: int) -> tuple[floa
 
     def backbone() -> None:
         optimizer.zero_grad()
-        list(module.pool.map(backward, parts))
+        list(gradients.pool.map(backward, parts))
 
     seconds = alternate({"training step": step, "backbone alone": backbone}, rounds)
     images = len(batch.image_ids)
     rows = [(name, value * 1e3, images / value) for name, value in seconds.items()]
     show(f"{images} images in {len(parts)} threads", ["", "ms", "images / s"], rows)
-    show_parts(module, parts[0])
+    show_parts(TrainingStep(model), config.train.precision, parts[0])
     return seconds["training step"] / seconds["backbone alone"], images / seconds["training step"]
 
 
-def show_parts(module: TrainingModule, part: Batch) -> None:
+def show_parts(step: TrainingStep, precision: Precision, part: Batch) -> None:
     """Where the time of one thread's share goes, in one run in this thread."""
-    step, threads = module.step, torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
     def run() -> None:
-        with autocast("cpu", module.settings.precision):
+        with autocast("cpu", precision):
             losses = step(part)
         torch.stack(list(losses.values())).sum().backward()
 

@@ -82,4 +82,4 @@ def broken_at(monkeypatch, step):
         if at == step:
             raise BrokenLossError("power cut")
 
-    monkeypatch.setattr("masklab.training.module.check_finite", power_cut)
+    monkeypatch.setattr("masklab.training.loop.check_finite", power_cut)

@@ -12,7 +12,7 @@ from masklab.paper import ablate as ablate_module
 from masklab.paper.ablate import ablate, row_config
 from masklab.paper.comparison import Result, draw_results, mean_and_std, order_of, order_sentence, orders, write_results
 from masklab.paper.tables import Row, table_rows
-from masklab.training import fit
+from masklab.training import train as train_module
 from masklab.utils.errors import BrokenLossError, FailedRunsError, InputError
 from masklab.weights.checkpoint import load_model, read_notes
 
@@ -92,7 +92,7 @@ def test_finished_runs_are_kept(finished, shapes, recipe, monkeypatch, caplog):
 def test_a_failing_run_is_reported_and_resumed_and_the_rest_goes_on(finished, shapes, recipe, tmp_path, monkeypatch):
     """Broken at its second step, after a checkpoint; the next call brings it to where the unbroken run ended."""
     reference, _ = finished
-    real, steps = fit.train, []
+    real, steps = train_module.train, []
 
     def breaks(losses, step, image_ids):
         if step == 1:
@@ -102,7 +102,7 @@ def test_a_failing_run_is_reported_and_resumed_and_the_rest_goes_on(finished, sh
         steps.append((config.output.parent.name, resume))
         with monkeypatch.context() as patch:
             if config.output.parent.name == "table3-2" and not resume:
-                patch.setattr("masklab.training.module.check_finite", breaks)
+                patch.setattr("masklab.training.loop.check_finite", breaks)
             return real(config, resume=resume)
 
     monkeypatch.setattr(ablate_module, "train", train)

@@ -25,7 +25,7 @@ from masklab.masks import coco_segmentation
 from masklab.model.build import build_model
 from masklab.plots.dataset import suggestion
 from masklab.training.auto import resolve_auto
-from masklab.training.fit import train
+from masklab.training.train import train
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model
 

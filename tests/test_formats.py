@@ -676,7 +676,7 @@ def test_yolo_labels_that_cannot_be_used(tmp_path):
 
 def test_training_reads_label_images_and_writes_the_split_down(tmp_path, tiny_config):
     from masklab.evaluation.evaluate import evaluate
-    from masklab.training.fit import train
+    from masklab.training.train import train
 
     for name in NAMES:
         labels = label_image(ord(name), (64, 72), 4)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,9 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,19 +24,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import masklab.training.module
+import masklab.training.loop
+import masklab.training.task
 import masklab.utils.files
 from masklab.cli.app import main
 from masklab.datasets.split import Split
 from masklab.model.build import build_model
-from masklab.training import memory
+from masklab.training import auto
 from masklab.training.data.loader import StreamSampler, train_loader
-from masklab.training.distributed import Processes, launched
-from masklab.training.fit import train
+from masklab.training.distributed import build_fabric
+from masklab.training.ema import ExponentialMovingAverage
+from masklab.training.gradients import BatchGradients, split_batch
 from masklab.training.log import read_log
-from masklab.training.module import ExponentialMovingAverage, TrainingModule, check_finite, split_batch
+from masklab.training.loop import check_finite
 from masklab.training.record import read_record, refuse_other_settings
-from masklab.training.resume import Start, open_run
+from masklab.training.resume import open_run
+from masklab.training.task import InstanceTask
+from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, read_notes, save_model
 
@@ -44,7 +52,7 @@ needs_fork = pytest.mark.skipif(
 def in_another_process(task, *arguments, **environment):
     """Start ``task`` in a process of its own, forked from one that has done nothing but the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.fit", "pytest"])
+    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.train", "pytest"])
     process = context.Process(target=_run, args=(task, arguments, environment))
     process.start()
     return process
@@ -57,16 +65,22 @@ def _run(task, arguments, environment):
 
 
 def printing(path, words):
-    """The command line, with what it prints in a file, and of which images the figures are computed."""
-    measure = masklab.training.module.coco_metrics
+    """The command line, with what it logs in a file, and of which images the figures are computed."""
+    measure, logger = masklab.training.task.coco_metrics, logging.getLogger("masklab")
+    handler = logging.FileHandler(path, "w")
 
-    def seen(truth, results, cap, scored):
-        print("scored", scored, sorted({entry["image_id"] for entry in results}))
-        return measure(truth, results, cap, scored)
+    def seen(truth, results, max_detections, scored):
+        logger.info(f"scored {scored} {sorted({entry['image_id'] for entry in results})}")
+        return measure(truth, results, max_detections, scored)
 
-    with open(path, "w") as file, contextlib.redirect_stdout(file), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masklab.training.module, "coco_metrics", seen)
-        return main(words)
+    with contextlib.closing(handler), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masklab.training.task, "coco_metrics", seen)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            return main(words)
+        finally:
+            logger.removeHandler(handler)
 
 
 def killed_on_the_way(where, number, words):
@@ -85,7 +99,7 @@ def killed_on_the_way(where, number, words):
             os.kill(os.getpid(), signal.SIGKILL)
         check(losses, step, image_ids)
 
-    masklab.utils.files.os.replace, masklab.training.module.check_finite = replace, check_step
+    masklab.utils.files.os.replace, masklab.training.loop.check_finite = replace, check_step
     return main(words)
 
 
@@ -204,7 +218,7 @@ def test_early_stopping(shapes, tiny_config, tmp_path, monkeypatch):
         value = next(scores)
         return score()
 
-    monkeypatch.setattr("masklab.training.module.coco_metrics", metrics)
+    monkeypatch.setattr("masklab.training.task.coco_metrics", metrics)
     config = changed(tiny_config, train={"steps": 9, "validate_every": 1, "patience": 2})
     train(config, shapes, tmp_path)
     assert read_notes(tmp_path / "best.safetensors")["step"] == 2
@@ -229,12 +243,146 @@ def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
         if step == 2:
             os.kill(os.getpid(), told)
 
-    monkeypatch.setattr(masklab.training.module, "check_finite", check_step)
+    monkeypatch.setattr(masklab.training.loop, "check_finite", check_step)
     assert main(["train", recipe, "--data", str(shapes), "--output", str(run)]) == 130
     assert steps == [0, 1, 2]
     assert f"masklab: stopped after step 2: resume {run} to go on" in capsys.readouterr().err
     assert signal.getsignal(told) == handler
     signal.signal(told, before)
+
+
+def old_checkpoint(state):
+    """A checkpoint in the form of version 0.1, which Lightning's Trainer wrote."""
+    names = {"box_head.": "box_classifier.", "mask_head.": "mask_branch."}
+
+    def old_name(name):
+        for new, old in names.items():
+            name = old + name[len(new) :] if name.startswith(new) else name
+        return name.replace("rpn.deltas.", "rpn.codes.").replace("box_classifier.deltas.", "box_classifier.codes.")
+
+    def old_tensors(prefix, tensors):
+        return {prefix + old_name(name): value for name, value in tensors.items()}
+
+    rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+    return {
+        "epoch": 0,
+        "global_step": state["global_step"],
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": old_tensors("average.network.", state["average"]) | old_tensors("step.model.", state["network"]),
+        "loops": {"fit_loop": {"state_dict": {}}, "validate_loop": {}, "test_loop": {}, "predict_loop": {}},
+        "callbacks": {"WeightsSaver": {name: state[name] for name in ("best", "below", "seconds")}},
+        "optimizer_states": [state["optimizer"]],
+        "lr_schedulers": [{"last_epoch": state["global_step"], "_last_lr": rates, "lr_lambdas": [None] * len(rates)}],
+    }
+
+
+def test_a_run_of_version_0_1_is_resumed(shapes, tiny_config, tmp_path, monkeypatch):
+    """Its checkpoint is that of Lightning's Trainer, and its files have the old names of fields and layers."""
+    config = changed(tiny_config, train={"ema": 0.9, "schedule": "cosine"})
+    train(config, shapes, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, tmp_path / "old")
+    checkpoint = tmp_path / "old" / "resume.ckpt"
+    old = old_checkpoint(torch.load(checkpoint, weights_only=True))
+    order = list(dict.fromkeys(name.split(".")[2] for name in old["state_dict"] if name.startswith("step.")))
+    # the optimiser's state is numbered in this order
+    assert order == ["backbone", "rpn", "box_classifier", "mask_branch", "refinement"]
+    assert {"average.network.rpn.codes.weight", "step.model.box_classifier.codes.bias"} < set(old["state_dict"])
+    torch.save(old, checkpoint)
+    settings = yaml.safe_load((tmp_path / "old" / "config.yaml").read_text())
+    settings["pictures"] = settings.pop("image")
+    settings["pictures"]["augment"]["crop"] = settings["pictures"]["augment"].pop("crop_size")
+    settings["model"]["box"]["crop"] = settings["model"]["box"].pop("roi_size")
+    settings["model"]["mask"]["crop"] = settings["model"]["mask"].pop("mask_size")
+    del settings["train"]["loggers"]
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(settings))
+    record = json.loads((tmp_path / "old" / "run.json").read_text())
+    for facts in record["data"].values():
+        facts |= {"pictures": facts.pop("images"), "pictures_sha256": facts.pop("images_sha256")}
+    (tmp_path / "old" / "run.json").write_text(json.dumps(record))
+    recipe = str(tmp_path / "old" / "config.yaml")
+    words = ["train", recipe, "--data", str(shapes), "--output", str(tmp_path / "old"), "--resume"]
+    assert main(words) == 0
+    assert [start["step"] for start in read_record(tmp_path / "old")["starts"]] == [0, 2]
+    assert_same_run(tmp_path / "whole", tmp_path / "old")
+
+
+# Loggers
+
+
+class FakeLogger:
+    """Stands for Lightning's loggers of W&B and MLflow."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, *arguments, **settings):
+        self.arguments, self.settings, self.rows, self.params = arguments, settings, {}, None
+        self.version = self.run_id = settings.get("version") or settings.get("run_id") or f"id {len(self.made)}"
+        self.experiment, self.ended = self, []
+        self.made.append(self)
+
+    def log_hyperparams(self, params):
+        self.params = params
+
+    def log_metrics(self, row, step):
+        self.rows.setdefault(step, {}).update(row)
+
+    def save(self):
+        pass
+
+    def finalize(self, status):
+        self.ended.append(status)
+
+    def finish(self, exit_code):
+        self.ended.append(exit_code)
+
+
+def test_loggers_come_by_naming_them(shapes, tiny_config, tmp_path, monkeypatch):
+    """W&B and MLflow get what metrics.csv gets, and a resumed run goes on under the same id."""
+    monkeypatch.setattr(FakeLogger, "made", [])
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", FakeLogger)
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", FakeLogger)
+    monkeypatch.setattr("masklab.training.log.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(get_tracking_uri=lambda: "uri"))
+    run, names = tmp_path / "run", ["csv", "wandb", "mlflow"]
+    config = changed(tiny_config, train={"loggers": names})
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, run)
+    train(config, shapes, run, resume=True)
+    first, resumed = FakeLogger.made[:2], FakeLogger.made[2:]
+    assert [logger.version for logger in first] == [logger.version for logger in resumed] == ["id 0", "id 1"]
+    assert all(logger.params["train.steps"] == 4 for logger in first)
+    assert not any(logger.params for logger in resumed)
+    assert [logger.ended for logger in first] == [["failed", 1], ["failed"]]
+    assert [logger.ended for logger in resumed] == [["success", 0], ["success"]]
+    rows = rows_of(run)
+    for logger in resumed:
+        assert list(logger.rows) == [3, 4]
+        assert str(logger.rows[4]["val/mask_AP"]) == rows[-1]["val/mask_AP"]
+        assert str(logger.rows[3]["loss"]) == rows[-3]["loss"]
+    assert not list(run.glob("events*")), "TensorBoard was not named"
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_refused(shapes, tiny_config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("masklab.training.log.find_spec", lambda name: None)
+    config = changed(tiny_config, train={"loggers": ["csv", name]})
+    fails([f"train.loggers names {name}", "not installed: install it"], train, config, shapes, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir()), "before the training starts"
+
+
+def test_other_loggers_are_refused(tiny_config):
+    fails(["train.loggers", "comet"], lambda: changed(tiny_config, train={"loggers": ["comet"]}))
+
+
+def test_without_csv_there_is_no_metrics_file(shapes, tiny_config, tmp_path):
+    train(changed(tiny_config, train={"steps": 1, "loggers": ["tensorboard"]}), shapes, tmp_path)
+    assert not (tmp_path / "metrics.csv").exists()
+    assert list(tmp_path.glob("events.out.tfevents*"))
 
 
 # Files that were tampered with
@@ -389,11 +537,11 @@ def test_the_average_is_what_is_saved(shapes, tiny_config, tmp_path):
     train(changed(tiny_config, train={"steps": 3, "ema": 0.9}), shapes, tmp_path / "ema")
     train(changed(tiny_config, train={"steps": 3}), shapes, tmp_path / "plain")
     saved, plain = (load_file(tmp_path / run / "last.safetensors") for run in ("ema", "plain"))
-    state = torch.load(tmp_path / "ema" / "resume.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(tmp_path / "ema" / "resume.ckpt", weights_only=True)
     moved = 0
     for name, value in saved.items():
-        assert torch.equal(value, state[f"average.network.{name}"])
-        assert torch.equal(plain[name], state[f"step.model.{name}"]), "it changes nothing of the training"
+        assert torch.equal(value, state["average"][name])
+        assert torch.equal(plain[name], state["network"][name]), "it changes nothing of the training"
         moved += not torch.equal(value, plain[name])
     assert moved > 10
 
@@ -401,11 +549,11 @@ def test_the_average_is_what_is_saved(shapes, tiny_config, tmp_path):
 # Parts and processes
 
 
-def gradients(config, classes, batch, shares=1, **settings):
+def gradients(config, split, batch, **settings):
     torch.manual_seed(0)
-    module = TrainingModule(build_model(changed(config, train=settings), classes), None).train()
-    losses = module._backward(batch)
-    found = {name: p.grad for name, p in module.named_parameters()}
+    network = build_model(changed(config, train=settings), split.categories).train()
+    losses = BatchGradients(InstanceTask(network, split), torch.device("cpu")).add(batch)
+    found = {name: p.grad for name, p in network.named_parameters()}
     return found | {"losses": torch.stack([losses[name] for name in sorted(losses)])}
 
 
@@ -417,11 +565,11 @@ def test_parts_give_the_gradients_of_the_whole_batch(shapes, tiny_config):
     empty = batch.targets[3]
     for name in ("boxes", "labels", "masks", "mask_boxes", "mask_rows"):
         setattr(empty, name, getattr(empty, name)[:0])
-    whole = gradients(config, split.categories, batch, accumulate=1, threads=1)
+    whole = gradients(config, split, batch, accumulate=1, threads=1)
     assert whole["losses"].min() > 0
     for accumulate, threads in [(2, 1), (4, 1), (2, 2), (1, 4)]:
-        parts = gradients(config, split.categories, batch, accumulate=accumulate, threads=threads)
-        again = gradients(config, split.categories, batch, accumulate=accumulate, threads=threads)
+        parts = gradients(config, split, batch, accumulate=accumulate, threads=threads)
+        again = gradients(config, split, batch, accumulate=accumulate, threads=threads)
         for name, value in whole.items():
             assert torch.equal(parts[name], again[name]), f"{name} depends on which thread was first"
             torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
@@ -491,10 +639,11 @@ def test_processes_of_another_launcher_are_refused(tiny_config, monkeypatch):
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "2")
-            fails(["2 processes were started", "torchrun"], launched, settings)
+            fails(["2 processes were started", "torchrun"], build_fabric, settings)
             patch.setenv("NODE_RANK", "1")
-            assert launched(settings) == Processes(1, 2, 1, 2)
-            fails(["2 processes were started", "torchrun"], launched, tiny_config.train)
+            fabric = build_fabric(settings)
+            assert (fabric.global_rank, fabric.world_size, fabric.strategy.num_nodes) == (1, 2, 2)
+            fails(["2 processes were started", "torchrun"], build_fabric, tiny_config.train)
 
 
 def test_in_a_slurm_job_a_run_starts_its_processes_itself(shapes, tiny_config, tmp_path, monkeypatch):
@@ -510,27 +659,46 @@ def test_fp16_without_a_gpu_is_refused(shapes, tiny_config, tmp_path):
         train(changed(tiny_config, train={"precision": "fp16"}), shapes, tmp_path)
 
 
+def test_scaled_gradients_train_as_plain_ones(shapes, tiny_config, tmp_path, monkeypatch):
+    """As fp16 needs them on a GPU; clipping sees the true size, and a resumed run keeps the scale."""
+    settings = {"optimizer": "sgd", "clip_norm": 0.1, "clip_by": "global"}
+    config = changed(tiny_config, train=settings)
+    train(config, shapes, tmp_path / "plain")
+    scaler = partial(torch.amp.GradScaler, "cpu", init_scale=1024.0, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda enabled: scaler())
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(BrokenLossError):
+            train(config, shapes, tmp_path / "scaled")
+    train(config, shapes, tmp_path / "scaled", resume=True)
+    state = torch.load(tmp_path / "scaled" / "resume.ckpt", weights_only=True)["scaler"]
+    assert (state["scale"], state["_growth_tracker"]) == (2048.0, 1)
+    plain, scaled = (load_file(tmp_path / run / "last.safetensors") for run in ("plain", "scaled"))
+    for name, value in plain.items():
+        torch.testing.assert_close(scaled[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_the_batch_size_that_fits_is_found_by_doubling(shapes, tiny_config, tmp_path, monkeypatch):
     config, split = changed(tiny_config, train={"batch_size": "auto"}), Split.find(shapes, "train")
-    start, tried = Start(0, None), []
+    tried = []
 
     def fits(candidate, split):
         tried.append(candidate.train.batch_size)
         return candidate.train.batch_size < 6
 
-    memory.try_steps(changed(config, train={"batch_size": 2}), split, "cpu")
-    monkeypatch.setattr(memory, "fits", fits)
+    auto.try_steps(changed(config, train={"batch_size": 2}), split, torch.device("cpu"))
+    monkeypatch.setattr(auto, "fits", fits)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"train\.batch_size is auto but there is no CUDA GPU to measure: give"):
-            memory.resolve_batch_size(config, split, tmp_path, start, Processes())
+            auto.resolve_batch_size(config, split, None, 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = memory.resolve_batch_size(config, split, tmp_path, start, Processes())
+    fails(["train.batch_size is auto but several processes share it"], auto.resolve_batch_size, config, split, None, 2)
+    found = auto.resolve_batch_size(config, split, None, 1)
     assert found.train.batch_size == 4
     assert tried == [2, 4, 8]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(found.model_dump(mode="json")))
-    resumed = memory.resolve_batch_size(config, split, tmp_path, Start(3, tmp_path / "resume.ckpt"), Processes())
+    resumed = auto.resolve_batch_size(config, split, tmp_path, 1)
     assert resumed.train.batch_size == 4
     assert len(tried) == 3, "what was found stays"
     (tmp_path / "config.yaml").write_text("")
-    go_on = Start(3, tmp_path / "resume.ckpt")
-    fails(["config.yaml"], memory.resolve_batch_size, config, split, tmp_path, go_on, Processes())
+    fails(["config.yaml"], auto.resolve_batch_size, config, split, tmp_path, 1)

@@ -19,7 +19,7 @@ from masklab.inference.folder import predict_folder
 from masklab.model.build import build_model
 from masklab.training.auto import resolve_image_fields
 from masklab.training.data.loader import InstanceDataset, open_training_image
-from masklab.training.fit import train
+from masklab.training.train import train
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model
 

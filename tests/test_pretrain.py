@@ -21,8 +21,8 @@ from masklab.model.segmentation import build_segmentation
 from masklab.training import pretrain as module
 from masklab.training.data.semantic import IGNORED, collate_semantic, rasterize, semantic_loader, warp
 from masklab.training.data.transforms import Geometry, quarter_turn
-from masklab.training.fit import train
-from masklab.training.pretrain import PretrainModule, confusion, label_map, pixel_loss, pretrain, segmentation_scores
+from masklab.training.pretrain import SegmentationTask, confusion, label_map, pixel_loss, pretrain, segmentation_scores
+from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, save_model
 from masklab.weights.segmentation import initial_model, save_segmentation
@@ -242,19 +242,16 @@ def test_validation_equals_a_slow_version(shapes, tiny_config):
     torch.manual_seed(0)
     network = build_segmentation(tiny_config.model, 4).eval()
     nn.init.normal_(network.logits.weight, std=3)
-    task, logged = PretrainModule(network, tiny_config, split), {}
-    task.log = lambda name, value, **_: logged.update({name: float(value)})
+    logged = SegmentationTask(network, tiny_config, split).validate(network, range(len(split)))
     wanted, found = [], []
     for i in range(len(split)):
         image = torch.from_numpy(split.read(i, 3))
-        task.validation_step((image, i), i)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny_config.image.mean, tiny_config.image.std))
         tensor = F.pad((image / 255 - mean) / std, (0, 1, 0, 1))
         with torch.no_grad():
             dense = F.interpolate(network(tensor[None]), size=(97, 113), mode="bilinear", align_corners=True)
         found.append(dense[0].argmax(dim=0)[:96, :112].flatten())
         wanted.append(torch.from_numpy(rasterize(split.objects(i), 4)).flatten())
-    task.on_validation_epoch_end()
     wanted, found = torch.cat(wanted), torch.cat(found)
     iou = [((wanted == c) & (found == c)).sum() / ((wanted == c) | (found == c)).sum() for c in range(5)]
     assert logged["val/mean_IoU"] == pytest.approx(float(torch.stack(iou).nanmean()), abs=1e-3)
@@ -408,11 +405,12 @@ def test_too_many_classes_are_refused(shapes, tiny_config, tmp_path):
         pretrain(tiny_config, folder, tmp_path / "run")
 
 
-def test_command_line(shapes, tmp_path, capsys):
+def test_command_line(shapes, tmp_path, capsys, caplog):
     words = ["pretrain", "shapes", "--data", str(shapes), "--output", str(tmp_path / "run"), "--train.workers", "0"]
     words += ["--train.steps", "1", "--train.batch_size", "1", "--model.backbone.width", "0.25"]
-    assert main([*words, "--train.validate_images", "1"]) == 0
-    out = capsys.readouterr().out
+    with caplog.at_level("INFO", "masklab"):
+        assert main([*words, "--train.validate_images", "1"]) == 0
+    out = caplog.text
     assert "mean IoU" in out
     assert "pixel accuracy" in out
     assert "triangle" in out

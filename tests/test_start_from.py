@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from masklab.model.build import build_model
 from masklab.structures import ClassTable
-from masklab.training.fit import train
 from masklab.training.pretrain import pretrain
+from masklab.training.train import train
 from masklab.weights.checkpoint import load_model, save_model
 from masklab.weights.segmentation import check_network
 from masklab.weights.transfer import OF_CLASSES, load_matching, load_start
@@ -145,13 +145,14 @@ def test_weights_of_the_backbone_are_not_looked_for(trained, tiny_config):
     fails(["none.safetensors"], check_network, config.model)
 
 
-def test_training_goes_on_from_it(trained, tiny_config, shapes, tmp_path, capsys):
+def test_training_goes_on_from_it(trained, tiny_config, shapes, tmp_path, caplog):
     """A step too small to see leaves the weights as they were; the run then stands on its own."""
     source, run = tmp_path / "model.safetensors", tmp_path / "run"
     source.write_bytes(trained.read_bytes())
     steps = {"start_from": str(source), "steps": 1, "learning_rate": 1e-30, "ema": 0.9}
-    train(changed(tiny_config, train=steps), shapes, run)
-    assert f"train.start_from {source}: all layers are taken over\n" in capsys.readouterr().out
+    with caplog.at_level("INFO", "masklab"):
+        train(changed(tiny_config, train=steps), shapes, run)
+    assert f"train.start_from {source}: all layers are taken over" in caplog.messages
     wanted = load_model(trained, "cpu").state_dict()
     for name, value in load_model(run, "cpu").state_dict().items():
         torch.testing.assert_close(value, wanted[name], atol=1e-20, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -4,11 +4,11 @@ import json
 import math
 import shutil
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 from contracts import assert_finite_and_connected, assert_instances, broken_at, changed, predictor
+from lightning.fabric import Fabric
 
 from masklab.config.model import RPNConfig
 from masklab.config.schema import validate
@@ -22,18 +22,14 @@ from masklab.ops.crop_channels import crop_channels
 from masklab.structures import Batch, Targets
 from masklab.training.assign import sample_anchors, sample_proposals
 from masklab.training.data.loader import train_loader
-from masklab.training.fit import train
+from masklab.training.gradients import BatchGradients, add_gradients
+from masklab.training.loop import _step, check_finite
 from masklab.training.losses import classification_loss, mask_loss
-from masklab.training.module import (
-    BaseModule,
-    TrainingModule,
-    add_gradients,
-    build_optimizer,
-    check_finite,
-    clip_gradients,
-    learning_rate_factor,
-)
+from masklab.training.optimizer import build_optimizer, clip_gradients, learning_rate_factor
+from masklab.training.resume import TrainingState
 from masklab.training.step import TrainingStep
+from masklab.training.task import InstanceTask
+from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, read_notes
 
@@ -99,12 +95,13 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradients(shapes, tiny_config, c
         values["model"]["rpn"] |= {"samples": 100000, "positive_fraction": 1.0}  # nothing is left to chance
         values["model"]["box"] |= {"samples": 8, "positive_fraction": 0.0}
         torch.manual_seed(0)
-        module = TrainingModule(build_model(validate(values, "test"), classes), None).train()
+        network = build_model(validate(values, "test"), classes).train()
         objects = targets(OBJECTS[:2], [0, 2])
-        losses = module._backward(batch(objects, objects))
+        task = InstanceTask(network, Split.find(shapes, "val"))
+        losses = BatchGradients(task, torch.device("cpu")).add(batch(objects, objects))
         assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box", "mask_coarse", "mask_refined"}
         gradients[threads] = {
-            name: p.grad.clone() for name, p in module.named_parameters() if not name.startswith("step.model.box")
+            name: p.grad.clone() for name, p in network.named_parameters() if not name.startswith("box")
         }
         gradients[threads]["losses"] = torch.stack([losses[k] for k in sorted(losses) if not k.startswith("box")])
     rpn = [name for name in gradients[1] if "rpn" in name or name == "losses"]
@@ -384,8 +381,8 @@ def test_a_trained_batch_norm_sees_one_part_of_a_batch_at_a_time(shapes, tiny_co
     split = Split.find(shapes, "val")
     for norm, parts in (("group", 2), ("batch", 1)):
         config = changed(tiny_config, model={"backbone": {"norm": norm}}, train={"threads": 2})
-        module = TrainingModule(build_model(config, split.categories), split)
-        assert module.at_once == parts
+        task = InstanceTask(build_model(config, split.categories), split)
+        assert BatchGradients(task, torch.device("cpu")).threads == parts
 
 
 def test_a_finished_run_is_not_overwritten(shapes, tiny_config, tmp_path):
@@ -415,8 +412,10 @@ def test_the_loss_falls(shapes, tiny_config, classes):
 
 
 def test_training_without_a_folder_says_which(tiny_config):
-    with pytest.raises(InputError, match="--data DIR"):
+    with pytest.raises(InputError, match="needs the folder data: give it, or set data in the configuration"):
         train(tiny_config)
+    with pytest.raises(InputError, match="needs the folder output"):
+        train(tiny_config, "data")
 
 
 def sampled(anchors, objects, size=(40, 40), **changes):
@@ -650,15 +649,11 @@ def test_without_a_slope_weights_decay_and_nothing_else_does(tiny_config, kind):
         torch.testing.assert_close(p.detach(), torch.full_like(p, 2 * (1 - 0.5 * 0.1) if decays else 2.0))
 
 
-class Slope(BaseModule):
+class Slope(InstanceTask):
     """Six weights and two biases on a slope of 1000."""
 
-    def __init__(self, settings):
-        super().__init__(torch.nn.Linear(3, 2), settings)
-        self.network = torch.nn.Linear(3, 2)
-
-    def trained(self):
-        return self.network
+    def __init__(self, config):
+        self.network, self.config = torch.nn.Linear(3, 2), config
 
     def losses(self, batch, first):
         return {"height": 1000 * sum(p.sum() for p in self.network.parameters())}
@@ -675,16 +670,11 @@ class Slope(BaseModule):
 def test_a_step_of_training_is_clipped(tiny_config, clip_by, clip_norm, moved):
     """How far weights and biases go at a learning rate of 1."""
     update = {"clip_by": clip_by, "clip_norm": clip_norm, "optimizer": "sgd", "learning_rate": 1.0, "warmup_steps": 0}
-    module = Slope(tiny_config.train.model_copy(update=update))
-    before = [p.detach().clone() for p in module.network.parameters()]
+    task = Slope(changed(tiny_config, train=update))
+    before = [p.detach().clone() for p in task.network.parameters()]
     images = Batch(torch.zeros(1, 3, 9, 9), torch.tensor([[9, 9]]), [targets()], [1])
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = pl.Trainer(max_steps=1, accelerator="cpu", devices=1, **quiet)
-    trainer.fit(module, torch.utils.data.DataLoader([images], batch_size=None))
-    gone = [(p - start).norm().item() for p, start in zip(module.network.parameters(), before, strict=True)]
+    state = TrainingState(task.network, task.config.train)
+    gradients = BatchGradients(task, torch.device("cpu"), 1, state.scaler)
+    _step(Fabric(accelerator="cpu", devices=1), task, images, state, gradients)
+    gone = [(p - start).norm().item() for p, start in zip(task.network.parameters(), before, strict=True)]
     assert gone == pytest.approx(moved, rel=1e-3)

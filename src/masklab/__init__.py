@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from masklab.results.instances import Instances
     from masklab.results.overlay import overlay
     from masklab.structures import ClassTable
-    from masklab.training.fit import train
+    from masklab.training.train import train
     from masklab.utils.errors import BrokenLossError, InputError
     from masklab.weights.checkpoint import save_model as save
     from masklab.weights.segmentation import initial_model as build_model
@@ -49,7 +49,7 @@ _HOMES = {
     "overlay": "results.overlay.overlay",
     "recipe_names": "config.recipe.recipe_names",
     "save": "weights.checkpoint.save_model",
-    "train": "training.fit.train",
+    "train": "training.train.train",
 }
 logging.getLogger("masklab").addHandler(logging.NullHandler())
 __version__ = version("masklab")

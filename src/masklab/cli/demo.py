@@ -20,7 +20,7 @@ from masklab.inference.predictor import load
 from masklab.masks.encode import encode_labels
 from masklab.masks.threshold import rle_to_coco
 from masklab.results.overlay import overlay
-from masklab.training.fit import train
+from masklab.training.train import train
 from masklab.utils.files import atomic_write
 
 _log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ def named_recipe(arguments: Namespace) -> Config:
 def train(arguments: Namespace) -> None:
     """Train a model. Every field of the recipe can be changed here, for example --train.steps 1000
     --model.mask.directions 4; the defaults below are those of the recipe you name."""
-    from masklab.training.fit import train
+    from masklab.training.train import train
 
     config = given_fields(arguments, f"recipe {arguments.recipe}")
     train(config, *_folders(config), resume=arguments.resume)

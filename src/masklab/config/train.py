@@ -55,7 +55,9 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints to resume from; each validation also writes one."""
     log_every: int = Field(20, ge=1)
-    """Steps between two rows of the log."""
+    """Steps between two lines of the log."""
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(["csv", "tensorboard"])
+    """Where losses and figures are written; csv is the file metrics.csv, wandb and mlflow need their packages."""
     threads: int = Field(2, ge=1)
     """On a CPU, parts of the batch that are computed in parallel threads."""
     workers: int = Field(2, ge=0)

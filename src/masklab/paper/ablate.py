@@ -22,9 +22,9 @@ from masklab.paper.comparison import FIGURES, Result, print_results, write_resul
 from masklab.paper.tables import TABLES, Row, table_rows
 from masklab.structures import ClassTable
 from masklab.training.auto import resolve_auto
-from masklab.training.fit import train
 from masklab.training.record import refuse_other_settings
 from masklab.training.resume import CHECKPOINT
+from masklab.training.train import train
 from masklab.utils.errors import FailedRunsError, InputError
 from masklab.weights.segmentation import check_network
 

@@ -1,6 +1,6 @@
-"""What anchors and proposals should say, and which of them are asked (paper, section 4.1; its references [35, 62]).
+"""Matching of anchors and proposals to objects, and sampling (paper, section 4.1; its references [35, 62]).
 
-A anchors, R proposals, G annotated objects, S samples.  Everything here is free of gradients.
+A anchors, R proposals, G annotated objects, S samples.  Nothing here has gradients.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from masklab.config.model import BoxConfig, RPNConfig
 from masklab.ops.boxes import box_iou, inside, overlap_share
 from masklab.structures import Targets
 
-IGNORED_SHARE = 0.5  # a box with more than this share inside a crowd region is not called background
+IGNORED_SHARE = 0.5  # a box with more than this share of its area inside a crowd region is no background
 
 
 class Assignment(NamedTuple):
-    """``rows`` (S,) chosen, positives first; ``objects`` (S,): the object each is matched to, -1 for background."""
+    """Sampled ``rows`` (S,), positives first, and the index of the object of each, ``objects`` (S,), -1 for background."""
 
     rows: Tensor
     objects: Tensor
@@ -28,10 +28,11 @@ class Assignment(NamedTuple):
 def sample_anchors(
     anchors: Tensor, targets: Targets, size: tuple[int, int], config: RPNConfig, generator: torch.Generator
 ) -> Assignment:
-    """Draw the anchors (A, 4) of one image of ``size`` (height, width) that enter the RPN's loss.
+    """Sample the anchors (A, 4) of one image of ``size`` (height, width) that enter the RPN's loss.
 
-    Positive: overlap of at least ``positive_iou`` with an object, or the best anchor of one.  Negative:
-    overlap below ``negative_iou`` with all.  Anchors that cross the border are left out if so configured.
+    Positive: an IoU of at least ``positive_iou`` with an object, or the highest IoU of all anchors with one.
+    Negative: an IoU below ``negative_iou`` with every object.  With ``drop_crossing_anchors``, anchors that cross the
+    image's border are left out.
     """
     matched = torch.full((anchors.shape[0],), -1, device=anchors.device)
     negative = torch.ones(anchors.shape[0], dtype=torch.bool, device=anchors.device)
@@ -39,7 +40,7 @@ def sample_anchors(
     if config.drop_crossing_anchors:
         usable = inside(anchors, anchors.new_tensor(size))
     if len(targets.boxes) > 0:
-        overlap = box_iou(targets.boxes, anchors)  # (G, A): the many in the last dimension
+        overlap = box_iou(targets.boxes, anchors)  # (G, A), faster than (A, G)
         if config.drop_crossing_anchors:
             overlap.masked_fill_(~usable, -1.0)
         best = overlap.amax(dim=0)
@@ -56,7 +57,7 @@ def sample_anchors(
 
 @torch.no_grad()
 def sample_proposals(proposals: Tensor, targets: Targets, config: BoxConfig, generator: torch.Generator) -> Assignment:
-    """Draw the proposals (R, 4) of one image that enter the box head's loss."""
+    """Sample the proposals (R, 4) of one image that enter the box head's loss."""
     matched = torch.full((proposals.shape[0],), -1, device=proposals.device)
     if len(targets.boxes) > 0 and len(proposals) > 0:
         best, nearest = box_iou(proposals, targets.boxes).max(dim=1)

@@ -1,91 +1,158 @@
-"""What a run says while it goes: ``metrics.csv``, TensorBoard's events, and lines on the terminal."""
+"""Log of a run: ``metrics.csv``, other loggers by name, and progress on the terminal."""
 
 from __future__ import annotations
 
 import csv
+import importlib
+import logging
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from torch.utils.tensorboard import SummaryWriter
+from lightning.fabric.loggers import Logger, TensorBoardLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from masklab.config.nested import flatten
+from masklab.config.schema import Config
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
 
 LOG = "metrics.csv"
-OF_VALIDATION = ("val/", "IoU/")
+EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name
+SHOWN = ("loss", "mask", "box")
+
+logger = logging.getLogger(__name__)
 
 
-class RunLog(Callback):
-    """Writes a row of losses every ``every`` steps and one of figures after each validation, each at once.
+class RunLog:
+    """Writes rows of figures to the loggers that ``train.loggers`` names, and shows progress.
 
-    A resumed run keeps the rows up to its checkpoint and goes on below them.  Of several processes, losses are
-    the mean and the first one writes.
+    A resumed run, one with a ``step`` above 0, keeps the rows up to that step and appends to them.  ``ids`` holds the
+    ids under which external loggers know the run, and gets those of a new one.  Only one process has a log.
     """
 
-    def __init__(self, run: Path, every: int) -> None:
-        self.run, self.every = run, every
-        self.columns: list[str] = []
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        step = trainer.global_step
-        self._rewrite(read_log(self.run / LOG, step))
-        self.events = SummaryWriter(str(self.run), purge_step=step + 1 if step else None)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            self._write(trainer, of_validation=False)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._write(trainer, of_validation=True)
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.events.close()
-
-    def _write(self, trainer: pl.Trainer, of_validation: bool) -> None:
-        found = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(OF_VALIDATION) == of_validation}
-        if not found:
-            return
-        values: Any = trainer.strategy.reduce(
-            torch.stack([value.float() for value in found.values()]), reduce_op="mean"
+    def __init__(self, run: Path, config: Config, step: int, ids: dict[str, str]) -> None:
+        settings = config.train
+        self.loggers = {name: _open_logger(name, run, config, step, ids) for name in settings.loggers}
+        self.first, self.steps, self.began = step, settings.steps, time.monotonic()
+        self.bar = Progress(
+            "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[shown]}"
         )
-        if not trainer.is_global_zero:
-            return
-        step = trainer.global_step
-        row = {"step": step, **dict(zip(found, values.tolist(), strict=True))}
-        for name in found:
-            self.events.add_scalar(name, row[name], step)
-        self.events.flush()
+        self.task = self.bar.add_task("training", total=settings.steps, completed=step, shown="")
+        self.in_terminal = sys.stdout.isatty()
+        if self.in_terminal:
+            self.bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar to a step."""
+        self.bar.update(self.task, completed=step)
+
+    def write_losses(self, step: int, row: dict[str, float]) -> None:
+        """Log the losses of a step."""
+        self._write(step, row)
+        left = timedelta(seconds=round((time.monotonic() - self.began) / (step - self.first) * (self.steps - step)))
+        shown = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row) + f"  {row['GiB']:.1f} GiB"
+        self._show(f"step {step}/{self.steps}  {shown}  {left} left", shown)
+
+    def write_figures(self, step: int, row: dict[str, float]) -> None:
+        """Log the figures of a validation."""
+        self._write(step, row)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name.startswith("val/"))
+        self._show(f"step {step}: {shown}", shown)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        """End the progress bar and the loggers."""
+        if self.in_terminal:
+            self.bar.stop()
+        for name, each in self.loggers.items():
+            each.finalize("failed" if error else "success")
+            if name == "wandb":  # Lightning's logger leaves its run open, and the next run would go on in it
+                each.experiment.finish(int(error is not None))  # type: ignore[attr-defined]
+
+    def _write(self, step: int, row: dict[str, float]) -> None:
+        for each in self.loggers.values():
+            each.log_metrics(row, step)
+            each.save()
+
+    def _show(self, line: str, in_bar: str) -> None:
+        if self.in_terminal:
+            self.bar.update(self.task, shown=in_bar)
+        else:
+            logger.info(line)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise `InputError` for a logger whose package is not installed."""
+    for name in names:
+        if name in EXTERNAL and find_spec(name) is None:
+            raise InputError(
+                f"train.loggers names {name} but the package {name} is not installed: install it, or leave {name} out."
+            )
+
+
+def _open_logger(name: str, run: Path, config: Config, step: int, ids: dict[str, str]) -> Logger:
+    if name == "csv":
+        return _CSVLogger(run / LOG, step)
+    if name == "tensorboard":
+        return TensorBoardLogger(run, "", "", purge_step=step + 1 if step else None)
+    loggers = importlib.import_module("lightning.pytorch.loggers")
+    made: Any
+    if name == "wandb":
+        made = loggers.WandbLogger(name=run.name, save_dir=run, project="masklab", version=ids.get(name))
+    else:
+        uri = importlib.import_module("mlflow").get_tracking_uri()  # Lightning's default is one that MLflow 3 refuses
+        made = loggers.MLFlowLogger("masklab", run_name=run.name, tracking_uri=uri, run_id=ids.get(name))
+    if name not in ids:
+        made.log_hyperparams(flatten(config.model_dump(mode="json")))
+        ids[name] = str(made.version if name == "wandb" else made.run_id)
+    return made
+
+
+class _CSVLogger(Logger):
+    """Writes each row to a CSV file at once, whose columns are those of all rows so far."""
+
+    name = "csv"
+    version = None
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        self._rewrite(read_log(path, step))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
         if set(row) <= set(self.columns):
-            with open(self.run / LOG, "a", newline="") as file:
+            with open(self.path, "a", newline="") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         else:
-            self._rewrite([*read_log(self.run / LOG, step), row])
+            self._rewrite([*read_log(self.path, step or 0), row])
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: ``config.yaml`` holds them."""
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        """Write the whole file anew, with a column for everything in its rows."""
+        """Write the whole file, with a column for everything in its rows; without rows there is no file."""
         self.columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)])) if rows else []
         if not rows:
-            (self.run / LOG).unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             return
-        with atomic_write(self.run / LOG) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
 
 def read_log(path: Path, last: int) -> list[dict[str, Any]]:
-    """The rows of a log up to step ``last``; a line that was cut off at the end is left out.
+    """The rows of a ``metrics.csv`` up to step ``last``, without a line that was cut off at the end.
 
-    Raises `InputError` for a file that is no such log.
+    Raises `InputError` for a file that is damaged.
     """
     if not path.is_file():
         return []
@@ -95,31 +162,3 @@ def read_log(path: Path, last: int) -> list[dict[str, Any]]:
         return [row for row in csv.DictReader(lines) if int(row["step"]) <= last]
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         raise InputError(f"{path} is damaged: remove its bad lines, or give another --output.") from None
-
-
-class ProgressBar(RichProgressBar):
-    """Steps, losses, memory and time left; a run is counted in steps, so no epoch is named."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"{'Training':{len(self.validation_description)}}"
-
-
-class ProgressLines(Callback):
-    """A line now and then instead of a progress bar, where the output is a file."""
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.began, self.first = time.monotonic(), trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        step, steps = trainer.global_step, trainer.max_steps
-        if step % trainer.log_every_n_steps == 0 or step == steps:  # type: ignore[attr-defined]
-            seconds = time.monotonic() - self.began
-            left = timedelta(seconds=round(seconds / (step - self.first) * (steps - step)))
-            values = trainer.callback_metrics
-            shown = "  ".join(f"{name} {values[name]:.3f}" for name in ("loss", "mask", "box") if name in values)
-            print(f"step {step}/{steps}  {shown}  {values['GiB']:.1f} GiB  {left} left", flush=True)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        values = trainer.callback_metrics
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("val/"))
-        print(f"step {trainer.global_step}: {shown}", flush=True)

@@ -6,7 +6,9 @@ N images, K classes, background the last of K + 1, H x W pixels.
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from torch import Tensor
 
 from masklab.config.schema import Config
 from masklab.datasets.open import open_split
-from masklab.datasets.split import Split
 from masklab.images.resize import network_image
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation
 from masklab.ops.crop import crop_and_resize
@@ -24,33 +25,35 @@ from masklab.ops.rois import Rois
 from masklab.training.auto import resolve_image_fields
 from masklab.training.data.loader import pad_images
 from masklab.training.data.semantic import IGNORED, MOST_CLASSES, SemanticBatch, rasterize, semantic_loader
-from masklab.training.distributed import all_reduce_sum, launched
-from masklab.training.fit import fit, required
-from masklab.training.module import BaseModule
-from masklab.training.resume import WeightsSaver, open_run
+from masklab.training.distributed import all_reduce_sum, build_fabric
+from masklab.training.loop import fit
+from masklab.training.resume import data_and_run, open_run
+from masklab.training.task import Task
 from masklab.utils.device import autocast
 from masklab.utils.errors import InputError
 from masklab.weights.segmentation import SEGMENTATION_FORMAT, save_segmentation
 from masklab.weights.tensors import read_tensors
 
 CHECKPOINT = "pretrain.ckpt"
-VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held at a time
+VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held in memory at a time
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
     config: Config, data: str | Path | None = None, output: str | Path | None = None, resume: bool = False
 ) -> Path:
-    """Train a configuration's backbone and conv5 to name the class of each pixel; returns the best weights' file.
+    """Train a configuration's backbone and conv5 to classify each pixel; returns the file of the best weights.
 
-    ``data`` is a data set folder with the splits ``train`` and ``val``, whose objects are painted into maps of
-    classes (`masklab.training.data.semantic.paint`).  The run is written to the folder ``output`` as `masklab.training.fit.train`
-    does; ``best.safetensors`` has the highest mean IoU on ``val`` and is what
-    ``model.backbone.segmentation_weights`` names.  The sections ``images`` and ``train`` of the configuration
-    apply as they stand; of ``model``, the backbone and ``mask.dilations``.
+    ``data`` is a data set folder with the splits ``train`` and ``val``, whose objects are rasterized to class maps
+    (`masklab.training.data.semantic.rasterize`).  The run is written to the folder ``output`` as by
+    `masklab.training.train.train`; ``best.safetensors`` has the highest mean IoU on ``val`` and is the file to name as
+    ``model.backbone.segmentation_weights``.  The sections ``image`` and ``train`` of the configuration apply
+    unchanged; of ``model``, the backbone and ``mask.dilations``.
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
-    folder, run = required(data or config.data, "--data"), required(output or config.output, "--output")
+    folder, run = data_and_run(config, data, output)
     if config.train.start_from is not None:
         raise InputError(
             f"train.start_from is {config.train.start_from} but pretraining starts from ImageNet's weights or none: leave it out."
@@ -62,72 +65,61 @@ def pretrain(
             f"{train_split.json_path} has {len(classes)} categories but pretraining takes at most {MOST_CLASSES}: merge some."
         )
     val_split = open_split(folder, "val", classes)
-    processes = launched(config.train)
-    start = open_run(run, resume, processes.first, CHECKPOINT)
-    if processes.first:
-        print(train_split.summary())
+    fabric = build_fabric(config.train)
+    start = open_run(run, resume, fabric.is_global_zero, CHECKPOINT)
+    if fabric.is_global_zero:
+        logger.info(train_split.summary())
     config = resolve_image_fields(config, train_split)
     torch.manual_seed(config.train.seed)
     network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
         memory_format=torch.channels_last
     )
-    module = PretrainModule(network, config, val_split)
-
-    def save(path: Path, notes: dict[str, Any]) -> None:
-        save_segmentation(module.evaluated, config.model.backbone, classes, path, notes | {"IoU": module.class_iou})
-
-    saver = WeightsSaver(run, "mean_IoU", save, config.train, CHECKPOINT)
-    batches = semantic_loader(train_split, config, start.step, processes.share)
-    fit(module, config, saver, batches, {"train": train_split, "val": val_split}, start, processes)
+    batches = semantic_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
+    fit(fabric, SegmentationTask(network, config, val_split), batches, train_split, run, start, CHECKPOINT)
     best = run / "best.safetensors"
-    if processes.first:
+    if fabric.is_global_zero:
         _report(best)
     return best
 
 
-class PretrainModule(BaseModule):
-    """Trains a `SegmentationNetwork` and validates by IoU on ``val``, at each image's own size.
+class SegmentationTask(Task):
+    """A `SegmentationNetwork`, validated by IoU at each image's own size.
 
     The loss of a batch in parts, or of several processes, is the mean of theirs, whatever each knows of its pixels.
     """
 
-    def __init__(self, network: SegmentationNetwork, config: Config, val: Split) -> None:
-        super().__init__(network, config.train)
-        self.network, self.config, self.val = network, config, val
-        self.class_iou: dict[str, float | None] = {}
-        self.counts: Tensor | None = None
-
-    def trained(self) -> SegmentationNetwork:
-        return self.network
+    figure = "mean_IoU"
 
     def losses(self, batch: SemanticBatch, first: int) -> dict[str, Tensor]:
         logits = self.network(batch.images.contiguous(memory_format=torch.channels_last))
         return {"segmentation": pixel_loss(logits, batch.labels)}
 
-    def validation_step(self, batch: tuple[Tensor, int], number: int) -> None:
-        image, index = batch
-        classes = len(self.val.categories)
-        wanted = torch.from_numpy(rasterize(self.val.objects(index), classes)).to(self.device)
-        counts = confusion(label_map(self.evaluated, image, self.config), wanted, classes + 1)
-        self.counts = counts if self.counts is None else self.counts + counts
-
-    def on_validation_epoch_end(self) -> None:
-        size = len(self.val.categories) + 1
-        counts = torch.zeros(size, size, dtype=torch.long, device=self.device) if self.counts is None else self.counts
-        self.counts = None
+    def validate(self, network: SegmentationNetwork, indices: Sequence[int]) -> dict[str, float]:
+        names = (*self.val.categories.names, "background")
+        device = next(network.parameters()).device
+        counts = torch.zeros(len(names), len(names), dtype=torch.long, device=device)
+        for index in indices:
+            image = torch.from_numpy(self.val.read(index, self.config.model.backbone.channels))
+            wanted = torch.from_numpy(rasterize(self.val.objects(index), len(names) - 1)).to(device)
+            counts += confusion(label_map(network, image, self.config), wanted, len(names))
         iou, accuracy = segmentation_scores(all_reduce_sum(counts).cpu())
-        for name, value in zip((*self.val.categories.names, "background"), iou.tolist(), strict=True):
-            self.class_iou[name] = None if math.isnan(value) else round(value, 4)
-            self.log(f"IoU/{name}", value)
-        self.log("val/mean_IoU", iou.nanmean().item(), prog_bar=True)
-        self.log("val/pixel_accuracy", float(accuracy))
+        self.class_iou = dict(zip(names, iou.tolist(), strict=True))
+        return {
+            **{f"IoU/{name}": value for name, value in self.class_iou.items()},
+            "val/mean_IoU": iou.nanmean().item(),
+            "val/pixel_accuracy": float(accuracy),
+        }
+
+    def save(self, network: SegmentationNetwork, path: Path, notes: dict[str, Any]) -> None:
+        iou = {name: None if math.isnan(value) else round(value, 4) for name, value in self.class_iou.items()}
+        save_segmentation(network, self.config.model.backbone, self.val.categories, path, notes | {"IoU": iou})
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross entropy of logits (N, K + 1, h, w) against maps (N, H, W) uint8: the mean over known pixels.
 
-    The logits are brought to the pixels, cell ``i`` to pixel ``stride * i``; ``H`` and ``W`` are a multiple of
-    the stride plus 1.  A batch in which nothing is known costs 0.
+    The logits are interpolated to the pixels, cell ``i`` at pixel ``stride * i``; ``H`` and ``W`` are a multiple of
+    the stride plus 1.  The loss of a batch without known pixels is 0.
     """
     dense = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=True)
     total = F.cross_entropy(dense, labels.long(), ignore_index=IGNORED, reduction="sum")
@@ -136,9 +128,9 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def label_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Tensor:
-    """The likeliest class (H, W) int64 of every pixel of an image (C, H, W), at the image's own size.
+    """The most probable class (H, W) int64 of every pixel of an image (C, H, W), at the image's own size.
 
-    ``network`` is in evaluation mode.  Logits are sampled some rows at a time, so that memory does not grow
+    ``network`` must be in evaluation mode.  Logits are interpolated some rows at a time, so that memory does not grow
     with the number of classes.
     """
     _, height, width = image.shape
@@ -162,14 +154,14 @@ def label_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Te
 
 
 def confusion(found: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How many pixels of each class (row) were given each class (column): (classes, classes) int64; 255 is left out."""
+    """Number of pixels of each class (row) predicted as each class (column), (classes, classes) int64, without label 255."""
     known = labels != IGNORED
     pairs = labels[known].long() * classes + found[known]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def segmentation_scores(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU of each class, float64, NaN for one neither there nor found, and the share of pixels that are right."""
+    """IoU of each class (classes,) float64, NaN for one neither annotated nor predicted, and pixel accuracy."""
     right = counts.diagonal().double()
     return right / (counts.sum(dim=0) + counts.sum(dim=1) - right), right.sum() / counts.sum()
 
@@ -177,8 +169,8 @@ def segmentation_scores(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _report(path: Path) -> None:
     notes = json.loads(read_tensors(path, (SEGMENTATION_FORMAT,), "pretrain")[0]["notes"])
     for name, value in notes["IoU"].items():
-        print(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
+        logger.info(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
     figures = ", ".join(
         f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in notes["val"].items()
     )
-    print(f"{path}: {figures} on val at step {notes['step']}; name it as --model.backbone.segmentation_weights")
+    logger.info(f"{path}: {figures} on val at step {notes['step']}; name it as --model.backbone.segmentation_weights")

@@ -1,4 +1,4 @@
-"""What a run keeps of how it came about: ``config.yaml``, ``run.json`` and ``split.json``."""
+"""Record of how a run was made: ``config.yaml``, ``run.json`` and ``split.json``."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ from masklab.utils.files import atomic_write, read_yaml
 from masklab.utils.versions import versions
 
 RECORD = "run.json"
-RENAMED = {"pictures": "images", "pictures_sha256": "images_sha256"}  # facts of version 0.1, and as they are called now
-# fields that do not change what comes out
+RENAMED = {"pictures": "images", "pictures_sha256": "images_sha256"}  # version 0.1 -> now
+# fields that do not change the result, and may change when a run is resumed
 FREE = (
     "data",
     "output",
-    *(f"train.{name}" for name in ("workers", "threads", "devices", "nodes", "log_every", "checkpoint_every")),
+    "train.workers",
+    "train.threads",
+    "train.devices",
+    "train.nodes",
+    "train.log_every",
+    "train.loggers",
+    "train.checkpoint_every",
 )
 
 
 def write_record(
     run: Path, config: Config, splits: dict[str, Split], checkpoint: str, step: int, processes: int
 ) -> None:
-    """Write the configuration as it was resolved, how the run was started, and which data it is trained on.
+    """Write the resolved configuration, how the run was started and on which data it is trained.
 
     ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `fingerprint`) and one entry of
     ``starts`` for each time the run was started or resumed: step, time, command, versions and device.
@@ -70,7 +76,7 @@ def write_record(
 
 
 def refuse_other_settings(run: Path, config: Config) -> None:
-    """Raise `InputError` if there is a run in the folder with other settings: what it has so far stands for those."""
+    """Raise `InputError` if the folder holds a run with other settings."""
     written = run / "config.yaml"
     before = read_yaml(written, written) if written.is_file() else {}
     there, here = (
@@ -88,16 +94,16 @@ def refuse_other_settings(run: Path, config: Config) -> None:
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """The run's ``run.json``; empty where there is none.  `InputError` for one that is damaged."""
+    """The content of ``run.json``, empty where there is none; `InputError` for a damaged one."""
     path = run / RECORD
     if not path.is_file():
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        whole_record = isinstance(record["starts"], list) and all(isinstance(d, dict) for d in record["data"].values())
+        is_complete = isinstance(record["starts"], list) and all(isinstance(d, dict) for d in record["data"].values())
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        whole_record = False
-    if not whole_record:
+        is_complete = False
+    if not is_complete:
         raise InputError(f"{path} is damaged: bring it back to go on, or give another --output.")
     data = {
         name: {RENAMED.get(key, key): value for key, value in facts.items()} for name, facts in record["data"].items()
@@ -106,7 +112,7 @@ def read_record(run: Path) -> dict[str, Any]:
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
-    """What a split was made of: SHA-256 of its annotations, and of the names and bytes in size of its images."""
+    """SHA-256 of a split's annotations, and of the names and sizes in bytes of its images."""
     images = hashlib.sha256()
     for image in split.images:
         name = image.path.relative_to(split.folder).as_posix()
@@ -125,7 +131,7 @@ def _annotations(split: Split) -> str:
         with open(split.json_path, "rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
-    else:  # read from another format
+    else:  # another format
         digest.update(json.dumps(split.coco, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -1,42 +1,53 @@
-"""What lets a run go on after it was stopped at any moment: its folder, its weights and its checkpoint."""
+"""Run folder and checkpoint: what lets a run that was stopped at any moment go on."""
 
 from __future__ import annotations
 
 import pickle
-import signal
-import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
 
+from masklab.config.schema import Config
 from masklab.config.train import TrainConfig
+from masklab.training.ema import ExponentialMovingAverage
+from masklab.training.optimizer import build_optimizer, set_learning_rate
 from masklab.training.record import read_record
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
+from masklab.weights.migrate import migrate_checkpoint
 
 CHECKPOINT = "resume.ckpt"
 UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 class Start(NamedTuple):
-    """The step a run begins at, and the checkpoint it goes on from, if any."""
+    """The step a run starts at, and the checkpoint that it resumes, as `TrainingState.state_dict` made it, or None."""
 
     step: int
-    checkpoint: Path | None
+    checkpoint: dict[str, Any] | None
+
+
+def data_and_run(config: Config, data: str | Path | None, output: str | Path | None) -> tuple[Path, Path]:
+    """The folders of the data set and of the run, by default those of the configuration; `InputError` without one."""
+    folders = {"data": data or config.data, "output": output or config.output}
+    for name, folder in folders.items():
+        if folder is None:
+            raise InputError(f"training needs the folder {name}: give it, or set {name} in the configuration.")
+    return Path(str(folders["data"])), Path(str(folders["output"]))
 
 
 def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT) -> Start:
-    """Make the run folder, or find where the run there is to go on.
+    """Make the run folder, or read the checkpoint of the run that is there.
 
-    ``name`` is that of the checkpoint, which says what kind of run it is.  A run that was stopped before its first
-    checkpoint begins anew.  Of several processes only the ``first`` changes anything.
+    ``name`` is the checkpoint's, which differs by type of run.  A run that was stopped before its first checkpoint
+    starts again from step 0.  Of several processes only the ``first`` changes anything.  Raises `InputError` for a
+    folder that holds a run that is not to be resumed, for one without a checkpoint and for a damaged checkpoint.
     """
     checkpoint = run / name
     if not resume:
@@ -45,91 +56,96 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
         make_folder(run)
         return Start(0, None)
     if first:
-        for left in run.glob(".*.part"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        for partial in run.glob(".*.part"):  # of a process that was killed while it wrote
+            partial.unlink(missing_ok=True)
     if checkpoint.is_file():
-        return Start(_step_of(checkpoint), checkpoint)
-    nothing_yet = run.is_dir() and not any(run.iterdir())
-    if read_record(run).get("checkpoint") != name and not nothing_yet:
+        return _read_checkpoint(checkpoint)
+    is_empty = run.is_dir() and not any(run.iterdir())
+    if read_record(run).get("checkpoint") != name and not is_empty:
         raise InputError(f"{run} has no {name} to resume from: check --output, or leave --resume out.")
     return Start(0, None)
 
 
-def _step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, which may hold numbers and text but no code; its checksums, which torch ignores, are verified."""
+def _read_checkpoint(path: Path) -> Start:
+    """Read a checkpoint, which may hold numbers and text but no code; verifies its checksums, which torch ignores."""
     try:
-        with zipfile.ZipFile(checkpoint) as archive:
+        with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise ValueError
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except (*UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+        checkpoint = migrate_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+        return Start(int(checkpoint["global_step"]), checkpoint)
+    except (*UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
         raise InputError(
-            f"{checkpoint} is damaged or not a checkpoint of masklab's: train anew with another --output."
+            f"{path} is damaged or not a checkpoint of masklab's: train anew with another --output."
         ) from None
 
 
-class WeightsSaver(Callback):
-    """Writes a run's weights and the checkpoint that it is resumed from, and stops it early.
+class TrainingState:
+    """All that changes during training: the content of a checkpoint.
 
-    After each validation ``last.safetensors``, ``best.safetensors`` when the ``figure`` has not been higher, and the
-    checkpoint, which is also written every ``settings.checkpoint_every`` steps; ``save(path, notes)`` writes
-    weights.  The last step is always validated.  SIGTERM stops a run at once, as Ctrl-C does.
+    ``step`` counts finished steps; ``best`` is the highest validation score and ``below`` counts the validations in a
+    row since with a lower one; ``loggers`` are the ids under which external loggers know the run.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        figure: str,
-        save: Callable[[Path, dict[str, Any]], None],
-        settings: TrainConfig,
-        checkpoint: str = CHECKPOINT,
-    ) -> None:
-        self.run, self.figure, self.save, self.settings, self.checkpoint = run, figure, save, settings, checkpoint
-        self.best, self.below, self.began = -1.0, 0, time.monotonic()
+    def __init__(self, network: nn.Module, settings: TrainConfig) -> None:
+        self.network, self.settings = network, settings
+        self.average = None if settings.ema is None else ExponentialMovingAverage(network, settings.ema)
+        self.optimizer = build_optimizer(network, settings)
+        self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16" and torch.cuda.is_available())
+        self.step, self.best, self.below = 0, -1.0, 0
+        self.loggers: dict[str, str] = {}
+        self._began = time.monotonic()
+        set_learning_rate(self.optimizer, settings, 0)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "below": self.below, "seconds": time.monotonic() - self.began}
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and saved: the exponential moving average where there is one."""
+        return self.network if self.average is None else self.average.network
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.below = state_dict["best"], state_dict.get("below", 0)
-        self.began = time.monotonic() - state_dict["seconds"]
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before the run was resumed included."""
+        return time.monotonic() - self._began
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        trainer.should_stop = self._patience_is_over()
-        if threading.current_thread() is threading.main_thread():
-            # Lightning's own handler finishes the step and leaves with exit code 0
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    def tensors(self) -> Iterator[Tensor]:
+        """The parameters and buffers of the network and of its average."""
+        for network in filter(None, (self.network, self.average)):
+            yield from (*network.parameters(), *network.buffers())
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        step, settings = trainer.global_step, self.settings
-        if step == settings.steps:
-            trainer.should_stop = True  # which makes Lightning validate
-        elif step % settings.checkpoint_every == 0 and step % settings.validate_every != 0:
-            self._write_checkpoint(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        val = {name.removeprefix("val/"): None if value != value else value for name, value in metrics.items()}
-        minutes = round((time.monotonic() - self.began) / 60, 1)
-        notes = {"step": trainer.global_step, "minutes": minutes, "val": val}
-        score = val.get(self.figure) or 0.0
+    def add_score(self, score: float) -> bool:
+        """Take note of a validation score; returns whether none was higher before."""
         self.below = 0 if score >= self.best else self.below + 1
         self.best = max(self.best, score)
-        if trainer.is_global_zero:
-            self.save(self.run / "last.safetensors", notes)
-            if self.below == 0:
-                self.save(self.run / "best.safetensors", notes)
-        self._write_checkpoint(trainer)
-        if self._patience_is_over():
-            trainer.should_stop = True
+        return self.below == 0
 
-    def _patience_is_over(self) -> bool:
+    @property
+    def out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.below >= self.settings.patience
 
-    def _write_checkpoint(self, trainer: pl.Trainer) -> None:
-        path = self.run / self.checkpoint
-        if not trainer.is_global_zero:
-            trainer.save_checkpoint(path)  # every process takes part, only the first writes
-            return
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "global_step": self.step,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "below": self.below,
+            "seconds": self.seconds,
+            "loggers": self.loggers,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.best, self.below = state["global_step"], state["best"], state["below"]
+        self.loggers = dict(state["loggers"])
+        self._began = time.monotonic() - state["seconds"]
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint; a process killed meanwhile leaves the file before."""
         with atomic_write(path) as temporary:
-            trainer.save_checkpoint(temporary)
+            torch.save(self.state_dict(), temporary)

@@ -1,4 +1,4 @@
-"""The training step: one screen that reads like section 3 of the paper, over the parts that inference uses."""
+"""Training step: from a batch to its losses (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from masklab.training.losses import box_loss, classification_loss, mask_loss
 
 
 class TrainingStep(nn.Module):
-    """A batch in, its weighted losses out; ``sum(losses.values())`` is what is minimised."""
+    """MaskLab's weighted losses of a batch; training minimises ``sum(losses.values())``."""
 
     def __init__(self, model: MaskLab) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ class TrainingStep(nn.Module):
     def forward(
         self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> dict[str, Tensor]:
-        """Losses ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box``, ``mask_coarse`` and ``mask_refined``,
-        the last only where the model refines.
+        """Losses ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box``, ``mask_coarse`` and, for a model with
+        refinement, ``mask_refined``.
 
-        Each is a float32 scalar, finite and connected to its parameters whatever the batch holds, and the mean of
-        what it is on each image alone.  ``generator`` (on the CPU), one for all or one an image, draws the
-        samples; None draws them from the global state.
+        Each is a float32 scalar, the mean over the images of the batch, finite and connected to its parameters also
+        without objects.  ``generator`` (on the CPU), one for all images or one per image, samples anchors, proposals
+        and masks; None uses the global generator.
         """
         generator = generator or torch.default_generator
         generators = [generator] * len(batch.targets) if isinstance(generator, torch.Generator) else generator
@@ -100,7 +100,7 @@ class TrainingStep(nn.Module):
     def _mask_losses(
         self, features: Features, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """In annotated boxes (paper, section 4.1: directions are out of line in any other), or near them by ``box_jitter``."""
+        """Masks are trained in annotated boxes (paper, section 4.1), which ``box_jitter`` moves a little."""
         config, model, images = self.model.config.model.mask, self.model, len(batch.targets)
         boxes = torch.cat([t.mask_boxes for t in batch.targets])
         labels = torch.cat([t.labels[t.mask_rows] for t in batch.targets])

@@ -1,4 +1,4 @@
-"""Batches for training: a stream of images that depends on nothing but the seed."""
+"""Training batches: a stream of images that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from masklab.images.resize import network_size, resize
 from masklab.ops.coordinates import padded_size
 from masklab.structures import Batch, Targets
 from masklab.training.data.targets import make_targets
-from masklab.training.data.transforms import Geometry, Window, augment_window, cut, draw_window
+from masklab.training.data.transforms import Geometry, Window, augment_window, crop_to_box, sample_window
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Box
 
 Example = tuple[Tensor, Targets, "int | str"]
 
-ORDER, AUGMENTATION, SAMPLING = 1, 2, 3  # kinds of random numbers that must not be the same
+ORDER, AUGMENTATION, SAMPLING = 1, 2, 3  # streams of random numbers, which must differ
 
 
 class InstanceDataset(Dataset[Example]):
     """The images of a split as ``(image, Targets, image_id)``; ``image`` is ``(C, H, W)`` float32, normalised.
 
-    ``dataset[position, index]`` is image ``index`` at a position of the training stream; all that is
-    random about it is drawn from the seed and the position.  ``dataset[index]`` is short for
-    ``dataset[index, index]``.  Without ``augmented`` images are only resized.
+    ``dataset[position, index]`` is image ``index`` at a position of the training stream; its random numbers depend
+    only on the seed and the position.  ``dataset[index]`` is short for ``dataset[index, index]``.  Without
+    ``augmented`` images are only resized.
     """
 
     def __init__(self, split: Split, config: Config, augmented: bool = True) -> None:
@@ -67,15 +67,15 @@ def open_training_image(
 ) -> tuple[Tensor, Geometry, np.random.Generator]:
     """Image ``index`` of a split at a position of the training stream.
 
-    Returns it as ``(C, H, W)`` float32, normalised, where its pixels came from, and the random numbers that
-    go on from its augmentation.  Only the window that is shown of it is read, where its format allows that.
+    Returns ``(C, H, W)`` float32, normalised, the geometry that maps its pixels to those of the file, and the random
+    generator that its augmentation used.  Only the window that augmentation keeps is read, where the format allows.
     """
     rng, rule = np.random.default_rng([config.train.seed, AUGMENTATION, position]), config.image
     size = split.images[index].size
-    window = draw_window(size, rule, rng) if augmented else Window(None, network_size(size, rule))
-    image, geometry = _read_bright(split, config, index, window.box), Geometry.identity(size)
+    window = sample_window(size, rule, rng) if augmented else Window(None, network_size(size, rule))
+    image, geometry = _read_rescaled(split, config, index, window.box), Geometry.identity(size)
     if window.box is not None:
-        geometry = cut(geometry, window.box)
+        geometry = crop_to_box(geometry, window.box)
     if augmented:
         image, geometry = augment_window(image, geometry, window.target, rule.augment, rng)
     else:
@@ -83,8 +83,8 @@ def open_training_image(
     return normalise(image, rule), geometry, rng
 
 
-def _read_bright(split: Split, config: Config, index: int, box: Box | None) -> Tensor:
-    """A part of an image as `rescale_intensity`, its percentiles those of the whole image."""
+def _read_rescaled(split: Split, config: Config, index: int, box: Box | None) -> Tensor:
+    """A part of an image, its intensities rescaled by percentiles of the whole image."""
     channels, rule = config.model.backbone.channels, config.image
     image = torch.from_numpy(split.read(index, channels, box))
     range_ = (
@@ -94,10 +94,10 @@ def _read_bright(split: Split, config: Config, index: int, box: Box | None) -> T
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(position, index)``: ``indices``, an image's number each, in random order, then again in another.
+    """Batches of ``(position, index)``: rounds through the image numbers ``indices``, each in another random order.
 
-    Batch ``i`` holds the positions ``i * batch_size`` and following, whatever step the stream begins at; of
-    several processes (``share`` is one's number and how many there are) each has an equal run of them.
+    Batch ``i`` holds the positions from ``i * batch_size`` on, whatever ``first_step`` is.  Each of several processes
+    has an equal part of a batch; ``share`` is (rank, number of processes).
     """
 
     def __init__(
@@ -134,14 +134,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 
 class _Loader(DataLoader[Any]):
-    """Gives an `InputError` of a worker its one sentence back, which torch buries in a stack trace.
-
-    Its length is that of the whole stream, also when it begins at a later step: Lightning counts the
-    steps of a resumed run from the stream's beginning.
-    """
-
-    def __len__(self) -> int:
-        return self.batch_sampler.steps  # type: ignore[union-attr]
+    """A loader that raises a worker's `InputError` with its own message, which torch puts into a stack trace."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
@@ -151,13 +144,13 @@ class _Loader(DataLoader[Any]):
 
 
 def collate(samples: list[Example], stride: int, coord_mode: Literal["exact", "tf"]) -> Batch:
-    """Put images and their targets together; see `pad_images`."""
+    """One batch of some images and their targets; see `pad_images`."""
     images, sizes = pad_images([image for image, _, _ in samples], stride, coord_mode)
     return Batch(images, sizes, [targets for _, targets, _ in samples], [image_id for _, _, image_id in samples])
 
 
 def pad_images(images: list[Tensor], stride: int, coord_mode: Literal["exact", "tf"]) -> tuple[Tensor, Tensor]:
-    """Pad images at the bottom and right with zeros, the mean colour, to one size that the network takes.
+    """Pad images at the bottom and right with zeros, the mean colour, to one size that suits the network.
 
     Returns them as ``(N, C, H, W)``, and ``(N, 2)`` int64, the (height, width) of each before padding.
     """
@@ -172,7 +165,7 @@ def pad_images(images: list[Tensor], stride: int, coord_mode: Literal["exact", "
 def train_loader(
     split: Split, config: Config, first_step: int = 0, share: tuple[int, int] = (0, 1)
 ) -> DataLoader[Batch]:
-    """The batches of steps ``first_step`` to ``config.train.steps``, one each; see `stream_loader`."""
+    """The batches of the steps from ``first_step`` to ``config.train.steps``; see `stream_loader`."""
     model = config.model
     together = partial(collate, stride=model.backbone.output_stride, coord_mode=model.coord_mode)
     return stream_loader(InstanceDataset(split, config), together, split, config, first_step, share)
@@ -186,7 +179,7 @@ def stream_loader(
     first_step: int,
     share: tuple[int, int],
 ) -> DataLoader[Any]:
-    """Batches of ``dataset[position, index]``, put together by ``collate_fn``; for ``share`` see `StreamSampler`.
+    """Batches of ``dataset[position, index]``, collated by ``collate_fn``; for ``share`` see `StreamSampler`.
 
     Batch ``i`` is the same whatever ``first_step`` and the number of workers are.  Raises `InputError`
     when the split has no images or the processes cannot share a batch equally, or, while it runs, for an image
@@ -213,7 +206,7 @@ def stream_loader(
 
 
 def _round(split: Split, repeat_colour: int, channels: int) -> list[int]:
-    """The numbers of the images that one round shows, those that are not grey as often as wanted."""
+    """The image numbers of one round; colour images occur ``repeat_colour`` times."""
     indices = list(range(len(split)))
     if repeat_colour > 1:
         colour = [index for index in track(indices, "grey or colour") if not is_grey(split.read(index, channels))]
@@ -223,16 +216,3 @@ def _round(split: Split, repeat_colour: int, channels: int) -> list[int]:
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-class ValidationImages(Dataset[tuple[Tensor, int]]):
-    """The images of a split as they are: ``(C, H, W)`` of their own depth and the index, for prediction."""
-
-    def __init__(self, split: Split, channels: int) -> None:
-        self.split, self.channels = split, channels
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.from_numpy(self.split.read(index, self.channels)), index

@@ -1,6 +1,6 @@
-"""Maps of classes painted from annotated objects, and their batches, for semantic pretraining.
+"""Class maps rasterized from annotated objects, and their batches, for semantic pretraining.
 
-K classes; a map is uint8 ``(H, W)``: ``0..K-1``, K for background, 255 where nothing is known.
+K classes; a map is uint8 ``(H, W)``: ``0..K-1``, K for background, 255 where the class is unknown.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class SemanticBatch(NamedTuple):
 def rasterize(objects: Objects, background: int) -> LabelMap:
     """The class of every pixel of an image, ``(H, W)`` (paper, section 4.2, "Seg").
 
-    Small objects are painted over large ones, and all of them over crowd regions, which are 255: the whole
-    box of a crowd whose mask is not known.
+    Small objects cover large ones, and all of them cover crowd regions, which are 255; a crowd without a mask fills
+    its box.
     """
     labels = np.full(objects.size, background, np.uint8)
     for box, runs in zip(objects.ignored, objects.crowds, strict=True):
@@ -61,15 +61,15 @@ def _fill(labels: LabelMap, box: NDArray[np.float32], runs: NDArray[np.int64] | 
 
 
 def warp(labels: LabelMap, geometry: Geometry) -> LabelMap:
-    """A map (H, W) after the transforms of its image: each output pixel has the class that its centre came from."""
+    """Apply the transforms of an image to its map (H, W): an output pixel gets the class at its centre in the source."""
     height, width = geometry.canvas_size
     across, down, transposed = geometry.axes_to_source(
         *(np.arange(side, dtype=np.float64) + 0.5 for side in (width, height))
     )
     columns = np.clip(across.astype(np.int64), 0, labels.shape[1] - 1)
     rows = np.clip(down.astype(np.int64), 0, labels.shape[0] - 1)
-    seen = labels.take(rows, axis=0).take(columns, axis=1)
-    return np.ascontiguousarray(seen.T) if transposed else seen
+    warped = labels.take(rows, axis=0).take(columns, axis=1)
+    return np.ascontiguousarray(warped.T) if transposed else warped
 
 
 class SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
@@ -86,7 +86,7 @@ class SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
 
 
 def collate_semantic(samples: list[tuple[Tensor, Tensor, int | str]], stride: int) -> SemanticBatch:
-    """Pad images to one size of a multiple of ``stride`` plus 1, which puts cell ``i`` on pixel ``stride * i``."""
+    """Pad images to one size, a multiple of ``stride`` plus 1, so that cell ``i`` lies on pixel ``stride * i``."""
     images, _ = pad_images([image for image, _, _ in samples], stride, "exact")
     labels = torch.full((len(samples), *images.shape[2:]), IGNORED, dtype=torch.uint8)
     for padded, (_, values, _) in zip(labels, samples, strict=True):

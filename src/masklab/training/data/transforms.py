@@ -1,8 +1,8 @@
-"""Resizing and augmenting images, and remembering where each pixel came from.
+"""Resizing and augmentation of images, with the geometry that maps output pixels to the source image.
 
-An image goes through functions of ``torchvision.transforms.v2`` together with a `Geometry`, for which
-kernels are registered here.  Objects are not transformed: their targets are made afterwards, from run
-lengths and the geometry (`masklab.training.data.targets.make_targets`).
+An image and its `Geometry` go through the same functions of ``torchvision.transforms.v2``, for which kernels are
+registered here.  Objects are not transformed: their targets are made afterwards, from run lengths and the geometry
+(`masklab.training.data.targets.make_targets`).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from masklab.utils.types import Box, Size
 Floats = NDArray[np.float64]
 T = TypeVar("T", bound=Tensor)
 
-LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
+LONGEST = 1.5  # the longest side of the paper's 800 x 1200 over the shortest, kept at every sampled scale
 ADJUST = {
     "saturation": (F.adjust_saturation, 1.0),
     "hue": (F.adjust_hue, 0.0),
     "brightness": (F.adjust_brightness, 1.0),
     "contrast": (F.adjust_contrast, 1.0),
 }
-"""torchvision's functions of colour, each with the factor that changes nothing."""
+"""torchvision's colour functions, each with the factor that leaves an image unchanged."""
 COLOURS = ("saturation", "hue")
 
 
 class Geometry(tv_tensors.TVTensor):
-    """Where the pixels of a transformed image lie in its source.
+    """Affine map from the pixels of a transformed image to its source.
 
-    A 3 x 3 float64 matrix that maps a place ``(x, y, 1)`` in the output to one in the source, both in
-    pixels with pixel (0, 0) covering ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the
-    output's and the source's ``(height, width)``.  Flips, quarter turns, resizing and cropping are followed;
-    any other transform that moves pixels raises `TypeError`.
+    A 3 x 3 float64 matrix that maps a point ``(x, y, 1)`` of the output to one of the source, both in pixels, where
+    pixel (0, 0) covers ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the ``(height, width)`` of output
+    and source.  Supports flips, quarter turns, resizing and cropping; any other geometric transform raises
+    `TypeError`.
     """
 
     canvas_size: Size
@@ -68,9 +68,9 @@ class Geometry(tv_tensors.TVTensor):
         return self.as_subclass(Tensor).numpy()
 
     def axes_to_source(self, xs: Floats, ys: Floats) -> tuple[Floats, Floats, bool]:
-        """Output columns and rows to source x and source y, and whether a quarter turn swapped them.
+        """Source x of output columns ``xs``, source y of output rows ``ys``, and whether a quarter turn swapped the axes.
 
-        When it did, source x follows from ``ys`` and source y from ``xs``.
+        If it did, source x depends on ``ys`` and source y on ``xs``.
         """
         (xx, xy, x0), (yx, yy, y0), _ = self.matrix()
         if xx:
@@ -78,28 +78,28 @@ class Geometry(tv_tensors.TVTensor):
         return xy * ys + x0, yx * xs + y0, True
 
     def boxes_to_output(self, boxes: NDArray[Any]) -> Floats:
-        """Boxes ``(N, 4)`` xyxy in the source to the output, clipped to it."""
+        """Map boxes ``(N, 4)`` xyxy of the source to the output and clip them to it."""
         inverse = np.linalg.inv(self.matrix())
         corners = boxes.astype(np.float64).reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
         height, width = self.canvas_size
-        return _whole(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
+        return _snap(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
             0, (width, height, width, height)
         )
 
     def view(self) -> Floats:
-        """The part of the source that the output shows, as a box ``(4,)`` xyxy inside the source."""
+        """The part of the source that is in the output, as a box ``(4,)`` xyxy clipped to the source."""
         height, width = self.canvas_size
         corners = np.array([[0, 0, 1], [width, height, 1]]) @ self.matrix().T[:, :2]
         high, wide = self.source_size
-        return _whole(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
+        return _snap(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
 
     def magnification(self) -> float:
-        """Output pixels a source pixel."""
+        """Number of output pixels per source pixel."""
         return 1 / float(abs(np.linalg.det(self.matrix()[:2, :2])))
 
 
-def _whole(values: Floats) -> Floats:
-    """Undo the rounding of matrix products: what is within a millionth of a whole number is one."""
+def _snap(values: Floats) -> Floats:
+    """Round values within a millionth of a whole number, which undoes rounding errors of matrix products."""
     nearest = np.rint(values)
     return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
 
@@ -127,7 +127,7 @@ def _resize(geometry: Geometry, size: Any, *_: Any, max_size: int | None = None,
 
 
 def _refuse(geometry: Geometry, *_: Any, **__: Any) -> Geometry:
-    raise TypeError("a Geometry follows flips, quarter turns, resize and crop only; leave this transform out")
+    raise TypeError("a Geometry supports flips, quarter turns, resize and crop only; leave this transform out")
 
 
 for _functional in (
@@ -158,26 +158,26 @@ def quarter_turn(inpt: Any, turns: int) -> Any:
 def augment(
     image: Tensor, geometry: Geometry, config: ImageConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Bring an image ``(C, H, W)`` of brightness 0 to 255 to the network's scale with the configured random changes.
+    """Resize an image ``(C, H, W)`` of intensities 0 to 255 to the network's scale and augment it as configured.
 
-    Everything random is drawn from ``rng``: first `draw_window`, then what `augment_window` draws, which also
-    says what is raised.
+    All random numbers come from ``rng``: first those of `sample_window`, then those of `augment_window`.  Raises
+    `InputError` as the latter does.
     """
-    window = draw_window(geometry.canvas_size, config, rng)
+    window = sample_window(geometry.canvas_size, config, rng)
     if window.box is not None:
-        image, geometry = cut(image, window.box), cut(geometry, window.box)
+        image, geometry = crop_to_box(image, window.box), crop_to_box(geometry, window.box)
     return augment_window(image, geometry, window.target, config.augment, rng)
 
 
 class Window(NamedTuple):
-    """What a training sample shows: a part of its image, ``box`` in xyxy, or all of it, and the size that it is resized to."""
+    """The part of an image that a training sample shows, ``box`` in xyxy or None for all of it, and the size to resize to."""
 
     box: Box | None
     target: Size
 
 
-def cut(inpt: T, box: Box) -> T:
-    """The part of an image ``(C, H, W)`` or a `Geometry` inside a box of whole pixels."""
+def crop_to_box(inpt: T, box: Box) -> T:
+    """Crop an image ``(C, H, W)`` or a `Geometry` to a box of whole pixels."""
     x1, y1, x2, y2 = box
     return F.crop(inpt, y1, x1, y2 - y1, x2 - x1)
 
@@ -185,9 +185,9 @@ def cut(inpt: T, box: Box) -> T:
 def augment_window(
     image: Tensor, geometry: Geometry, target: Size, change: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Resize what a window shows to ``target``, then flip, turn and recolour it at random.
+    """Resize a window's pixels to ``target``, then flip, turn and recolour them at random.
 
-    Raises `InputError` for changes of colour that need 3 channels when there is another number.
+    Raises `InputError` for changes of saturation or hue if the image does not have 3 channels.
     """
     image, geometry = resize(image, target), resize(geometry, target)
     if change.horizontal_flip and rng.random() < 0.5:
@@ -200,8 +200,8 @@ def augment_window(
     return _recolour(image, change, rng), geometry
 
 
-def draw_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
-    """Draw scale, jitter and crop for an image of ``(height, width)``, which need not be read for that."""
+def sample_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
+    """Sample scale, jitter and crop for an image of ``(height, width)``, before it is read."""
     factor = 1.0
     if config.augment.min_sides is not None:
         side = int(rng.choice(config.augment.min_sides))
@@ -219,16 +219,16 @@ def draw_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> 
 
 
 def _recolour(image: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Saturation, hue, brightness, contrast and negative, of values up to 255 as bytes or floats.
+    """Change saturation, hue, brightness and contrast at random, and invert; values are 0 to 255, uint8 or float.
 
-    An image of other than 1 or 3 channels is changed as so many grey ones, all in the same way.  Saturation and
-    hue leave a grey image as it is.
+    The channels of an image that does not have 1 or 3 are changed like grey images, all in the same way.  Saturation
+    and hue do not change a grey image.
     """
-    whole_numbers, channels = image.dtype == torch.uint8, image.shape[0]
+    is_uint8, channels = image.dtype == torch.uint8, image.shape[0]
     if channels != 3 and any(getattr(change, name) for name in COLOURS):
         raise InputError(f"image.augment.saturation and hue need images of 3 channels, not {channels}; set both to 0.")
     grey = is_grey(image.numpy())
-    values = image if whole_numbers else image / 255
+    values = image if is_uint8 else image / 255
     values = values if channels in (1, 3) else values[:, None]
     for name, (adjust, neutral) in ADJUST.items():
         reach = getattr(change, name)
@@ -238,4 +238,4 @@ def _recolour(image: Tensor, change: AugmentConfig, rng: np.random.Generator) ->
     if change.invert and rng.random() < change.invert:
         values = F.invert(values)
     values = values.view_as(image)
-    return values if whole_numbers else values * 255
+    return values if is_uint8 else values * 255

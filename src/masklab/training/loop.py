@@ -1,0 +1,163 @@
+"""The training loop, of `masklab train` and of `masklab pretrain`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from masklab.datasets.split import Split
+from masklab.training.distributed import all_reduce_gradients, all_reduce_mean, broadcast, stopping_processes
+from masklab.training.gradients import BatchGradients
+from masklab.training.log import RunLog, check_loggers
+from masklab.training.optimizer import clip_gradients, set_learning_rate
+from masklab.training.record import write_record
+from masklab.training.resume import CHECKPOINT, Start, TrainingState
+from masklab.training.task import Task
+from masklab.utils.device import check_precision, memory_in_use
+from masklab.utils.errors import BrokenLossError, InputError
+
+
+def fit(
+    fabric: Fabric,
+    task: Task,
+    batches: DataLoader[Any],
+    train_split: Split,
+    run: Path,
+    start: Start,
+    checkpoint: str = CHECKPOINT,
+) -> None:
+    """Train a task's network on ``batches``, from the step of ``start`` on, and write the run into the folder ``run``.
+
+    The network is validated every ``train.validate_every`` steps and at the last one, on images of ``task.val`` that
+    the processes share.  Then ``last.safetensors`` is written, ``best.safetensors`` if no score was higher, and the
+    file ``checkpoint``, which is also written every ``train.checkpoint_every`` steps.
+
+    Raises `InputError` for settings that the machine cannot run, `BrokenLossError` for a loss that is not finite and
+    `KeyboardInterrupt` after Ctrl-C and SIGTERM.
+    """
+    config, settings = task.config, task.config.train
+    if not len(task.val):
+        raise InputError(
+            f"{task.val.json_path} has no images to choose the best weights by: add some, or leave val out."
+        )
+    check_precision(settings.precision, fabric.device, "train.precision")
+    check_loggers(settings.loggers)
+    if fabric.is_global_zero:
+        write_record(run, config, {"train": train_split, "val": task.val}, checkpoint, start.step, fabric.world_size)
+    state = TrainingState(task.network.to(fabric.device).train(), settings)
+    if start.checkpoint is not None:
+        state.load_state_dict(start.checkpoint)
+    with stopping_processes(fabric), _interruptible(run, state):
+        fabric.launch()
+        broadcast(state.tensors())
+        with (
+            closing(BatchGradients(task, fabric.device, fabric.world_size, state.scaler)) as gradients,
+            RunLog(run, config, state.step, state.loggers) if fabric.is_global_zero else nullcontext() as log,
+        ):
+            if not state.out_of_patience:
+                _loop(fabric, task, batches, state, gradients, log, run / checkpoint)
+
+
+def _loop(
+    fabric: Fabric,
+    task: Task,
+    batches: DataLoader[Any],
+    state: TrainingState,
+    gradients: BatchGradients,
+    log: RunLog | None,
+    checkpoint: Path,
+) -> None:
+    """Train, log, validate and save; ``log`` is None in all processes but the first."""
+    settings = task.config.train
+    for batch in batches:
+        losses = _step(fabric, task, fabric.to_device(batch), state, gradients)
+        is_last = state.step == settings.steps
+        if is_last or state.step % settings.log_every == 0:
+            row = {
+                **task.log_row(losses),
+                "GiB": torch.tensor(memory_in_use(fabric.device) / 2**30, device=fabric.device),
+                "learning_rate": torch.tensor(state.optimizer.param_groups[0]["lr"], device=fabric.device),
+            }
+            row = all_reduce_mean(row)
+            if log is not None:
+                log.write_losses(state.step, {name: value.item() for name, value in row.items()})
+        if log is not None:
+            log.advance(state.step)
+        if is_last or state.step % settings.validate_every == 0:
+            _validate(fabric, task, state, log, checkpoint)
+            if state.out_of_patience:
+                return
+        elif state.step % settings.checkpoint_every == 0 and log is not None:
+            state.save(checkpoint)
+
+
+def _step(fabric: Fabric, task: Task, batch: Any, state: TrainingState, gradients: BatchGradients) -> dict[str, Tensor]:
+    """One step of the optimiser; returns the losses of this process's images."""
+    network, settings = task.network, task.config.train
+    images = len(batch.image_ids)
+    state.optimizer.zero_grad()
+    losses = gradients.add(batch, (state.step * fabric.world_size + fabric.global_rank) * images)
+    check_finite(losses, state.step, batch.image_ids)
+    all_reduce_gradients(network)
+    state.scaler.unscale_(state.optimizer)
+    clip_gradients(network, settings)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.step += 1
+    set_learning_rate(state.optimizer, settings, state.step)
+    if state.average is not None:
+        state.average.update(network, state.step)
+    return losses
+
+
+def _validate(fabric: Fabric, task: Task, state: TrainingState, log: RunLog | None, checkpoint: Path) -> None:
+    """Validate and save the weights and the checkpoint."""
+    broadcast(state.tensors())  # each process has its own statistics of a trained batch norm
+    count = min(len(task.val), task.config.train.validate_images or len(task.val))
+    figures = task.validate(state.evaluated.eval(), range(count)[fabric.global_rank :: fabric.world_size])
+    task.network.train()
+    val = {n.removeprefix("val/"): None if v != v else v for n, v in figures.items() if n.startswith("val/")}
+    is_best = state.add_score(val.get(task.figure) or 0.0)
+    if log is None:
+        return
+    log.write_figures(state.step, figures)
+    notes = {"step": state.step, "minutes": round(state.seconds / 60, 1), "val": val}
+    task.save(state.evaluated, checkpoint.with_name("last.safetensors"), notes)
+    if is_best:
+        task.save(state.evaluated, checkpoint.with_name("best.safetensors"), notes)
+    state.save(checkpoint)
+
+
+def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str]) -> None:
+    """Raise `BrokenLossError` with the step, the images and the losses that are NaN or infinite."""
+    if not torch.stack(list(losses.values())).isfinite().all():
+        broken = ", ".join(f"{name} = {value.item()}" for name, value in losses.items() if not value.isfinite())
+        raise BrokenLossError(
+            f"step {step}: {broken} on images {', '.join(map(str, image_ids))}; look at these images, "
+            "lower train.learning_rate or set train.precision=float32."
+        )
+
+
+@contextmanager
+def _interruptible(run: Path, state: TrainingState) -> Iterator[None]:
+    """Let SIGTERM, by which schedulers stop a run, do what Ctrl-C does, and say how to go on after either."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after step {state.step}: resume {run} to go on from its last checkpoint."
+        ) from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,94 @@
+"""Training of an instance segmentation model: from a data folder to a run folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masklab.config.schema import Config
+from masklab.datasets.annotations import ImageRecord
+from masklab.datasets.open import open_split
+from masklab.datasets.split import Split
+from masklab.evaluation.matching import overlaps, tune_score_threshold
+from masklab.inference.predictor import Predictor, load
+from masklab.training.auto import resolve_auto, resolve_batch_size
+from masklab.training.data.loader import train_loader
+from masklab.training.distributed import build_fabric
+from masklab.training.loop import fit
+from masklab.training.resume import CHECKPOINT, data_and_run, open_run
+from masklab.training.task import InstanceTask
+from masklab.utils.progress import track
+from masklab.weights.checkpoint import read_notes, save_model
+from masklab.weights.segmentation import check_network, initial_model
+from masklab.weights.transfer import load_matching, load_start
+
+TUNING_IMAGES = 30
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: Config, data: str | Path | None = None, output: str | Path | None = None, resume: bool = False
+) -> Predictor:
+    """Train a model and return a `Predictor` of the best weights.
+
+    ``data`` is a folder of any format that `masklab.datasets.open.open_split` reads, with a split ``train`` and, to
+    choose the best weights by, ``val``, which is split off where there is none.  The run is written to the folder
+    ``output``: ``best.safetensors`` and ``last.safetensors`` (see `masklab.weights.checkpoint`), ``metrics.csv``,
+    TensorBoard's events, and the files of `masklab.training.record.write_record`.  Both default to the
+    configuration's ``data`` and ``output``.  Fields that are "auto" are resolved from the training split and stored
+    resolved.  At the end the score threshold of the best weights is tuned on training images and stored with them.
+
+    ``resume`` continues the run in ``output`` from its last checkpoint as if it had never stopped.  A new run starts
+    from the weights that ``config.train.start_from`` names, as far as they fit (see
+    `masklab.weights.transfer.load_matching`), and logs which layers do not.
+
+    Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
+    """
+    folder, run = data_and_run(config, data, output)
+    # a checkpoint replaces the weights that a run started from, which may be gone by then
+    load_pretrained = config.train.start_from is None and not (resume and (run / CHECKPOINT).is_file())
+    check_network(config.model, load_pretrained)
+    train_split = open_split(folder, "train")
+    val_split = open_split(folder, "val", train_split.categories)
+    fabric = build_fabric(config.train)
+    start = open_run(run, resume, fabric.is_global_zero)
+    if fabric.is_global_zero:
+        logger.info(train_split.summary())
+    config = resolve_auto(config, train_split)
+    other = load_start(config) if start.checkpoint is None else None
+    config = resolve_batch_size(config, train_split, None if start.checkpoint is None else run, fabric.world_size)
+    torch.manual_seed(config.train.seed)
+    model = initial_model(config, train_split.categories, load_pretrained)
+    model = model.to(memory_format=torch.channels_last)
+    if other is not None:
+        kept = load_matching(model, other)
+        if fabric.is_global_zero:
+            but = f" but {', '.join(kept)}" if kept else ""
+            logger.info(f"train.start_from {config.train.start_from}: all layers are taken over{but}")
+    batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
+    fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
+    return _tune(run, train_split) if fabric.is_global_zero else load(run)
+
+
+def _tune(run: Path, split: Split) -> Predictor:
+    """Tune the score threshold of a run's best weights and store it with them."""
+    predictor = load(run)
+    predictor.model.score_threshold = tune_threshold(
+        lambda image: predictor.predict(image.path).to_coco(image.image_id), split
+    )
+    save_model(predictor.model, run / "best.safetensors", read_notes(run))
+    return predictor
+
+
+def tune_threshold(predict: Callable[[ImageRecord], list[dict[str, Any]]], split: Split) -> float:
+    """The best score threshold on images evenly spaced over a split; ``predict`` gives an image's COCO results."""
+    chosen = split.evenly_spaced(TUNING_IMAGES)
+    results: list[dict[str, Any]] = []
+    for image in track(chosen, "tuning the score threshold"):
+        results += predict(image)
+    return tune_score_threshold(overlaps(split.truth, results, [image.image_id for image in chosen]))
