@@ -103,7 +103,7 @@ def _explain(words: list[str]) -> NoReturn:
         verbs.add_parser(name, help=text, add_help=False)
     parser.epilog = f"`{parser.prog} VERB --help` describes a verb and its options."
     parser.parse_args(words[1:] if group else words)
-    raise AssertionError("every word that the overview accepts is a verb or a group")
+    parser.error("the verb must be the first word")  # after a separator, for example
 
 
 def _sentence(text: str) -> str:
