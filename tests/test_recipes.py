@@ -19,6 +19,7 @@ from masklab.paper.tables import MODELS, TABLES, table_rows
 from masklab.structures import Batch, ClassTable, Targets
 from masklab.training.step import TrainingStep
 from masklab.utils.errors import InputError
+from masklab.weights.segmentation import initial_model
 
 # AP50 and AP75 of masks on minival, from the paper's Tables 1 to 6 and, for os16, section 4.2
 FIGURES = {
@@ -276,7 +277,7 @@ def test_rates_that_the_backbone_has_no_units_for_are_refused(part):
 
 def test_segmentation_weights_that_are_missing_name_the_command(tmp_path):
     with pytest.raises(InputError, match=r"segmentation_weights: there is no file .*`masklab pretrain`"):
-        build_model(
+        initial_model(
             load_recipe("masklab", {"model": {"backbone": {"segmentation_weights": tmp_path / "none"}}}),
             ClassTable((1,), ("a",)),
         )
