@@ -1,4 +1,4 @@
-"""One image's result: boxes, scores, labels and small soft masks; everything else on demand."""
+"""Detected objects of one image."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Instances:
         n = len(self.boxes)
         shapes = (self.boxes.shape, self.scores.shape, self.labels.shape, self.masks.shape[:1])
         if shapes != ((n, 4), (n,), (n,), (n,)) or self.masks.ndim != 3:
-            raise ValueError(f"boxes, scores, labels and masks do not belong together: {shapes}")
+            raise ValueError(f"boxes, scores, labels and masks do not fit together: {shapes}")
         if len(self.class_names) != len(self.category_ids):
             raise ValueError(f"{len(self.class_names)} class names but {len(self.category_ids)} category ids")
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
@@ -91,7 +91,7 @@ class Instances:
         return self.encoded
 
     def rles(self) -> list[dict[str, Any]]:
-        """COCO's ``{"size": [height, width], "counts": str}``, one an object."""
+        """COCO's ``{"size": [height, width], "counts": str}``, one per object."""
         return ops.rle_to_coco(self.run_lengths, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:
