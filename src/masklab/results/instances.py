@@ -51,7 +51,7 @@ class Instances:
         n = len(self.boxes)
         shapes = (self.boxes.shape, self.scores.shape, self.labels.shape, self.masks.shape[:1])
         if shapes != ((n, 4), (n,), (n,), (n,)) or self.masks.ndim != 3:
-            raise ValueError(f"boxes, scores, labels and masks do not fit together: {shapes}")
+            raise ValueError(f"boxes, scores, labels and masks do not belong together: {shapes}")
         if len(self.class_names) != len(self.category_ids):
             raise ValueError(f"{len(self.class_names)} class names but {len(self.category_ids)} category ids")
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
