@@ -91,3 +91,35 @@ def test_the_library_sets_up_no_logging():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "['NullHandler'] 0 True []"
+
+
+def import_closure(*modules):
+    """The modules that importing some loads, in a process of its own."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(out.stdout.split())
+
+
+def own_imports(closure):
+    """The libraries that masklab's modules of a closure import themselves."""
+    for name in closure:
+        if name.split(".")[0] == "masklab":
+            path = SOURCE.joinpath(*name.split(".")[1:])
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    yield node.module.split(".")[0]
+                if isinstance(node, ast.Import):
+                    yield from (each.name.split(".")[0] for each in node.names)
+
+
+def test_the_network_and_the_training_step_know_tensors_only():
+    """No decoder, no masks as run lengths, no results, no data sets and no files of weights."""
+    closure = import_closure("masklab.model.build", "masklab.model.segmentation", "masklab.training.step")
+    rooms = {name.split(".")[1] for name in closure if name.startswith("masklab.")}
+    assert (
+        {"config", "model", "ops", "training"} <= rooms <= {"config", "model", "ops", "structures", "training", "utils"}
+    )
+    assert not {"tifffile", "hotcoco", "lightning", "rich"} & closure
+    # torchvision and timm import Pillow and safetensors, masklab's modules do not
+    assert not {"PIL", "tifffile", "hotcoco", "safetensors"} & set(own_imports(closure))

@@ -404,7 +404,7 @@ def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
         words = [str(run), str(folder), "--output", str(tmp_path / cap), "--max_detections", cap, "--score", "0.01"]
         assert main(["predict", *words]) == 0
         counts.append(len(json.loads((tmp_path / cap / "predictions.json").read_text())))
-        said = "reached the cap of 1 objects" in capsys.readouterr().out
+        said = "reached the maximum of 1 detections" in capsys.readouterr().out
         assert said == (cap == "1")
     assert counts[0] == 4
     assert counts[1] > 4 * 20, "more than the model's own cap"

@@ -1,7 +1,7 @@
-"""What travels between the parts: training targets, a batch, padded detections.
+"""Data structures shared by the parts: training targets, batches, detections, class tables.
 
 Letters for shapes, here and everywhere: N images, C channels, H x W pixels, R boxes, G annotated
-objects, M masks, K classes, P mask crop size.  Boxes are ``xyxy`` in pixels, x right, y down: a box
+objects, M masks, K classes, P samples per side of a mask.  Boxes are ``xyxy`` in pixels, x right, y down: a box
 that covers exactly the pixel in row 0, column 0 is ``(0, 0, 1, 1)``.  Sizes are ``(height, width)``.
 Labels run over ``0..K-1``; background never appears.
 """
@@ -53,7 +53,7 @@ class Batch:
     """Images padded to one size, and their targets.
 
     ``images`` is ``(N, C, H, W)`` float32, normalised; ``sizes`` is ``(N, 2)`` int64, each image's
-    ``(height, width)`` before padding at the bottom and right; ``targets`` has one entry an image;
+    ``(height, width)`` before padding at the bottom and right; ``targets`` has one entry per image;
     ``image_ids`` are the data set's own identifiers, for messages.
     """
 
@@ -75,15 +75,15 @@ class Batch:
 class Detections:
     """What the model returns: the first ``num_valid[n]`` rows of image ``n`` are detections, best first.
 
-    ============  =================  =======  ==================================================
+    ============= =================  =======  ==================================================
     name          shape              dtype    meaning
-    ============  =================  =======  ==================================================
+    ============= =================  =======  ==================================================
     ``boxes``     ``(N, R, 4)``      float32  ``xyxy`` in the pixels of the network's input
     ``scores``    ``(N, R)``         float32  class probability; 0 in the padding
     ``labels``    ``(N, R)``         int64    ``0..K-1``; 0 in the padding
     ``masks``     ``(N, R, P, P)``   float32  probability of foreground over the box
-    ``num_valid``     ``(N,)``           int64    how many rows are real
-    ============  =================  =======  ==================================================
+    ``num_valid`` ``(N,)``           int64    number of rows that are detections; the rest is padding
+    ============= =================  =======  ==================================================
     """
 
     boxes: Tensor
@@ -113,7 +113,7 @@ class ClassTable:
 
     @classmethod
     def from_categories(cls, categories: Any, source: str | Path) -> ClassTable:
-        """Read COCO's ``categories``; `InputError` names ``source`` when they make no table."""
+        """Read COCO's ``categories``; `InputError` names ``source`` when they do not form a class table."""
         if not isinstance(categories, list) or not categories:
             raise InputError(f"{source}: categories must be a list with at least one entry; correct the file.")
         table: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""Predicting images from files into a folder of results."""
+"""Prediction of image files into a folder of results."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _log = logging.getLogger(__name__)
 def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: str | Path) -> Path:
     """Predict images and folders of images; returns the path of ``predictions.json``.
 
-    ``predictions.json`` is a COCO results list: every detection, ``segmentation`` as run lengths at the
-    image's own size, the data set's own category ids; ``image_id`` is the number that the file is named
-    by, as in COCO, or its name, and ``file_name`` stands beside.  Each image also gets an overlay of the
-    objects with a score of at least ``predictor.threshold``.
+    ``predictions.json`` is a COCO results list with every detection: ``segmentation`` as RLE of the image's own size,
+    ``category_id`` as in the training data.  ``image_id`` is the file's name as a number, as in COCO, or else the name
+    itself; ``file_name`` is an additional field.  An overlay of each image shows the objects with a score of at least
+    ``predictor.threshold``.
 
-    Images that cannot be read are named and left out; the others are written, then `InputError` is raised.
+    Images that cannot be read are reported and skipped; `InputError` is raised after the others are written.
     """
     images = [image for source in sources for image in list_images(source)]
-    _refuse_namesakes(images)
+    _refuse_duplicate_names(images)
     output = make_folder(output)
-    _spare_sources(images, output)
+    _refuse_overwriting(images, output)
     results: list[dict[str, Any]] = []
-    broken = shown = capped = 0
+    broken = shown = full = 0
     for path in track(images, "predicting"):
         try:
             image = read_image(path, predictor.config.model.backbone.channels)
@@ -45,7 +45,7 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
             continue
         instances = predictor.predict(image)
         drawn = len(instances.above(predictor.threshold))
-        capped += drawn == predictor.max_detections
+        full += drawn == predictor.max_detections
         shown += drawn
         image_id = int(path.stem) if path.stem.isdecimal() else path.name
         results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
@@ -58,9 +58,9 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
         f"{len(images) - broken} images, {shown} objects of score {predictor.threshold:.2f} or more "
         f"({len(results)} detections in all): {target} and an overlay each"
     )
-    if capped:
+    if full:
         _log.info(
-            f"{capped} of {len(images)} images reached the cap of {predictor.max_detections} objects, so "
+            f"{full} of {len(images)} images reached the maximum of {predictor.max_detections} detections, so "
             "others may be missing: predict again with a larger --max_detections."
         )
     if broken:
@@ -68,16 +68,16 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
     return target
 
 
-def _spare_sources(images: list[Path], output: Path) -> None:
-    """Refuse to write an overlay over one of the images."""
+def _refuse_overwriting(images: list[Path], output: Path) -> None:
+    """Refuse an output folder in which an overlay would replace one of the images."""
     for path in images:
         overlay_path = output / f"{path.stem}.png"
         if overlay_path.exists() and overlay_path.samefile(path):
             raise InputError(f"the overlay of {path} would be written over it: name another --output.")
 
 
-def _refuse_namesakes(images: list[Path]) -> None:
-    """Refuse two images of one overlay or, such as 1.png and 01.png, of one image id."""
+def _refuse_duplicate_names(images: list[Path]) -> None:
+    """Refuse two images with the same overlay name or the same image id, such as 1.png and 01.png."""
     seen: dict[int | str, Path] = {}
     for path in images:
         name = int(path.stem) if path.stem.isdecimal() else path.stem

@@ -1,4 +1,4 @@
-"""Several views of one image, mirrored, turned and at other scales, and what the network finds in all of them together.
+"""Test-time augmentation: flipped, transposed and scaled views of an image, and box fusion.
 
 V views, R boxes of one view, H x W pixels.  The paper predicts from a single view.
 """
@@ -19,17 +19,15 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 Flips = Literal["none", "horizontal", "both", "turns"]
-"""Each as it is; also left and right exchanged; also top and bottom, four in all; also a quarter turned, eight in all."""
+"""none: the image itself; horizontal: hflip too; both: also vflip, 4 views; turns: also each transposed, 8 views."""
 
-LEAST_SCALE, LARGEST_SCALE = 0.25, 4.0
-BOXES_AT_ONCE = 1024
-SAME_OBJECT = 0.6  # boxes of two views that overlap more are of one object, however much `box.nms_iou` leaves
+_MIN_SCALE, _MAX_SCALE = 0.25, 4.0
+_BOXES_AT_ONCE = 1024
+SAME_OBJECT = 0.6  # boxes of two views with a larger IoU are of one object, even if `box.nms_iou` is larger
 
 
 class View(NamedTuple):
-    """An image at ``scale`` times the model's own size, seen along its other diagonal if ``turned`` (rows become
-    columns), then with left and right exchanged if ``hflip``, then top and bottom if ``vflip``.
-    """
+    """A view of an image: scaled by ``scale`` times the model's own factor, then transposed, then flipped."""
 
     scale: float = 1.0
     transposed: bool = False
@@ -37,7 +35,7 @@ class View(NamedTuple):
     vflip: bool = False
 
     def show(self, maps: Tensor) -> Tensor:
-        """An image or maps ``(..., H, W)`` as seen in this view."""
+        """Transpose and flip an image or maps ``(..., H, W)``."""
         return self._flip(maps.transpose(-1, -2) if self.transposed else maps)
 
     def undo(self, maps: Tensor) -> Tensor:
@@ -46,7 +44,7 @@ class View(NamedTuple):
         return flipped.transpose(-1, -2) if self.transposed else flipped
 
     def from_image(self, boxes: Tensor, size_of_image: Size, seen: Size) -> Tensor:
-        """Boxes ``(R, 4)`` of a ``size_of_image`` of (height, width) where this view, of the size ``seen``, has them."""
+        """Boxes ``(R, 4)`` in pixels of an image of ``size_of_image`` (height, width) in pixels of this view of size ``seen``."""
         height, width = seen[::-1] if self.transposed else seen
         boxes = boxes * boxes.new_tensor([width / size_of_image[1], height / size_of_image[0]] * 2)
         return self._mirror(boxes[:, [1, 0, 3, 2]] if self.transposed else boxes, seen)
@@ -75,16 +73,16 @@ PLAIN = View()
 
 
 def all_views(flips: Flips = "none", scales: Sequence[float] = (1.0,)) -> list[View]:
-    """Every one of ``flips`` at every one of ``scales``, which are times the model's own.
+    """The views of each of ``flips`` at each of ``scales``.
 
-    Raises `InputError` for unknown flips, and for scales that are none, repeated or not within 0.25 to 4.
+    Raises `InputError` for unknown flips, and for scales that are missing, repeated or not within 0.25 to 4.
     """
     if flips not in get_args(Flips):
         raise InputError(f"flips is {flips!r}: give one of {', '.join(get_args(Flips))}.")
-    wrong = [scale for scale in scales if not (math.isfinite(scale) and LEAST_SCALE <= scale <= LARGEST_SCALE)]
+    wrong = [scale for scale in scales if not (math.isfinite(scale) and _MIN_SCALE <= scale <= _MAX_SCALE)]
     if wrong:
         raise InputError(
-            f"scales holds {wrong[0]:g}: give factors from {LEAST_SCALE} to {LARGEST_SCALE:g}, 1 being as is."
+            f"scales holds {wrong[0]:g}: give factors from {_MIN_SCALE} to {_MAX_SCALE:g}; 1 is the model's own scale."
         )
     if not scales or len(set(scales)) < len(scales):
         raise InputError(f"scales is {list(scales)}: give at least one, and each only once.")
@@ -100,12 +98,12 @@ Detected = tuple[Tensor, Tensor, Tensor]
 
 
 def fuse_boxes(views: Sequence[Detected], iou: float, score_threshold: float, max_detections: int) -> Detected:
-    """One list of detections out of those of V views, best first.
+    """Fuse the detections of V views into one list, best first.
 
-    Of boxes of one class that overlap by more than ``iou`` the one with the best score stays.  In each view the box of
-    its class that overlaps it most, by more than ``iou``, votes for it: its box becomes the mean of the voters',
-    weighted by their scores, and its score the sum of theirs over V, so that a view without a vote counts as 0.  At
-    most ``max_detections`` stay, of scores above ``score_threshold``.
+    Non-maximum suppression at ``iou`` over all views keeps one box per object.  In each view, the box of the same class
+    with the largest IoU to it, if above ``iou``, votes for it.  The fused box is the mean of the voters' boxes weighted
+    by their scores, and its score is the sum of the voters' scores over V, so that a view without a vote counts as 0.
+    At most ``max_detections`` with scores above ``score_threshold`` are returned.
     """
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*views, strict=True))
     kept = batched_nms(boxes, scores, labels, iou)
@@ -114,7 +112,7 @@ def fuse_boxes(views: Sequence[Detected], iou: float, score_threshold: float, ma
     for voters, weights, classes in views:
         if not len(voters):
             continue
-        for some in torch.arange(len(boxes), device=boxes.device).split(BOXES_AT_ONCE):
+        for some in torch.arange(len(boxes), device=boxes.device).split(_BOXES_AT_ONCE):
             shares = box_iou(boxes[some], voters) * (labels[some, None] == classes)
             share, row = shares.max(dim=1)
             weight = torch.where(share > iou, weights[row], 0.0)

@@ -1,6 +1,6 @@
-"""Mask heads to compare MaskLab's with, in the same detector and on the same conv5: Mask R-CNN's and FCIS's.
+"""Mask heads of Mask R-CNN and FCIS, to compare MaskLab's with in the same detector.
 
-Like `masklab.model.mask_head.MaskLabHead`, each makes maps once an image and mask logits box by box.
+Like `masklab.model.mask_head.MaskLabHead`, each computes maps once per image and mask logits per box.
 N images, R boxes, K classes, P samples a side.
 """
 
@@ -17,16 +17,16 @@ from masklab.ops.crop import crop_and_resize
 from masklab.ops.crop_channels import crop_channels
 from masklab.ops.rois import Rois
 
-CELLS = 7  # FCIS's parts of a box, a side
+PARTS = 7  # FCIS divides a box into 7 x 7 parts
 
 
 class MaskRCNNHead(nn.Module):
     """He et al., ICCV 2017, Fig. 4 right: crop, four 3 x 3 convolutions, a deconvolution that doubles, class logits.
 
-    A 1 x 1 convolution once an image brings conv5 to ``width`` channels, as the lateral layers of the
-    feature pyramid do for the original.  Masks have ``mask_size`` samples a side, first and last on the box's
-    edges like every mask here; the features have half as many, each midway between the two samples that
-    the deconvolution makes of it.
+    A 1 x 1 convolution reduces conv5 to ``width`` channels once per image, as the lateral layers of the feature
+    pyramid do in the original.  Masks have ``mask_size`` samples per side, the first and last on the edges of the
+    box, like every mask here.  The features have half as many; each lies midway between the two samples that the
+    deconvolution computes from it.
     """
 
     def __init__(self, mask_size: int, conv5: nn.Module, channels: int, width: int, num_classes: int) -> None:
@@ -46,7 +46,7 @@ class MaskRCNNHead(nn.Module):
         return self.lateral(self.conv5(conv4))
 
     def map_layers(self) -> list[nn.Module]:
-        """The layers on conv5 that run once an image."""
+        """The layers on conv5 that run once per image."""
         return [self.lateral]
 
     def coarse_masks(self, maps: Tensor, rois: Rois, labels: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class MaskRCNNHead(nn.Module):
         for conv in self.convs:
             hidden = F.relu(conv(hidden))
         hidden = F.relu(self.enlarge(hidden)).permute(0, 2, 3, 1).flatten(1, 2)
-        # of the last 1 x 1 convolution only the filter of each box's class
+        # the last 1 x 1 convolution, only the filter of each box's class
         logits = torch.bmm(hidden, self.classes.weight[labels].flatten(1)[:, :, None])[..., 0].float()
         bias = self.classes.bias[labels][:, None]  # type: ignore[index]
         return (logits + bias).unflatten(1, (self.mask_size, self.mask_size))
@@ -69,12 +69,12 @@ class MaskRCNNHead(nn.Module):
 
 
 class FCISHead(nn.Module):
-    """Li et al., CVPR 2017: each part of a box has its own maps of inside and outside, for each class.
+    """Li et al., CVPR 2017: inside and outside maps for each part of a box and each class.
 
     The 2 x K x 49 maps come from conv5 by a 1 x 1 convolution, as MaskLab's logits do; channel
     ``(2 * k + side) * 49 + part`` belongs to class ``k`` and side 0 (inside) or 1 (outside).  The original's
     softmax over the two sides is the sigmoid of their difference, which is the mask logit.  The original
-    also finds its classes in these maps; here the detector does.
+    also classifies boxes by these maps; here the detector does.
     """
 
     table: Tensor
@@ -82,7 +82,7 @@ class FCISHead(nn.Module):
     def __init__(self, mask_size: int, conv5: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv5 = conv5
-        self.sides = logit_layer(channels, num_classes * 2 * CELLS**2)
+        self.sides = logit_layer(channels, num_classes * 2 * PARTS**2)
         self.register_buffer("table", part_table(mask_size), persistent=False)
 
     def forward(self, conv4: Tensor) -> Tensor:
@@ -90,18 +90,18 @@ class FCISHead(nn.Module):
         return self.sides(self.conv5(conv4))
 
     def map_layers(self) -> list[nn.Module]:
-        """The layers on conv5 that run once an image."""
+        """The layers on conv5 that run once per image."""
         return [self.sides]
 
     def coarse_masks(self, maps: Tensor, rois: Rois, labels: Tensor) -> Tensor:
         """Mask logits (R, P, P), float32, of boxes with the classes ``labels`` (R,)."""
         size = (self.table.shape[0], self.table.shape[1])
-        channels = labels[:, None, None] * (2 * CELLS**2) + self.table
+        channels = labels[:, None, None] * (2 * PARTS**2) + self.table
         inside = crop_channels(maps, rois, size, channels)
-        return inside - crop_channels(maps, rois, size, channels + CELLS**2)
+        return inside - crop_channels(maps, rois, size, channels + PARTS**2)
 
 
 def part_table(mask_size: int) -> Tensor:
-    """The part of the box that each sample of a ``mask_size x mask_size`` grid lies in, 0 to 48 row by row: int64 ``(mask_size, mask_size)``."""
-    part = (2 * torch.arange(mask_size) + 1) * CELLS // (2 * mask_size)
-    return part[:, None] * CELLS + part
+    """The part of the box that each mask sample lies in: int64 ``(mask_size, mask_size)``, 0 to 48 row by row."""
+    part = (2 * torch.arange(mask_size) + 1) * PARTS // (2 * mask_size)
+    return part[:, None] * PARTS + part

@@ -1,4 +1,4 @@
-"""The shared feature extractor: a timm ResNet at a chosen output stride (paper, sections 3 and 4.1)."""
+"""Shared feature extractor: a timm ResNet at a chosen output stride (paper, sections 3 and 4.1)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from masklab.config.model import BackboneConfig
 from masklab.ops.fast_conv import CropConv2d
 from masklab.utils.errors import InputError
 
-CHANNELS_PER_GROUP = 16
-BRANCH_SHARE = 0.2
+_CHANNELS_PER_GROUP = 16
+_RESIDUAL_SCALE = 0.2
 
 
 class Features(NamedTuple):
@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
-    """Batch norm that keeps the pretrained statistics, scale and shift for ever."""
+    """Batch norm whose statistics, scale and shift are never trained."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,20 +40,20 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
-def group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
-    """Group norm with groups of 16 channels, as in a standard 64-channel layer with 4 groups."""
-    return nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels)
+def _group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
+    """Group norm with groups of 16 channels."""
+    return nn.GroupNorm(max(1, channels // _CHANNELS_PER_GROUP), channels)
 
 
-NORMS = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": group_norm}
+NORMS = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": _group_norm}
 
 
 class Backbone(nn.Module):
     """conv1 to conv4 of a ResNet.
 
-    ``strides`` and ``channels`` give pixels per cell and number of channels of ``conv1`` to ``conv5``.
-    Strides beyond the output stride become atrous rates in the way that keeps the pretrained function:
-    the dense maps, read at every second cell, equal the strided network's.
+    ``strides`` and ``channels`` map ``conv1`` to ``conv5`` to pixels per cell and number of channels.
+    Strides beyond the output stride are replaced by dilations that keep the pretrained function: the dense
+    maps, read at every second cell, equal the strided network's.
     """
 
     def __init__(self, network: ResNet, output_stride: int) -> None:
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
 
 
 class Conv5Factory:
-    """Makes copies of the network's conv5 that share nothing: the model holds two (paper, section 3)."""
+    """Factory of independent copies of the network's conv5; the model holds two (paper, section 3)."""
 
     def __init__(self, stage: nn.Sequential, name: str) -> None:
         self._stage, self._name = stage, name
@@ -87,10 +87,9 @@ class Conv5Factory:
     ) -> nn.Sequential:
         """A copy of conv5.
 
-        ``rates`` are the atrous rates of its units, as they stand (paper, section 4.2, Table 5); None keeps the
-        network's, or means 1 everywhere when ``dense``, which takes out the stride, for use on crops.
-        ``pretrained=False`` draws its weights anew.  Raises `InputError` when the number of rates is
-        not the number of units.
+        ``dilations`` holds the dilation of each residual unit (paper, section 4.2, Table 5); None keeps the network's
+        own.  ``dense`` removes the stride, for use on crops; None then means 1 everywhere.  ``pretrained=False``
+        initialises the weights at random.  Raises `InputError` when the number of dilations is not that of the units.
         """
         conv5 = copy.deepcopy(self._stage)
         if dense and dilations is None:
@@ -99,7 +98,7 @@ class Conv5Factory:
             if len(dilations) != len(conv5):
                 raise InputError(
                     f"model.{'box' if dense else 'mask'}.dilations has {len(dilations)} values but conv5 of model.backbone.name "
-                    f"{self._name} has {len(conv5)} units: give one a unit, or take another backbone."
+                    f"{self._name} has {len(conv5)} units: give one per unit, or choose another backbone."
                 )
             _set_dilations(conv5, dilations, dense)
         if not pretrained:
@@ -153,7 +152,7 @@ def build_backbone(
         )
     if any(isinstance(part, (nn.AvgPool2d, BlurPool2d)) for part in network.modules()):
         raise InputError(
-            f"model.backbone.name: {config.name} averages where it strides, which no atrous rate can imitate; "
+            f"model.backbone.name: {config.name} averages where it strides, which no dilation can imitate; "
             "use a network without a d or aa variant, such as resnet50."
         )
     if not pretrained and config.norm == "frozen_batch":
@@ -165,12 +164,12 @@ def build_backbone(
 
 
 def trained_norm(norm: str) -> str:
-    """The norm that is trained where weights for ``norm`` are made: batch norm is frozen afterwards."""
+    """The norm to train with where ``norm`` is used afterwards: frozen batch norm is trained as batch norm."""
     return "batch" if norm == "frozen_batch" else norm
 
 
 def backbone_facts(config: BackboneConfig) -> dict[str, Any]:
-    """What two backbones have in common when one's weights are the other's; the output stride and rates are free."""
+    """The facts in which two backbones must agree to share weights; output stride and dilations may differ."""
     return {
         "name": config.name.split(".")[0],
         "norm": trained_norm(config.norm),
@@ -190,16 +189,16 @@ def _load_segmentation(
         conv5.load_state_dict(upper)
     except RuntimeError as error:
         raise InputError(
-            f"{config.segmentation_weights}: its tensors do not fit its header ({_first_line(error)}): take the file as it was written."
+            f"{config.segmentation_weights}: its tensors do not fit its header ({_first_line(error)}): use the file as it was written."
         ) from None
 
 
 def _scale_residual(network: ResNet) -> None:
-    """Weaken each unit's branch: with random weights and norms that never adapt, activations would double at every unit."""
+    """Scale down each unit's residual branch, for random weights under frozen norms: activations would double per unit."""
     for unit in network.modules():
         if isinstance(unit, (BasicBlock, Bottleneck)):
             last = unit.bn3 if isinstance(unit, Bottleneck) else unit.bn2
-            nn.init.constant_(last.weight, BRANCH_SHARE)  # type: ignore[arg-type]
+            nn.init.constant_(last.weight, _RESIDUAL_SCALE)  # type: ignore[arg-type]
 
 
 def initialise(module: nn.Module) -> None:
@@ -231,7 +230,7 @@ def _set_dilations(stage: nn.Sequential, dilations: Sequence[int], dense: bool) 
     for unit, dilation in zip(stage, dilations, strict=True):
         if not isinstance(unit, (BasicBlock, Bottleneck)):
             raise InputError(
-                f"model.backbone.name: units of type {type(unit).__name__} have no atrous rates; use a plain ResNet."
+                f"model.backbone.name: units of type {type(unit).__name__} have no dilations; use a plain ResNet."
             )
         for part in unit.modules():
             if isinstance(part, nn.Conv2d):

@@ -1,6 +1,6 @@
-"""Box head on a conv5 of its own (paper, section 3; reference [35]), and the detections it ends in.
+"""Box head with its own conv5, and its detections (paper, section 3; reference [35]).
 
-N images, R boxes, K classes, P samples a side.  Background is the last class inside, and never leaves.
+N images, R boxes, K classes, P samples per side.  Background is the last class inside the head and never in its detections.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from masklab.ops.rois import Rois
 
 
 class BoxOutput(NamedTuple):
-    """``classes`` logits (R, K + 1), background last, and box ``deltas`` (R, K, 4) of each class."""
+    """``classes``: logits (R, K + 1), background last; ``deltas``: box deltas (R, K, 4), one set per class."""
 
     classes: Tensor
     deltas: Tensor
 
 
 class BoxDetections(NamedTuple):
-    """Padded boxes (N, R, 4), scores (N, R), labels (N, R), best first, and how many of them are ``num_valid`` (N,)."""
+    """Boxes (N, R, 4), scores (N, R) and labels (N, R), best first; rows from ``num_valid`` (N,) on are padding."""
 
     boxes: Tensor
     scores: Tensor
@@ -41,10 +41,10 @@ class BoxDetections(NamedTuple):
 class BoxHead(nn.Module):
     """Crop of conv4, maximum over 2 x 2, conv5, mean, and two linear layers.
 
-    With ``config.deformable`` the crop is taken twice.  The maximum of the first, flattened in the order
-    channel, row, column, goes through the linear layer ``offsets``, whose outputs are row, column, (y, x)
-    of the sub-boxes' moves; the second crop is taken from the moved sub-boxes (paper, section 3, Fig. 5 and 8).
-    The layer starts at zero, so ``grid`` starts as the plain crop.
+    With ``config.deformable`` there are two crops.  The first, after the maximum and flattened in the order channel,
+    row, column, goes through the linear layer ``offsets``, whose outputs are the (y, x) offsets of the sub-boxes, row
+    by row; the second crop is taken from the displaced sub-boxes (paper, section 3, Fig. 5 and 8).  The layer is
+    initialised with zeros, so that ``grid`` begins as the plain crop.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class BoxHead(nn.Module):
         return BoxOutput(self.classes(pooled).float(), self.deltas(pooled).float().unflatten(1, (self.num_classes, 4)))
 
     def _crop(self, conv4: Tensor, rois: Rois) -> Tensor:
-        """The input of conv5 (R, C, P / 2, P / 2): the maximum over each 2 x 2 samples, or over each moved sub-box."""
+        """The input of conv5 (R, C, P / 2, P / 2): the maximum over each 2 x 2 samples, or over each displaced sub-box."""
         crop = self._plain_crop(conv4, rois)
         offsets = self._offsets(crop)
         if offsets is None or self.config.deformable is None:
@@ -79,7 +79,7 @@ class BoxHead(nn.Module):
         return F.max_pool2d(deformable_crop_and_resize(conv4, rois, offsets, self.config.deformable), 2)
 
     def predict_offsets(self, conv4: Tensor, rois: Rois) -> Tensor | None:
-        """How far each sub-box moves (R, P / 2, P / 2, 2), (y, x) in shares of its box; None where none does."""
+        """Offsets of the sub-boxes (R, P / 2, P / 2, 2), (y, x) as fractions of the box; None without a deformable crop."""
         return self._offsets(self._plain_crop(conv4, rois))
 
     def _plain_crop(self, conv4: Tensor, rois: Rois) -> Tensor:
@@ -89,7 +89,7 @@ class BoxHead(nn.Module):
         if self.offsets is None:
             return None
         half = self.config.roi_size // 2
-        with torch.autocast(crop.device.type, enabled=False):  # a place in the image needs float32
+        with torch.autocast(crop.device.type, enabled=False):  # positions need float32
             offsets: Tensor = self.offsets(crop.flatten(1).float())
         return offsets.view(-1, half, half, 2) * self.config.deformable_scale
 

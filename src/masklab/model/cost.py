@@ -27,8 +27,8 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
     """Cost of one prediction, by part, with as many proposals and detections as the configuration allows.
 
     ``size`` is (height, width) of the network's input, taken as it is: in ``exact`` mode an input is padded
-    to a multiple of the stride plus one, which adds a row and a column of cells.  Nothing is computed: the
-    model lives on the meta device.
+    to a multiple of the stride plus one, which adds a row and a column of cells.  Nothing is computed: the model is
+    on the meta device.
     """
     classes = ClassTable(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
     with torch.device("meta"):
@@ -63,7 +63,7 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
         with FlopCounterMode(display=False) as counter:
             coarse = branch.coarse_masks(maps, rois, images)
         own = _parameters(branch) - sum(costs[name].parameters for name in ("mask conv5", "mask maps"))
-        # a 1 x 1 convolution that is written as a weighted sum: one multiply-add a sample and logit
+        # the 1 x 1 convolution computed as a weighted sum: one multiply-add per sample and logit
         summed = branch.coarse.weight.numel() * coarse.numel() if isinstance(branch, MaskLabHead) else 0
         costs["coarse masks"] = PartCost(own, counter.get_total_flops() / 2 + summed)
         if model.refinement is not None:

@@ -1,6 +1,6 @@
-"""Semantic and direction logits, and the coarse mask they make inside a box (paper, sections 3 and 4.1, Fig. 2 and 3).
+"""Mask head: semantic and direction logits, and the coarse mask of a box (paper, sections 3 and 4.1, Fig. 2 and 3).
 
-N images, R boxes, K classes, D directions, B distance bins, P samples a side.
+N images, R boxes, K classes, D directions, B distance bins, P samples per side.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from masklab.ops.rois import Rois
 
 
 class MaskLogits(NamedTuple):
-    """``semantic`` (N, K, H, W) and ``direction`` (N, D * B, H, W), or None where a branch is switched off."""
+    """``semantic`` (N, K, H, W) and ``direction`` (N, D * B, H, W), None for one that is switched off."""
 
     semantic: Tensor | None
     direction: Tensor | None
 
 
 class MaskLabHead(nn.Module):
-    """A conv5 and two 1 x 1 convolutions an image; then, a box, a look-up and a 1 x 1 convolution over two values."""
+    """MaskLab's mask head.
+
+    A conv5 and two 1 x 1 convolutions run once per image.  Each box then reads one semantic channel and, by direction
+    pooling, one direction channel per sample, and a 1 x 1 convolution combines the two.
+    """
 
     table: Tensor
 
@@ -52,7 +56,7 @@ class MaskLabHead(nn.Module):
         )
 
     def map_layers(self) -> list[nn.Module]:
-        """The layers on conv5 that run once an image."""
+        """The layers on conv5 that run once per image."""
         return [layer for layer in (self.semantic, self.direction) if layer is not None]
 
     def coarse_masks(self, logits: MaskLogits, rois: Rois, labels: Tensor) -> Tensor:
@@ -63,14 +67,14 @@ class MaskLabHead(nn.Module):
             crops.append(crop_channels(logits.semantic, rois, size, labels))
         if logits.direction is not None:
             crops.append(crop_channels(logits.direction, rois, size, self.table))
-        # a 1 x 1 convolution over one or two values, written as the weighted sum it is, in float32
+        # the 1 x 1 convolution over one or two values, as a weighted sum in float32
         weight = self.coarse.weight.view(-1).float()
         total = self.coarse.bias.float() + crops[0] * weight[0]  # type: ignore[union-attr]
         return total if len(crops) == 1 else torch.addcmul(total, crops[1], weight[1])
 
 
 def logit_layer(channels: int, outputs: int) -> nn.Conv2d:
-    """A 1 x 1 convolution that starts with small logits."""
+    """A 1 x 1 convolution whose initial logits are small."""
     layer = nn.Conv2d(channels, outputs, 1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

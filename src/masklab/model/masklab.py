@@ -20,7 +20,7 @@ from masklab.structures import ClassTable, Detections
 BOXES_AT_ONCE = 256
 
 MaskHead = MaskLabHead | MaskRCNNHead | FCISHead
-"""``forward(conv4)`` makes maps once an image; ``coarse_masks(maps, rois, labels)`` makes mask logits (R, P, P)."""
+"""``forward(conv4)`` computes maps once per image; ``coarse_masks(maps, rois, labels)`` computes mask logits (R, P, P)."""
 
 
 class MaskMaps(NamedTuple):
@@ -65,7 +65,7 @@ class MaskLab(nn.Module):
         return self.config.model.backbone.output_stride
 
     def rois(self, boxes: Tensor, batch_index: Tensor, images: Tensor) -> Rois:
-        """Where pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) lie on every feature map."""
+        """Pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) in the coordinates of feature maps."""
         return Rois.from_pixels(boxes, batch_index, (images.shape[-2], images.shape[-1]), self.config.model.coord_mode)
 
     def forward(self, images: Tensor, sizes: Tensor, max_detections: int | None = None) -> Detections:
@@ -96,7 +96,7 @@ class MaskLab(nn.Module):
     def masks(self, maps: MaskMaps, boxes: Tensor, labels: Tensor, num_valid: Tensor, images: Tensor) -> Tensor:
         """Mask probabilities (N, R, P, P) of given boxes (N, R, 4) and labels (N, R); 0 beyond ``num_valid`` (N,).
 
-        Works on a few hundred boxes at a time, so that memory does not grow with their number.
+        Processes 256 boxes at a time to bound the memory.
         """
         image, row = (torch.arange(boxes.shape[1], device=boxes.device) < num_valid[:, None]).nonzero(as_tuple=True)
         mask_size = self.config.model.mask.mask_size
@@ -111,5 +111,5 @@ class MaskLab(nn.Module):
 
 
 def _batch_index(boxes: Tensor) -> Tensor:
-    """Which image each row of (N, R, 4) belongs to: (N * R,)."""
+    """The image index of each row of (N, R, 4): (N * R,)."""
     return torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])

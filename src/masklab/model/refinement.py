@@ -1,6 +1,6 @@
 """Refinement of the coarse mask by features of lower layers (paper, section 3, Fig. 4; section 4.2, Table 4).
 
-Both kinds make ``maps`` once an image and then work box by box.  R boxes, P samples a side.
+Both classes compute ``maps`` once per image and refine each box from crops of them.  R boxes, P samples per side.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from masklab.model.backbone import Features
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.rois import Rois
 
-FILTERS = 16  # that a box works with, of those made once an image
-DILATIONS = (1, 2, 4, 8, 1)
+_FILTERS = 16  # per box
+_DILATIONS = (1, 2, 4, 8, 1)
 
 
 class Refinement(nn.Module):
-    """The paper's: three 5 x 5 convolutions and a 1 x 1 predictor over the coarse logit and the crops of ``levels``."""
+    """The paper's refinement: three 5 x 5 convolutions and a 1 x 1 predictor over the coarse logit and the crops of ``levels``."""
 
     def __init__(self, levels: Sequence[str], level_channels: dict[str, int], channels: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Refinement(nn.Module):
         _initialise([*self.convs, self.predict])
 
     def maps(self, features: Features) -> list[Tensor]:
-        """What the boxes are cropped from: the levels as they are."""
+        """The maps that boxes are cropped from: the levels themselves."""
         return [getattr(features, level) for level in self.levels]
 
     def forward(self, coarse: Tensor, maps: list[Tensor], rois: Rois) -> Tensor:
@@ -43,36 +43,35 @@ class Refinement(nn.Module):
 
 
 class SharedRefinement(nn.Module):
-    """Not the paper's: the wide part of the work is done once an image, and each box only works on a few channels.
+    """A cheaper refinement than the paper's: the wide convolutions run once per image, each box has 16 channels.
 
-    Once an image, each level becomes ``channels`` maps by a 1 x 1 convolution; they are summed on the finest
-    level's grid, and a 3 x 3 convolution makes 16 of the sum.  For a box, five 3 x 3
-    convolutions of 16 filters run over the crop of these maps and the coarse logit.  Their rates 1, 2, 4,
-    8, 1 let every sample see most of the box.  What they give is added to the coarse logit, so that
-    training begins near the coarse mask.
+    Once per image, a 1 x 1 convolution reduces each level to ``channels`` maps; these are summed on the grid of the
+    finest level, and a 3 x 3 convolution reduces the sum to 16 maps.  For each box, five 3 x 3 convolutions of 16
+    filters run over the crop of these maps and the coarse logit; their dilations 1, 2, 4, 8, 1 let every sample see
+    most of the box.  The result is added to the coarse logit, so that training begins near the coarse mask.
     """
 
     def __init__(self, levels: Sequence[str], level_channels: dict[str, int], channels: int) -> None:
         super().__init__()
-        few = min(channels, FILTERS)
+        filters = min(channels, _FILTERS)
         self.levels = sorted(levels)  # the finest first
         self.reduce = nn.ModuleList(nn.Conv2d(level_channels[level], channels, 1) for level in self.levels)
-        self.mix = nn.Conv2d(channels, few, 3, padding=1)
+        self.mix = nn.Conv2d(channels, filters, 3, padding=1)
         self.convs = nn.ModuleList(
-            nn.Conv2d(few + (i == 0), few, 3, padding=dilation, dilation=dilation)
-            for i, dilation in enumerate(DILATIONS)
+            nn.Conv2d(filters + (i == 0), filters, 3, padding=dilation, dilation=dilation)
+            for i, dilation in enumerate(_DILATIONS)
         )
-        self.predict = nn.Conv2d(few, 1, 1)
+        self.predict = nn.Conv2d(filters, 1, 1)
         _initialise([*self.reduce, self.mix, *self.convs, self.predict])
         nn.init.normal_(self.predict.weight, std=0.01)
 
     def maps(self, features: Features) -> list[Tensor]:
-        """The one map that all boxes of an image share, (N, 16, H, W) on the finest level's grid."""
+        """The maps that all boxes of an image share, (N, 16, H, W) on the finest level's grid."""
         total, *others = (
             layer(getattr(features, level)) for layer, level in zip(self.reduce, self.levels, strict=True)
         )
         for other in others:
-            # the first and last cells of all levels lie at the same places (see `Rois`)
+            # the first and last cells of all levels have the same positions (see `Rois`)
             total += F.interpolate(other, total.shape[-2:], mode="bilinear", align_corners=True)
         return [self.mix(F.relu_(total))]
 
@@ -85,10 +84,10 @@ class SharedRefinement(nn.Module):
 
 
 def _join(coarse: Tensor, maps: list[Tensor], rois: Rois) -> Tensor:
-    """The coarse logit and a crop of each map, (R, 1 + C, P, P)."""
+    """The coarse logit and a crop of each map, concatenated: (R, 1 + C, P, P)."""
     size = (coarse.shape[1], coarse.shape[2])
     crops = [crop_and_resize(features, rois, size) for features in maps]
-    # joined as (R, P, P, C), the crops' own memory, which the convolutions want
+    # concatenated as (R, P, P, C), the memory format of the crops, which the convolutions need
     rows = [coarse[..., None].to(crops[0].dtype), *(crop.permute(0, 2, 3, 1) for crop in crops)]
     return torch.cat(rows, dim=-1).permute(0, 3, 1, 2)
 

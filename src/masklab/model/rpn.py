@@ -1,6 +1,6 @@
-"""Region proposal network: anchors, head and proposals (paper, section 4.1; its references [62] and [35]).
+"""Region proposal network (paper, section 4.1; its references [62] and [35]).
 
-N images, A anchors a cell, H x W cells, L = H * W * A anchors, R proposals.
+N images, A anchors per cell, H x W cells, L = H * W * A anchors, R proposals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from masklab.utils.types import CoordMode
 
 
 class RPNOutput(NamedTuple):
-    """``objectness`` logits (N, L, 2), background first; box ``deltas`` (N, L, 4); ``anchors`` (L, 4) in pixels."""
+    """``objectness``: logits (N, L, 2), background first; ``deltas``: box deltas (N, L, 4); ``anchors`` (L, 4) in pixels."""
 
     objectness: Tensor
     deltas: Tensor
@@ -28,7 +28,7 @@ class RPNOutput(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """``boxes`` (N, R, 4) in pixels, best first, and ``num_valid`` (N,): how many of the rows are real."""
+    """``boxes`` (N, R, 4) in pixels, best first; rows from ``num_valid`` (N,) on are padding."""
 
     boxes: Tensor
     num_valid: Tensor
@@ -40,7 +40,7 @@ class RPN(nn.Module):
     def __init__(self, config: RPNConfig, in_channels: int, stride: int, coord_mode: CoordMode) -> None:
         super().__init__()
         self.config, self.stride = config, stride
-        # the centre of cell i is pixel i * stride, whose middle lies half a pixel further
+        # cell i is centred on pixel i * stride, whose centre is half a pixel further
         self.offset = 0.5 if coord_mode == "exact" else 0.0
         self.anchor_sizes = resolved(config.anchor_sizes, "model.rpn.anchor_sizes")
         self.proposals_test = resolved(config.proposals_test, "model.rpn.proposals_test")
@@ -74,8 +74,8 @@ class RPN(nn.Module):
     def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
         """The best boxes of each image after non-maximum suppression, clipped to its ``sizes`` (N, 2).
 
-        With ``drop_crossing_anchors``, anchors across the border propose nothing in training and are clipped
-        before they are decoded at test, as in the paper's reference [35].
+        With ``drop_crossing_anchors``, anchors that cross the border are dropped in training and clipped before
+        decoding at test, as in the paper's reference [35].
         """
         config = self.config
         before = config.pre_nms_train if self.training else config.pre_nms_test

@@ -1,4 +1,4 @@
-"""The network that semantic pretraining trains: MaskLab's backbone and conv5 under a layer of class logits."""
+"""Network of semantic pretraining: MaskLab's backbone and conv5 with a layer of class logits."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SegmentationNetwork(nn.Module):
 
 
 def build_segmentation(config: ModelConfig, num_classes: int, load_pretrained: bool = True) -> SegmentationNetwork:
-    """The network of a configuration, with the atrous rates that MaskLab's own conv5 will have.
+    """Build the network of a configuration, with the dilations of MaskLab's own conv5.
 
-    Where MaskLab freezes its batch norm, here it is trained; where it starts from ``segmentation_weights``, which
-    this network is to make, it starts from ImageNet's, if ``load_pretrained``.  Raises `InputError` as `build_backbone`
-    does.
+    Batch norm is trained where MaskLab freezes it.  ``segmentation_weights``, which this network is trained to
+    replace, are ignored: it starts from ImageNet's weights if ``load_pretrained``.  Raises `InputError` as
+    `build_backbone` does.
     """
     changes = {"norm": trained_norm(config.backbone.norm), "segmentation_weights": None}
     trainable = config.backbone.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""One image's result: boxes, scores, labels and small soft masks; everything else on demand."""
+"""Detected objects of one image."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Instances:
         return self.encoded
 
     def rles(self) -> list[dict[str, Any]]:
-        """COCO's ``{"size": [height, width], "counts": str}``, one an object."""
+        """COCO's ``{"size": [height, width], "counts": str}``, one per object."""
         return ops.rle_to_coco(self.run_lengths, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:

@@ -21,14 +21,14 @@ from masklab.weights.tensors import header_value, read_tensors, write_tensors
 
 FORMAT = "masklab 2"
 READABLE = (FORMAT, "masklab 1")
-MODELS = Path(__file__).parent / "released"
+_MODELS = Path(__file__).parent / "released"
 
 
 def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = None, half: bool = False) -> None:
-    """Write a weights file that `load_model` opens with no other file; written beside and renamed.
+    """Write a weights file that `load_model` needs nothing else for, atomically.
 
-    ``notes`` are further facts for the header: how the weights came about and what they scored.  ``half`` writes
-    float16, half the size, which `load_model` gives back as float32; `InputError` for weights beyond its range.
+    ``notes`` are further facts for the header: how the model was trained and what it scored.  ``half`` writes float16,
+    half the size, which `load_model` returns as float32; `InputError` for weights beyond its range.
     """
     config = model.config.model_dump(mode="json")
     del config["data"], config["output"]  # paths of the machine it was trained on
@@ -46,21 +46,21 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
 
 def model_names() -> list[str]:
     """The trained models that come with the package."""
-    return sorted(path.stem for path in MODELS.glob("*.safetensors"))
+    return sorted(path.stem for path in _MODELS.glob("*.safetensors"))
 
 
 def find_weights(model: str | Path) -> Path:
-    """The weights file that MODEL names: a file, a run folder, whose ``best`` wins over its ``last``, or one of `model_names`.
+    """The weights file of a name: a file, a run folder (``best`` before ``last``), or one of `model_names`.
 
-    A file or run of that name wins over a model that comes with the package; a folder of anything else does not.
+    A file or run folder of that name comes before a model of the package; any other folder does not.
     Raises `InputError` when there is none.
     """
     path = Path(model)
     for file in (path, path / "best.safetensors", path / "last.safetensors"):
         if file.is_file():
             return file
-    if str(model) in model_names() and not (path / "config.yaml").exists():  # with it, a run that has no weights yet
-        return MODELS / f"{model}.safetensors"
+    if str(model) in model_names() and not (path / "config.yaml").exists():  # a run without weights yet
+        return _MODELS / f"{model}.safetensors"
     if path.is_dir():
         raise InputError(f"{path} holds no best.safetensors or last.safetensors: give the folder of a finished run.")
     raise InputError(
@@ -83,10 +83,10 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
     threshold = header_value(header, "score_threshold", object, path)
     if not (threshold is None or (isinstance(threshold, (int, float)) and 0 <= threshold <= 1)):
         raise InputError(
-            f"{path}: its score_threshold is {threshold}, not from 0 to 1: take the file as it was written."
+            f"{path}: its score_threshold is {threshold}, not from 0 to 1: use the file as it was written."
         )
     classes = _class_table(header, path)
-    _check_sizes(config, classes, tensors, path)
+    _check_shapes(config, classes, tensors, path)
     loaded = build_model(config, classes, load_pretrained=False)
     loaded.load_state_dict(tensors)
     loaded.score_threshold = threshold
@@ -94,20 +94,20 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
 
 
 def read_notes(model: str | Path) -> dict[str, Any]:
-    """The facts that were saved with the weights."""
+    """The ``notes`` that were saved with the weights."""
     path = find_weights(model)
     notes: dict[str, Any] = header_value(read_tensors(path, READABLE, "train")[0], "notes", dict, path)
     return notes
 
 
-def _check_sizes(config: Config, classes: ClassTable, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuse tensors that are not the model's, before it takes memory: a header may ask for any size."""
+def _check_shapes(config: Config, classes: ClassTable, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that do not fit the configuration, before memory is allocated: a header may name any size."""
     try:
         with torch.device("meta"):
             model = build_model(config, classes, load_pretrained=False)
     except (TypeError, RuntimeError) as error:
         raise InputError(
-            f"{path}: its configuration cannot be built ({str(error).splitlines()[0]}): take the file as it was written."
+            f"{path}: its configuration cannot be built ({str(error).splitlines()[0]}): use the file as it was written."
         ) from None
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -115,7 +115,7 @@ def _check_sizes(config: Config, classes: ClassTable, tensors: dict[str, torch.T
         if wanted.get(name) != found.get(name):
             raise InputError(
                 f"{path}: its tensors do not fit its configuration ({name} is {found.get(name, 'missing')}, not "
-                f"{wanted.get(name, 'expected')}): take the file as it was written."
+                f"{wanted.get(name, 'expected')}): use the file as it was written."
             )
 
 
@@ -123,15 +123,17 @@ def _class_table(header: dict[str, str], path: Path) -> ClassTable:
     given = header_value(header, "classes", dict, path)
     ids, names = given.get("ids"), given.get("names")
     if not isinstance(ids, list) or not isinstance(names, list) or len(ids) != len(names):
-        raise InputError(f"{path}: the classes of its header are no table: take the file as it was written.")
+        raise InputError(
+            f"{path}: the classes of its header do not form a class table: use the file as it was written."
+        )
     table = ClassTable.from_categories([{"id": i, "name": n} for i, n in zip(ids, names, strict=True)], path)
     if table.ids != tuple(ids):
-        raise InputError(f"{path}: the classes of its header are not in order: take the file as it was written.")
+        raise InputError(f"{path}: the classes of its header are not in order: use the file as it was written.")
     return table
 
 
 def describe(model: str | Path) -> str:
-    """What a weights file says of itself, as YAML, and below it the card: the ``.md`` file beside it, if there is one.
+    """The facts of a weights file as YAML, followed by its card, the ``.md`` file beside it, if there is one.
 
     Raises `InputError` as `load_model` does for a file that cannot be used.
     """

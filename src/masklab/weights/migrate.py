@@ -1,4 +1,4 @@
-"""Weights of earlier versions, read as the present one: names of tensors that have changed."""
+"""Renaming of tensors in weights of earlier versions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ RENAMED = {
     "box_classifier.": "box_head.",
     "mask_branch.": "mask_head.",
 }
-"""How names of tensors began in version 0.1, and how they begin now; the first that fits counts."""
+"""Prefix of tensor names in version 0.1 and at present; the first that matches counts."""
 
 
 def migrate_tensors(tensors: Mapping[str, T], prefix: str = "") -> dict[str, T]:
-    """The tensors under their present names; ``prefix`` is what all names begin with, as in a checkpoint."""
+    """The tensors under their present names; ``prefix`` is common to all names, as in a checkpoint."""
     return {_present(name, prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -79,8 +79,8 @@ def save_segmentation(
 ) -> None:
     """Write conv1 to conv5, without the logits, as a file that ``model.backbone.segmentation_weights`` can name.
 
-    The header holds what the file must have in common with a model (``backbone``), the ``classes`` that were
-    learnt and ``notes``: how the weights came about and what they scored.
+    The header holds the facts that a model's backbone must share (``backbone``), the ``classes`` of the training and
+    ``notes``: how the weights were trained and what they scored.
     """
     header = {
         "format": SEGMENTATION_FORMAT,

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors whose header says what they are."""
+"""Safetensors files with a typed header and a checksum."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor, float16
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
 
-CHECKSUM = "sha256"
-BLOCK = 1 << 20
+_CHECKSUM = "sha256"
+_BLOCK = 1 << 20
 T = TypeVar("T")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str], half: bool = False) -> None:
-    """Write tensors and a header whose ``format`` says what they are; written beside and renamed.
+    """Write tensors and a header, whose ``format`` names the type of file, atomically.
 
-    A checksum of both goes into the header.  ``half`` writes floating-point tensors as float16; `InputError` if one
+    A checksum of both is added to the header.  ``half`` writes floating-point tensors as float16; `InputError` if one
     holds values beyond its range.
     """
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -31,30 +31,30 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
         values = {name: _halved(name, tensor) for name, tensor in values.items()}
     content = memoryview(save(values, metadata=header))
     start = 8 + int.from_bytes(content[:8], "little")
-    described = json.loads(bytes(content[8:start]))
-    described["__metadata__"][CHECKSUM] = _checksum(described, [content[start:]])
-    text = json.dumps(described).encode()
+    description = json.loads(bytes(content[8:start]))
+    description["__metadata__"][_CHECKSUM] = _checksum(description, [content[start:]])
+    text = json.dumps(description).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.writelines([len(text).to_bytes(8, "little"), text, content[start:]])
 
 
-def read_tensors(path: str | Path, forms: Sequence[str], verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header and the tensors of a file whose header has one of ``forms`` as its ``format``; float16 comes as float32.
+def read_tensors(path: str | Path, formats: Sequence[str], verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header and the tensors of a file whose ``format`` is one of ``formats``; float16 is returned as float32.
 
-    Raises `InputError` for a file that is missing, damaged, changed or of another kind; it names ``verb``, the
-    command that writes the right one.  A file without a checksum is taken as it is.
+    Raises `InputError` for a file that is missing, damaged, changed or of another format; it names ``verb``, the
+    command that writes the right one.  A file without a checksum is accepted.
     """
     try:
         with safe_open(path, framework="pt") as opened:
             header = opened.metadata() or {}
-            if header.get("format") not in forms:
+            if header.get("format") not in formats:
                 raise InputError(
-                    f"{path} is a safetensors file but not masklab's of this kind: give a file that `masklab {verb}` wrote."
+                    f"{path} is a safetensors file but not masklab's of this format: give a file that `masklab {verb}` wrote."
                 )
-            if CHECKSUM in header and header[CHECKSUM] != _file_checksum(path):
+            if _CHECKSUM in header and header[_CHECKSUM] != _file_checksum(path):
                 raise InputError(
-                    f"{path} was changed after it was written (its checksum is another): copy it again from where it was made."
+                    f"{path} was changed after it was written (its checksum differs): copy it again from its source."
                 )
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return header, {name: t.float() if t.dtype == float16 else t for name, t in tensors.items()}
@@ -66,13 +66,13 @@ def read_tensors(path: str | Path, forms: Sequence[str], verb: str) -> tuple[dic
 
 
 def header_value(header: Mapping[str, str], name: str, type_: type[T], path: str | Path) -> T:
-    """A value that a header holds as JSON; `InputError` names the file where there is none of that kind."""
+    """A JSON value of a header; `InputError` names the file if the value is missing or not of ``type_``."""
     try:
         value = json.loads(header[name])
     except (LookupError, ValueError, RecursionError):
         value = ...
     if not isinstance(value, type_):
-        raise InputError(f"{path}: the {name} of its header cannot be read: take the file as it was written.")
+        raise InputError(f"{path}: the {name} of its header cannot be read: use the file as it was written.")
     return value
 
 
@@ -89,14 +89,14 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 
 def _file_checksum(path: str | Path) -> str:
     with open(path, "rb") as file:
-        described = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return _checksum(described, iter(lambda: file.read(BLOCK), b""))
+        description = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return _checksum(description, iter(lambda: file.read(_BLOCK), b""))
 
 
-def _checksum(described: dict[str, Any], content: Iterable[bytes | memoryview]) -> str:
-    """SHA-256 of a file's JSON, its own checksum left out, and of the bytes after it."""
-    facts = {name: value for name, value in described["__metadata__"].items() if name != CHECKSUM}
-    digest = hashlib.sha256(json.dumps(described | {"__metadata__": facts}, sort_keys=True).encode())
+def _checksum(description: dict[str, Any], content: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of a file's JSON header, without the checksum itself, and of the bytes after it."""
+    facts = {name: value for name, value in description["__metadata__"].items() if name != _CHECKSUM}
+    digest = hashlib.sha256(json.dumps(description | {"__metadata__": facts}, sort_keys=True).encode())
     for block in content:
         digest.update(block)
     return digest.hexdigest()

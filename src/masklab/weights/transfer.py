@@ -1,4 +1,4 @@
-"""Weights of one model given to another, as far as they fit."""
+"""Transfer of matching weights from one model to another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from masklab.model.masklab import MaskLab
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model
 
-# layers with outputs for each class
+# layers with one output or more per class
 OF_CLASSES = (
     "box_head.classes",
     "box_head.deltas",
@@ -40,14 +40,14 @@ def load_start(config: Config) -> MaskLab | None:
 
 
 def load_matching(model: MaskLab, start: MaskLab) -> list[str]:
-    """Give a model the weights of another, in place, and return the names of the layers that keep their own.
+    """Copy the weights of matching layers from ``start`` into ``model``; returns the layers that do not match.
 
-    A layer is taken whole, if the other model has one of the same name, shapes and meaning: outputs that belong to
-    classes mean the same where the class names are equal, those of directions where these are laid out alike.
+    Layers match if they have the same name, shapes and meaning.  Outputs per class have the same meaning if the class
+    names are equal, outputs per direction if the direction settings are.
     """
     own, theirs = model.state_dict(), start.state_dict()
-    meant, other = _meaning(model), _meaning(start)
-    differing = tuple(f"{part}." for part, meaning in meant.items() if other[part] != meaning)
+    meanings, other = _meaning(model), _meaning(start)
+    differing = tuple(f"{part}." for part, meaning in meanings.items() if other[part] != meaning)
     layers: dict[str, list[str]] = {}
     for name in own:
         layers.setdefault(name.rpartition(".")[0], []).append(name)
@@ -62,7 +62,7 @@ def load_matching(model: MaskLab, start: MaskLab) -> list[str]:
 
 
 def _meaning(model: MaskLab) -> dict[str, Any]:
-    """What the outputs of parts stand for, where their shapes do not say it."""
+    """The meaning of the outputs of layers, as far as it is not in their shapes."""
     mask = model.config.model.mask
     return {
         **dict.fromkeys(OF_CLASSES, model.classes.names),
