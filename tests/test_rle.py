@@ -226,8 +226,8 @@ def test_windows_must_fit() -> None:
         encode.encode_windows([np.ones((2, 2), bool)], [(0, 0, 2, 3)], (5, 5))
     with pytest.raises(ValueError, match="leaves the image"):
         encode.encode_windows([np.ones((2, 2), bool)], [(4, 0, 6, 2)], (5, 5))
-    with pytest.raises(ValueError, match="bits"):
-        encode.encode_flat(np.ones(3, bool), np.array([[0, 0, 2, 2]]), (5, 5))
+    with pytest.raises(ValueError, match="differs from its box"):
+        encode.encode_windows([np.ones((1, 3), bool)], np.array([[0, 0, 2, 2]]), (5, 5))
 
 
 def test_coco_annotations_equal_pycocotools() -> None:

@@ -189,8 +189,6 @@ class MaskConfig(Section):
 class ModelConfig(Section):
     num_classes: int | None = Field(None, ge=1)
     """Foreground classes; null takes them from the training data."""
-    coord_mode: Literal["exact", "tf"] = "exact"
-    """Where a feature cell lies in the image: its true place, or TensorFlow's corner-aligned one."""
     backbone: BackboneConfig = BackboneConfig()
     rpn: RPNConfig = RPNConfig()
     box: BoxConfig = BoxConfig()

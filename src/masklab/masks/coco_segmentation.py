@@ -1,4 +1,4 @@
-"""COCO's ``segmentation`` fields, polygons or run lengths, read and checked."""
+"""Reader of COCO's ``segmentation`` field: polygons or run lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from masklab.masks.rle import RLE, rle_from_string
 from masklab.utils.types import Size
 
-FARTHEST_POINT = 2**20  # pixels: a polygon is walked point by point, so its size has to be bounded
+_FARTHEST_POINT = (
+    2**20
+)  # pixels: polygons are rasterised pixel by pixel along their edges, so their size must be bounded
 
 
 def rle_from_segmentation(segmentation: Any, size: Size) -> RLE:
@@ -21,8 +23,8 @@ def rle_from_segmentation(segmentation: Any, size: Size) -> RLE:
     (rasterised as COCO's own tool does), or a dictionary ``{"size": [h, w], "counts": ...}`` whose
     counts are a compressed string or a list.  ``size`` is the image's ``(height, width)``.
 
-    Returns ``(M,)`` int64 that add up to ``height * width``.  Raises `ValueError` with the reason when
-    the mask does not fit the image or makes no sense.
+    Returns run lengths ``(M,)`` that add up to ``height * width``.  Raises `ValueError` with the reason when
+    the mask does not fit the image or is malformed.
     """
     if isinstance(segmentation, dict):
         return _from_dictionary(segmentation, size)
@@ -88,13 +90,13 @@ def _checked_polygon(polygon: Any) -> list[float]:
         raise ValueError(f"a polygon has {values.size // 2} points but needs 3")
     if not np.isfinite(values).all():
         raise ValueError("a polygon holds a number that is not finite")
-    if np.abs(values).max() > FARTHEST_POINT:
-        raise ValueError(f"a polygon has a point over {FARTHEST_POINT} pixels outside the image")
+    if np.abs(values).max() > _FARTHEST_POINT:
+        raise ValueError(f"a polygon has a point over {_FARTHEST_POINT} pixels outside the image")
     return values.tolist()
 
 
 def _canonical(runs: RLE) -> RLE:
-    """Drop runs of length 0 (save the first) and join their neighbours."""
+    """Run lengths without zeros, except the first, their neighbours joined."""
     if runs.size <= 1 or runs[1:].all():
         return runs
     kept = np.flatnonzero(runs)

@@ -1,4 +1,4 @@
-"""Label maps: one image with a number for each object."""
+"""Label map: one image with a number for each object."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.masks import rle
-from masklab.utils import types
+from masklab.utils.types import Size
 
 
-def label_map(masks: Sequence[rle.RLE], scores: NDArray[Any], size: types.Size) -> NDArray[np.int32]:
+def label_map(masks: Sequence[rle.RLE], scores: NDArray[Any], size: Size) -> NDArray[np.int32]:
     """One ``(H, W)`` int32 image of all objects: 0 is background, 1 the best-scored object, and so on.
 
-    Where objects overlap, the better one is seen; of equals, the earlier.
+    Where objects overlap, the one with the higher score is on top; of equal scores, the earlier.
     """
     labels = np.zeros(size, np.int32)
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from masklab.config.model import BackboneConfig, ModelConfig
 from masklab.model.tensors import header_value, read_tensors
-from masklab.ops.fast_conv import CropConv2d
+from masklab.ops.fast_conv import replace_convolutions
 from masklab.utils.errors import InputError
 
 CHANNELS_PER_GROUP = 16
@@ -109,7 +109,7 @@ class Conv5Factory:
         if not pretrained:
             initialise(conv5)
         if dense:
-            CropConv2d.load_matching(conv5)
+            replace_convolutions(conv5)
         return conv5
 
 

@@ -88,7 +88,7 @@ class MaskLab(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels a cell of the coarsest map: inputs are padded to a multiple of it, plus one in ``exact`` mode."""
+        """Pixels a cell of the coarsest map: inputs are padded to a multiple of it plus one."""
         return self.config.model.backbone.output_stride
 
     @property
@@ -98,7 +98,7 @@ class MaskLab(nn.Module):
 
     def rois(self, boxes: Tensor, batch_index: Tensor, images: Tensor) -> Rois:
         """Where pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) lie on every feature map."""
-        return Rois.from_pixels(boxes, batch_index, (images.shape[-2], images.shape[-1]), self.config.model.coord_mode)
+        return Rois.from_pixels(boxes, batch_index, (images.shape[-2], images.shape[-1]))
 
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect and segment.
@@ -243,7 +243,7 @@ class MaskLab(nn.Module):
         config, device = self.config, next(self.parameters()).device
         inputs = view.show(network_image(image, config.image, view.scale))
         size = (inputs.shape[1], inputs.shape[2])
-        height, width = padded_size(size, self.stride, config.model.coord_mode)
+        height, width = padded_size(size, self.stride)
         inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]))
         return inputs[None].to(device, memory_format=torch.channels_last), torch.tensor([size], device=device)
 
@@ -258,7 +258,6 @@ class MaskLab(nn.Module):
             masks=masks.cpu().numpy(),
             class_names=self.classes.names,
             category_ids=self.classes.ids,
-            coord_mode=self.config.model.coord_mode,
         )
 
 

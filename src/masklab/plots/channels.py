@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from masklab.masks.paste import paste
+from masklab.ops.coordinates import pixels_inside, sample_indices
+from masklab.ops.crop import sample_map
+from masklab.ops.rois import Rois
 from masklab.plots import sheets as panels
 from masklab.plots.inspection import INSIDE, Inspection, draw_boxes
-from masklab.plots.sheets import Bytes
+from masklab.plots.sheets import Bytes, Floats
 from masklab.utils.types import Size
 
 MOST_CLASSES = 3
@@ -129,20 +132,29 @@ def _assembled(look: Inspection, maps: Tensor, size: Size, limit: float) -> Imag
     scale = np.array([size[1] / look.image.shape[1], size[0] / look.image.shape[0]] * 2, np.float32)
     boxes = look.found.boxes * scale
     for n in reversed(range(len(boxes))):
-        pooled = look.pooled(maps, n)
-        regions = paste(pooled[None], boxes[n : n + 1], size, look.found.coord_mode)
-        x1, y1, x2, y2 = regions.boxes[0].tolist()
-        across, down = (_places(a, b, boxes[n, k::2], len(colours)) for a, b, k in ((x1, x2, 0), (y1, y2, 1)))
-        canvas[y1:y2, x1:x2] = panels.shade(colours[down[:, None], across], regions.region(0), limit)
+        (columns, x), (rows, y) = (_samples(boxes[n, k::2], size[1 - k], len(colours)) for k in (0, 1))
+        values = _interpolated(look.pooled(maps, n), x, y)
+        nearest = colours[y.round().astype(np.int64)[:, None], x.round().astype(np.int64)]
+        canvas[rows, columns] = panels.shade(nearest, values, limit)
     image = Image.fromarray(canvas)
     draw_boxes(image, boxes)
     return image
 
 
-def _places(first: int, last: int, edges: NDArray[np.float32], samples: int) -> NDArray[np.int64]:
-    """The nearest of a box's samples to each pixel of ``first..last``."""
-    places = (np.arange(first, last) + 0.5 - edges[0]) / (edges[1] - edges[0]) * (samples - 1)
-    return places.round().clip(0, samples - 1).astype(np.int64)
+def _samples(edges: NDArray[np.float32], side: int, samples: int) -> tuple[slice, NDArray[np.float64]]:
+    """The pixels of one axis between two edges of a box, and the index of each, a fraction, among the box's samples."""
+    start, stop = edges[:1].astype(np.float64), edges[1:].astype(np.float64)
+    first, count = (int(value[0]) for value in pixels_inside(start, stop, side))
+    return slice(first, first + count), sample_indices(np.arange(first, first + count), start, stop - start, samples)
+
+
+def _interpolated(values: Floats, x: NDArray[np.float64], y: NDArray[np.float64]) -> Floats:
+    """Values ``(P, P)`` of a box between its samples, at the indices ``x`` and ``y`` of columns and rows."""
+    places = (torch.as_tensor(index / (len(values) - 1), dtype=torch.float32) for index in (x, y))
+    columns, rows = next(places)[None, None, :], next(places)[None, :, None]
+    box = Rois(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.zeros(1, dtype=torch.long))
+    sampled: Floats = sample_map(torch.as_tensor(values)[None, None], box, columns, rows)[0, 0].numpy()
+    return sampled
 
 
 def _framed(values: Bytes, colour: Bytes) -> Image.Image:

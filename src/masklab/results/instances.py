@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.masks import label_map, polygons, rle
-from masklab.masks import threshold as ops
-from masklab.utils.types import CoordMode
+from masklab.masks import label_map, polygons, rle, threshold
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +27,6 @@ class Instances:
     ``masks``         ``(n, P, P)``   float32    probability of foreground over the box
     ``class_names``   ``(K,)``        str        name of each class
     ``category_ids``  ``(K,)``        int        the data set's own id of each class
-    ``coord_mode``                    str        how masks lie over boxes (see `masklab.masks.paste.paste`)
     ================  ==============  =========  ==================================================
 
     The foreground of an object is where its mask, brought to the image's pixels, is above 0.5.  It is
@@ -45,7 +41,6 @@ class Instances:
     masks: NDArray[np.float32]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    coord_mode: CoordMode = "exact"
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -82,11 +77,11 @@ class Instances:
     @cached_property
     def runs(self) -> list[rle.RLE]:
         """Run lengths of every mask in the original image (see `masklab.masks.rle`)."""
-        return ops.encode_masks(self.masks, self.boxes, self.size, self.coord_mode)
+        return threshold.encode_masks(self.masks, self.boxes, self.size)
 
     def rles(self) -> list[dict[str, Any]]:
         """COCO's ``{"size": [height, width], "counts": str}``, one an object."""
-        return ops.rle_to_coco(self.runs, self.size)
+        return rle.rle_to_coco(self.runs, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:
         """For each object its polygons: a list of rings, the outer one first, then its holes.
@@ -103,10 +98,6 @@ class Instances:
         """Object ``n`` as a full ``(H, W)`` bool image."""
         height, width = self.size
         return rle.window(self.runs[n], self.size, (0, 0, width, height)).view(bool)
-
-    def full_masks(self) -> Iterator[NDArray[np.bool_]]:
-        """Each object in turn as a full ``(H, W)`` bool image; only one is in memory at a time."""
-        return (self.mask(n) for n in range(len(self)))
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of a COCO results file: plain numbers and strings, ready for ``json.dumps``.

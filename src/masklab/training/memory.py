@@ -63,7 +63,7 @@ def try_steps(config: Config, split: CocoSplit, device: str) -> None:
     largest = sorted(range(len(split)), key=lambda index: -split.images[index].size[0] * split.images[index].size[1])
     dataset, model = InstanceDataset(split, config), config.model
     samples = [dataset[index] for index in largest[:size]]
-    batch = collate(samples, model.backbone.output_stride, model.coord_mode).to(device)
+    batch = collate(samples, model.backbone.output_stride).to(device)
     module = TrainingModule(build_model(config, split.categories, load_pretrained=False), None).to(device).train()
     optimizer = build_optimizer(module.trained(), config.train)
     for _ in range(2):

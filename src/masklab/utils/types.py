@@ -7,8 +7,6 @@ from typing import Literal
 Auto = Literal["auto"]
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 
-CoordMode = Literal["exact", "tf"]
-
 Size = tuple[int, int]
 
 Box = tuple[int, int, int, int]
