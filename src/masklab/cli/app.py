@@ -403,14 +403,14 @@ def _show_parser() -> ArgumentParser:
 
 def _show(arguments: Namespace) -> None:
     from masklab.plots.failures import show_failures
-    from masklab.plots.show import show
+    from masklab.plots.image import show_image
     from masklab.weights.checkpoint import load_model
 
     if (arguments.image is None) == (arguments.data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
     model = load_model(arguments.model)
     if arguments.data is None:
-        show(model, arguments.image, arguments.output, arguments.score)
+        show_image(model, arguments.image, arguments.output, arguments.score)
     else:
         show_failures(model, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)
 

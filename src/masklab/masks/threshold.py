@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 from masklab.masks.encode import rle_from_spans
 from masklab.masks.rle import RLE
 from masklab.ops.coordinates import pixels_inside, sample_indices
-from masklab.utils.types import Size
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
+from masklab.utils.types import Floats, Integers, Size
 
 THRESHOLD = 0.5
 _STRIP = 1 << 16  # values interpolated at a time: they stay in cache

@@ -14,9 +14,7 @@ from masklab.masks import rle
 from masklab.ops.coordinates import pixel_indices, pixel_positions, sample_positions
 from masklab.structures import Targets
 from masklab.training.data.transforms import Geometry
-from masklab.utils.types import Size
-
-Floats = NDArray[np.float64]
+from masklab.utils.types import Doubles, Size
 
 
 def make_targets(
@@ -55,14 +53,14 @@ def make_targets(
     )
 
 
-def _jitter(boxes: Floats, size: Size, share: float, rng: np.random.Generator) -> Floats:
+def _jitter(boxes: Doubles, size: Size, share: float, rng: np.random.Generator) -> Doubles:
     """Boxes (M, 4) with each side moved at random by up to ``share`` of the box, clipped to an image of ``size``."""
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     height, width = size
     return (boxes + sides * rng.uniform(-share, share, boxes.shape)).clip(0, (width, height, width, height))
 
 
-def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray[np.int64]]:
+def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Doubles, NDArray[np.int64]]:
     """Tight boxes in output pixels of the objects that remain, ``(G', 4)``, and their rows ``(G',)``."""
     view = geometry.view()
     boxes = objects.boxes.astype(np.float64)
@@ -76,7 +74,7 @@ def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray
     return mapped[big], np.flatnonzero(big)
 
 
-def _cut(objects: Objects, row: int, box: Floats, view: Floats) -> tuple[Floats, float]:
+def _cut(objects: Objects, row: int, box: Doubles, view: Doubles) -> tuple[Doubles, float]:
     """Tight box and area of the part of a mask inside ``view``; ``box`` contains that part."""
     if (box[2:] <= box[:2]).any():
         return np.zeros(4), 0.0
@@ -90,23 +88,23 @@ def _cut(objects: Objects, row: int, box: Floats, view: Floats) -> tuple[Floats,
     return _intersect(tight, view), float(bits.sum())
 
 
-def _intersect(boxes: Floats, view: Floats) -> Floats:
+def _intersect(boxes: Doubles, view: Doubles) -> Doubles:
     return np.concatenate((np.maximum(boxes[..., :2], view[:2]), np.minimum(boxes[..., 2:], view[2:])), axis=-1)
 
 
-def _sample_places(boxes: Floats, size: Size, mask_size: int) -> Floats:
+def _sample_places(boxes: Doubles, size: Size, mask_size: int) -> Doubles:
     """Positions, x then y, at which each box is sampled, clipped to pixel centres: ``(2, M, mask_size)``."""
     x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(dim=1)
     x, y = sample_positions(x1, x2, mask_size).numpy(), sample_positions(y1, y2, mask_size).numpy()
     return np.stack([_clip_to_centres(x, size[1]), _clip_to_centres(y, size[0])])
 
 
-def _clip_to_centres(positions: Floats, side: int) -> Floats:
+def _clip_to_centres(positions: Doubles, side: int) -> Doubles:
     return pixel_positions(np.clip(pixel_indices(positions), 0, side - 1))
 
 
 def _sample_masks(
-    objects: Objects, rows: NDArray[np.int64], geometry: Geometry, places: Floats, mask_size: int
+    objects: Objects, rows: NDArray[np.int64], geometry: Geometry, places: Doubles, mask_size: int
 ) -> NDArray[np.float32]:
     """Sample each mask on its grid of positions (2, M, mask_size) in the output: ``(M, mask_size, mask_size)``."""
     masks = np.zeros((len(rows), mask_size, mask_size), np.float32)
@@ -119,7 +117,7 @@ def _sample_masks(
     return masks
 
 
-def _bilinear(runs: NDArray[np.int64], size: Size, xs: Floats, ys: Floats) -> NDArray[np.float32]:
+def _bilinear(runs: NDArray[np.int64], size: Size, xs: Doubles, ys: Doubles) -> NDArray[np.float32]:
     """Bilinear samples of a mask at source pixel indices ``ys`` x ``xs``; only the pixels around them are decoded."""
     columns, rows = np.floor(xs).astype(np.int64), np.floor(ys).astype(np.int64)
     left, top = int(columns.min()), int(rows.min())

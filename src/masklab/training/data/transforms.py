@@ -21,9 +21,8 @@ from masklab.config.image import AugmentConfig, ImageConfig
 from masklab.images.intensity import is_grey
 from masklab.images.resize import network_size, resize
 from masklab.utils.errors import InputError
-from masklab.utils.types import Box, Size
+from masklab.utils.types import Box, Doubles, Size
 
-Floats = NDArray[np.float64]
 T = TypeVar("T", bound=Tensor)
 
 LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
@@ -64,10 +63,10 @@ class Geometry(tv_tensors.TVTensor):
         """The geometry after one more step, whose matrix maps its output to its input."""
         return Geometry(self.matrix() @ np.asarray(step, np.float64), tuple(canvas_size), self.source_size)
 
-    def matrix(self) -> Floats:
+    def matrix(self) -> Doubles:
         return self.as_subclass(Tensor).numpy()
 
-    def axes_to_source(self, xs: Floats, ys: Floats) -> tuple[Floats, Floats, bool]:
+    def axes_to_source(self, xs: Doubles, ys: Doubles) -> tuple[Doubles, Doubles, bool]:
         """Output columns and rows to source x and source y, and whether a quarter turn swapped them.
 
         When it did, source x follows from ``ys`` and source y from ``xs``.
@@ -77,7 +76,7 @@ class Geometry(tv_tensors.TVTensor):
             return xx * xs + x0, yy * ys + y0, False
         return xy * ys + x0, yx * xs + y0, True
 
-    def boxes_to_output(self, boxes: NDArray[Any]) -> Floats:
+    def boxes_to_output(self, boxes: NDArray[Any]) -> Doubles:
         """Boxes ``(N, 4)`` xyxy in the source to the output, clipped to it."""
         inverse = np.linalg.inv(self.matrix())
         corners = boxes.astype(np.float64).reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
@@ -86,7 +85,7 @@ class Geometry(tv_tensors.TVTensor):
             0, (width, height, width, height)
         )
 
-    def view(self) -> Floats:
+    def view(self) -> Doubles:
         """The part of the source that the output shows, as a box ``(4,)`` xyxy inside the source."""
         height, width = self.canvas_size
         corners = np.array([[0, 0, 1], [width, height, 1]]) @ self.matrix().T[:, :2]
@@ -98,7 +97,7 @@ class Geometry(tv_tensors.TVTensor):
         return 1 / float(abs(np.linalg.det(self.matrix()[:2, :2])))
 
 
-def _whole(values: Floats) -> Floats:
+def _whole(values: Doubles) -> Doubles:
     """Undo the rounding of matrix products: what is within a millionth of a whole number is one."""
     nearest = np.rint(values)
     return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
