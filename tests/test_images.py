@@ -149,7 +149,7 @@ def test_tiff_of_every_layout_keeps_its_numbers_and_gives_any_window(tmp_path, l
 
 @pytest.mark.parametrize("layout", ["plain", "tiled", "page tiles", "turned tiles", "samples"])
 def test_percentiles_of_a_thinned_file_are_those_of_the_whole(tmp_path, monkeypatch, layout):
-    monkeypatch.setattr("masklab.images.intensity.SAMPLE", 700)
+    monkeypatch.setattr("masklab.images.intensity._MAX_SAMPLED", 700)
     path = tmp_path / "a.tif"
     expected = write_tiff(path, layout, np.uint16)
     thin = expected[:, ::3, ::3].reshape(len(expected), -1)  # 6300 / 9 = 700
@@ -371,7 +371,7 @@ def test_training_and_prediction_share_the_percentiles(tmp_path, tiny_config, cl
 @pytest.mark.parametrize("write", [to_tiff, lambda *args: to_tiff(*args, tile=(16, 32), compression="zlib")])
 def test_a_window_shows_what_the_whole_image_shows_there(tmp_path, monkeypatch, tiny_config, write, percentiles):
     """Crops of files that give windows equal those of files that are read whole, and of the normalised image."""
-    monkeypatch.setattr("masklab.images.intensity.SAMPLE", 1000)
+    monkeypatch.setattr("masklab.images.intensity._MAX_SAMPLED", 1000)
     image = scene(3)
     change = {"horizontal_flip": False, "crop_size": 24}
     config = deep_config(tiny_config, 3, percentiles=percentiles, augment=change)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from masklab.utils.types import Size
 
-Array = TypeVar("Array", Tensor, NDArray[Any])
+_Array = TypeVar("_Array", Tensor, NDArray[Any])
 
 PIXEL_CENTRE = 0.5
-MAP_MARGIN = 0.51  # pixels beyond the outermost centres: the image's edge, and a little for rounding
-EDGE_TOLERANCE = 1e-4  # pixels: a pixel centre on the edge of a box is inside, whatever the rounding
+_MAP_MARGIN = 0.51  # pixels beyond the outermost centres: the image's edge, and a little for rounding
+_EDGE_TOLERANCE = 1e-4  # pixels: a pixel centre on the edge of a box is inside, whatever the rounding
 
 
 def padded_size(size: Size, stride: int) -> Size:
@@ -31,12 +31,12 @@ def padded_size(size: Size, stride: int) -> Size:
     return height, width
 
 
-def pixel_positions(indices: Array) -> Array:
+def pixel_positions(indices: _Array) -> _Array:
     """Positions of the centres of pixels."""
     return indices + PIXEL_CENTRE
 
 
-def pixel_indices(positions: Array) -> Array:
+def pixel_indices(positions: _Array) -> _Array:
     """Inverse of `pixel_positions`: between two pixel centres the index is a fraction."""
     return positions - PIXEL_CENTRE
 
@@ -54,7 +54,7 @@ def boxes_on_maps(boxes: Tensor, size: Size) -> tuple[Tensor, tuple[float, float
     """
     height, width = size
     last_pixel = boxes.new_tensor([width, height, width, height]) - 1
-    return pixel_indices(boxes) / last_pixel, (MAP_MARGIN / (width - 1), MAP_MARGIN / (height - 1))
+    return pixel_indices(boxes) / last_pixel, (_MAP_MARGIN / (width - 1), _MAP_MARGIN / (height - 1))
 
 
 def sample_positions(start: Tensor, stop: Tensor, samples: int) -> Tensor:
@@ -75,6 +75,6 @@ def sample_indices(pixels: NDArray[Any], start: Any, length: Any, samples: int) 
 
 def pixels_inside(start: NDArray[Any], stop: NDArray[Any], side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First pixel and number of pixels whose centres lie from ``start`` to ``stop``, of an image of ``side`` pixels."""
-    first = np.ceil(pixel_indices(start) - EDGE_TOLERANCE).clip(0, side)
-    last = np.floor(pixel_indices(stop) + EDGE_TOLERANCE).clip(-1, side - 1)
+    first = np.ceil(pixel_indices(start) - _EDGE_TOLERANCE).clip(0, side)
+    last = np.floor(pixel_indices(stop) + _EDGE_TOLERANCE).clip(-1, side - 1)
     return first.astype(np.int64), (last + 1 - first).clip(0).astype(np.int64)

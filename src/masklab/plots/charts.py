@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from masklab.datasets.statistics import Statistics
-from masklab.plots.sheets import PAGE, TEXT
+from masklab.plots.sheets import CONTENT_WIDTH, GAP, PAPER, TEXT
 from masklab.results.overlay import PALETTE
 from masklab.utils.types import Doubles, Integers
 
@@ -38,10 +38,10 @@ def statistics_chart(title: str, statistics: Statistics, class_names: Sequence[s
 
     names, counts = _most_frequent(class_names, statistics.per_class)
     heights = (_HISTOGRAMS, 60 + _ROW * len(names))
-    figure = Figure((PAGE / _DPI, (_TOP + sum(heights)) / _DPI), dpi=_DPI, layout="constrained")
+    figure = Figure((CONTENT_WIDTH / _DPI, (_TOP + sum(heights)) / _DPI), dpi=_DPI, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(_TOP + heights[0], heights[1]))
     upper, lower = halves
-    upper.suptitle(_plain(textwrap.fill(title, 160)), x=0.01, ha="left", fontsize=_points(TEXT + 2))
+    upper.suptitle(_plain(textwrap.fill(title, 160)), x=0.003, ha="left", fontsize=_points(TEXT + 2))
     left, right = upper.subplots(1, 2)
     _draw_sizes(left, statistics, scaling)
     _draw_counts(right, statistics)
@@ -50,7 +50,8 @@ def statistics_chart(title: str, statistics: Statistics, class_names: Sequence[s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have
         canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return ImageOps.expand(drawn, GAP, PAPER)
 
 
 def _draw_sizes(axes: Axes, statistics: Statistics, scaling: str) -> None:
@@ -59,7 +60,10 @@ def _draw_sizes(axes: Axes, statistics: Statistics, scaling: str) -> None:
     counts, edges = _log_bins(statistics.sides)
     anchors = statistics.anchor_sizes or []
     lines = ", ".join(f"{size:g}" for size in anchors) or "none, as there is no object"
-    text = f"Objects by size: root of the box's area, in pixels of the network's input ({scaling}).\nLines: the suggested anchors, {lines}."
+    text = (
+        f"Objects by size: root of the box's area, in pixels of the network's input\n({scaling}).\n"
+        f"Lines: the suggested anchors, {lines}."
+    )
     axes.set_xscale("log")
     _draw_histogram(axes, counts, edges, text)
     for size in anchors:
@@ -80,15 +84,17 @@ def _draw_counts(axes: Axes, statistics: Statistics) -> None:
         f"Suggested model.box.max_detections: {statistics.max_detections}."
     )
     _draw_histogram(axes, counts, borders - 0.5, text)
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
 
 
 def _draw_histogram(axes: Axes, counts: Integers, edges: NDArray[Any], text: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_BAR, edgecolor="white", linewidth=1)
+    highest = max(1, int(counts.max()))
+    heights = np.where(counts > 0, np.maximum(counts, 0.012 * highest), 0)  # a single object is seen, too
+    axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=_BAR, edgecolor="white", linewidth=1)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, max(1, int(counts.max())) * 1.08)
+    axes.set_ylim(0, highest * 1.08)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     lines = [textwrap.fill(line, 88) for line in text.split("\n")]
     axes.set_title("\n".join(lines), loc="left", fontsize=_points(TEXT))
@@ -104,7 +110,7 @@ def _draw_classes(axes: Axes, names: Sequence[str], counts: Integers, rest: bool
     axes.set_xlim(0, max(1, int(counts.max(initial=0))) * 1.06)
     axes.set_xticks([])
     axes.set_title("Objects by class", loc="left", fontsize=_points(TEXT))
-    _style(axes, "left")
+    _style(axes)
     axes.tick_params(axis="y", length=0)
 
 
@@ -126,7 +132,7 @@ def _plain(text: str) -> str:
 def _most_frequent(names: Sequence[str], per_class: Integers) -> tuple[list[str], Integers]:
     """Class names and their numbers of objects, most first; classes beyond the first 29 of more than 30 together."""
     order = np.argsort(-per_class, kind="stable")
-    shown = [textwrap.shorten(names[k], _LONGEST_NAME, placeholder="...") or "..." for k in order.tolist()]
+    shown = [names[k] if len(names[k]) <= _LONGEST_NAME else f"{names[k][:_LONGEST_NAME]}..." for k in order.tolist()]
     counts = per_class[order]
     if len(shown) > _MOST_CLASSES:
         kept = _MOST_CLASSES - 1

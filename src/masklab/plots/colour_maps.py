@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from masklab.plots.sheets import INK, PAPER, TEXT, captioned, font, stack
-from masklab.results.overlay import Colour
-from masklab.utils.types import Bytes, Floats
+from masklab.utils.types import Bytes, Colour, Floats
 
 # From dark to light in nearly equal steps of perceived difference (CIELAB), so that it also reads in grey.
 HEAT: tuple[tuple[float, Colour], ...] = (

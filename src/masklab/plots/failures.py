@@ -23,11 +23,11 @@ from masklab.plots.inspection import as_rgb
 from masklab.plots.save import save_png
 from masklab.plots.sheets import CONTENT_WIDTH, GAP
 from masklab.results.instances import Instances
-from masklab.results.overlay import PALETTE, Colour
+from masklab.results.overlay import PALETTE
 from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
 from masklab.utils.progress import track
-from masklab.utils.types import Bytes, Size
+from masklab.utils.types import Bytes, Colour, Size
 
 COLUMNS = 3
 ORANGE, SKY, YELLOW, WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from masklab.results.overlay import Colour
-from masklab.utils.types import Bytes, Size
+from masklab.utils.types import Bytes, Colour, Size
 
 PAGE = 1600  # pixels: no figure is wider
 GAP = 14

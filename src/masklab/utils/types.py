@@ -16,6 +16,9 @@ Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 """(x1, y1, x2, y2) in whole pixels, the last two one past the end."""
 
+Colour = tuple[int, int, int]
+"""(red, green, blue) from 0 to 255."""
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -19,7 +19,7 @@ from masklab.images.resize import network_size, resize
 from masklab.ops.coordinates import padded_size
 from masklab.structures import Batch, Targets
 from masklab.training.data.targets import make_targets
-from masklab.training.data.transforms import Geometry, Window, augment_window, cut, draw_window
+from masklab.training.data.transforms import Geometry, Window, augment_window, cut, sample_window
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Box
@@ -70,7 +70,7 @@ def open_training_image(
     """
     rng, rule = np.random.default_rng([config.train.seed, AUGMENTATION, position]), config.image
     size = split.images[index].size
-    window = draw_window(size, rule, rng) if augmented else Window(None, network_size(size, rule))
+    window = sample_window(size, rule, rng) if augmented else Window(None, network_size(size, rule))
     image, geometry = _read_bright(split, config, index, window.box), Geometry.identity(size)
     if window.box is not None:
         geometry = cut(geometry, window.box)

@@ -1,8 +1,8 @@
-"""Resizing and augmenting images, and remembering where each pixel came from.
+"""Augmentation of images, and the geometry that maps their pixels to the source image.
 
-An image goes through functions of ``torchvision.transforms.v2`` together with a `Geometry`, for which
-kernels are registered here.  Objects are not transformed: their targets are made afterwards, from run
-lengths and the geometry (`masklab.training.data.targets.make_targets`).
+Functions of ``torchvision.transforms.v2`` transform an image together with a `Geometry`, for which kernels are
+registered here.  Objects are not transformed: their targets are made afterwards from their RLE masks and the
+geometry (`masklab.training.data.targets.make_targets`).
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from masklab.utils.types import Box, Doubles, Size
 
 T = TypeVar("T", bound=Tensor)
 
-LONGEST = 1.5  # longest side of the paper's 800 x 1200 over its shortest, kept at every scale drawn
-ADJUST = {
+_MAX_ASPECT = 1.5  # of the paper's 800 x 1200, kept at every scale sampled
+_ADJUST = {
     "saturation": (F.adjust_saturation, 1.0),
     "hue": (F.adjust_hue, 0.0),
     "brightness": (F.adjust_brightness, 1.0),
     "contrast": (F.adjust_contrast, 1.0),
 }
-"""torchvision's functions of colour, each with the factor that changes nothing."""
-COLOURS = ("saturation", "hue")
+"""torchvision's functions for colour, each with its neutral factor."""
+_COLOURS = ("saturation", "hue")
 
 
 class Geometry(tv_tensors.TVTensor):
     """Where the pixels of a transformed image lie in its source.
 
-    A 3 x 3 float64 matrix that maps a place ``(x, y, 1)`` in the output to one in the source, both in
-    pixels with pixel (0, 0) covering ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the
-    output's and the source's ``(height, width)``.  Flips, quarter turns, resizing and cropping are followed;
-    any other transform that moves pixels raises `TypeError`.
+    A 3 x 3 float64 matrix that maps a position ``(x, y, 1)`` in the output to one in the source, both in pixels
+    (`masklab.ops.coordinates`); ``canvas_size`` and ``source_size`` are the output's and the source's
+    ``(height, width)``.  Flips, quarter turns, resizing and cropping are supported; any other transform that moves
+    pixels raises `TypeError`.
     """
 
     canvas_size: Size
@@ -56,14 +56,15 @@ class Geometry(tv_tensors.TVTensor):
 
     @classmethod
     def identity(cls, size: Size) -> Geometry:
-        """The geometry of an untouched image of ``(height, width)``."""
+        """The geometry of an image of ``(height, width)`` that is not transformed."""
         return cls(np.eye(3), size, size)
 
     def after(self, step: Any, canvas_size: Any) -> Geometry:
-        """The geometry after one more step, whose matrix maps its output to its input."""
+        """The geometry after one more step; the matrix ``step`` maps the step's output to its input."""
         return Geometry(self.matrix() @ np.asarray(step, np.float64), tuple(canvas_size), self.source_size)
 
     def matrix(self) -> Doubles:
+        """The 3 x 3 matrix from output to source."""
         return self.as_subclass(Tensor).numpy()
 
     def axes_to_source(self, xs: Doubles, ys: Doubles) -> tuple[Doubles, Doubles, bool]:
@@ -81,24 +82,24 @@ class Geometry(tv_tensors.TVTensor):
         inverse = np.linalg.inv(self.matrix())
         corners = boxes.astype(np.float64).reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
         height, width = self.canvas_size
-        return _whole(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
+        return _rounded(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
             0, (width, height, width, height)
         )
 
     def view(self) -> Doubles:
-        """The part of the source that the output shows, as a box ``(4,)`` xyxy inside the source."""
+        """The visible part of the source, as a box ``(4,)`` xyxy inside the source."""
         height, width = self.canvas_size
         corners = np.array([[0, 0, 1], [width, height, 1]]) @ self.matrix().T[:, :2]
         high, wide = self.source_size
-        return _whole(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
+        return _rounded(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
 
     def magnification(self) -> float:
-        """Output pixels a source pixel."""
+        """Output pixels per source pixel, by area."""
         return 1 / float(abs(np.linalg.det(self.matrix()[:2, :2])))
 
 
-def _whole(values: Doubles) -> Doubles:
-    """Undo the rounding of matrix products: what is within a millionth of a whole number is one."""
+def _rounded(values: Doubles) -> Doubles:
+    """Values with those within a millionth of an integer rounded to it, as matrix products are not exact."""
     nearest = np.rint(values)
     return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
 
@@ -144,10 +145,10 @@ for _functional in (
 
 
 def quarter_turn(inpt: Any, turns: int) -> Any:
-    """Turn an image ``(..., H, W)`` or a `Geometry` anticlockwise by ``turns`` times 90 degrees."""
+    """Rotate an image ``(..., H, W)`` or a `Geometry` counter-clockwise by ``turns`` times 90 degrees."""
     if not isinstance(inpt, Geometry):
-        transposed = torch.rot90(inpt, turns, (-2, -1))
-        return tv_tensors.wrap(transposed, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else transposed
+        rotated = torch.rot90(inpt, turns, (-2, -1))
+        return tv_tensors.wrap(rotated, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else rotated
     for _ in range(turns % 4):
         height, width = inpt.canvas_size
         inpt = inpt.after([[0, -1, width], [1, 0, 0], [0, 0, 1]], (width, height))
@@ -157,19 +158,18 @@ def quarter_turn(inpt: Any, turns: int) -> Any:
 def augment(
     image: Tensor, geometry: Geometry, config: ImageConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Bring an image ``(C, H, W)`` of brightness 0 to 255 to the network's scale with the configured random changes.
+    """Bring an image ``(C, H, W)`` of values 0 to 255 to the network's scale with the configured random changes.
 
-    Everything random is drawn from ``rng``: first `draw_window`, then what `augment_window` draws, which also
-    says what is raised.
+    `sample_window` and `augment_window` sample from ``rng`` in turn.  Raises as `augment_window`.
     """
-    window = draw_window(geometry.canvas_size, config, rng)
+    window = sample_window(geometry.canvas_size, config, rng)
     if window.box is not None:
         image, geometry = cut(image, window.box), cut(geometry, window.box)
     return augment_window(image, geometry, window.target, config.augment, rng)
 
 
 class Window(NamedTuple):
-    """What a training sample shows: a part of its image, ``box`` in xyxy, or all of it, and the size that it is resized to."""
+    """The part of an image in a training sample: ``box`` xyxy, None for all of it, and the size that it is resized to."""
 
     box: Box | None
     target: Size
@@ -184,9 +184,9 @@ def cut(inpt: T, box: Box) -> T:
 def augment_window(
     image: Tensor, geometry: Geometry, target: Size, change: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Resize what a window shows to ``target``, then flip, turn and recolour it at random.
+    """Resize the image of a window to ``target``, then flip, rotate and recolour it at random.
 
-    Raises `InputError` for changes of colour that need 3 channels when there is another number.
+    Raises `InputError` for colour changes that need 3 channels if the image has another number.
     """
     image, geometry = resize(image, target), resize(geometry, target)
     if change.horizontal_flip and rng.random() < 0.5:
@@ -199,12 +199,12 @@ def augment_window(
     return _recolour(image, change, rng), geometry
 
 
-def draw_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
-    """Draw scale, jitter and crop for an image of ``(height, width)``, which need not be read for that."""
+def sample_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
+    """Sample scale, jitter and crop for an image of ``(height, width)``, which need not be read yet."""
     factor = 1.0
     if config.augment.min_sides is not None:
         side = int(rng.choice(config.augment.min_sides))
-        config = config.model_copy(update={"min_side": side, "max_side": round(LONGEST * side)})
+        config = config.model_copy(update={"min_side": side, "max_side": round(_MAX_ASPECT * side)})
     if config.augment.scale_jitter is not None:
         low, high = np.log(config.augment.scale_jitter)
         factor = float(np.exp(rng.uniform(low, high)))
@@ -218,22 +218,22 @@ def draw_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> 
 
 
 def _recolour(image: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Saturation, hue, brightness, contrast and negative, of values up to 255 as bytes or floats.
+    """Random changes of saturation, hue, brightness and contrast, and inversion, of values 0 to 255, uint8 or float32.
 
-    An image of other than 1 or 3 channels is changed as so many grey ones, all in the same way.  Saturation and
-    hue leave a grey image as it is.
+    With other than 1 or 3 channels, each channel is changed as a grey image, all in the same way.  Saturation and
+    hue do not change a grey image.
     """
     whole_numbers, channels = image.dtype == torch.uint8, image.shape[0]
-    if channels != 3 and any(getattr(change, name) for name in COLOURS):
+    if channels != 3 and any(getattr(change, name) for name in _COLOURS):
         raise InputError(f"image.augment.saturation and hue need images of 3 channels, not {channels}; set both to 0.")
     grey = is_grey(image.numpy())
     values = image if whole_numbers else image / 255
     values = values if channels in (1, 3) else values[:, None]
-    for name, (adjust, neutral) in ADJUST.items():
+    for name, (adjust, neutral) in _ADJUST.items():
         reach = getattr(change, name)
         if reach:
             factor = rng.uniform(neutral - reach, neutral + reach)
-            values = values if grey and name in COLOURS else adjust(values, factor)
+            values = values if grey and name in _COLOURS else adjust(values, factor)
     if change.invert and rng.random() < change.invert:
         values = F.invert(values)
     values = values.view_as(image)
