@@ -12,11 +12,13 @@ from PIL import Image
 from masklab.cli.app import main
 from masklab.config.schema import validate
 from masklab.datasets.coco import CocoSplit, ImageRecord
+from masklab.datasets.statistics import Statistics
 from masklab.evaluation.matching import match, matching_metrics, overlaps
 from masklab.model.build import build_model
 from masklab.model.mask_head import MaskLogits
 from masklab.ops.deformable import offset_sub_boxes
 from masklab.plots import colour_maps, sheets
+from masklab.plots.charts import statistics_chart
 from masklab.plots.failures import ORANGE, SKY, YELLOW, failure_figure, find_failures, marked, show_failures
 from masklab.plots.image import show_image
 from masklab.plots.inspection import Inspection
@@ -24,6 +26,7 @@ from masklab.plots.logit_maps import _assembled, direction_figure, semantic_figu
 from masklab.plots.mask_stages import mask_figure
 from masklab.plots.sub_boxes import sub_box_figure
 from masklab.results.instances import Instances
+from masklab.results.overlay import PALETTE
 from masklab.weights.checkpoint import save_model
 
 SHAPES = ("detections", "semantic", "directions", "masks", "sub_boxes")
@@ -279,11 +282,11 @@ def test_marks_lie_on_their_objects():
 
 def test_long_names_are_broken_within_the_width():
     name = "W" * 64 + ".png"
-    broken = sheets.words(f"of {name}", 300)
+    broken = sheets.text_block(f"of {name}", 300)
     assert broken.width <= 300
-    letters = np.asarray(sheets.words(name, 3000)) < 128
+    letters = np.asarray(sheets.text_block(name, 3000)) < 128
     assert (np.asarray(broken) < 128).sum() == pytest.approx(letters.sum(), rel=0.1), "and none is lost"
-    assert sheets.words(name, 1).height == 68 * sheets.words("W", 300).height
+    assert sheets.text_block(name, 1).height == 68 * sheets.text_block("W", 300).height
 
 
 def test_the_legend_says_what_the_marks_mean():
@@ -422,6 +425,33 @@ def test_a_scale_has_round_limits_and_its_own_colours():
     bar = colour_maps.heat_bar(-1, 1, 200, "logit")
     assert holds(bar, colour_maps.HEAT[0][1])
     assert holds(bar, colour_maps.HEAT[-1][1])
+
+
+def statistics(sides, per_image, per_class):
+    return Statistics(np.array(sides, np.float64), np.array(per_image, np.int64), np.array(per_class, np.int64))
+
+
+def test_statistics_are_charted_for_any_names_and_for_no_object():
+    """A bar for each class, longest first, up to 30; what would be a formula or a font's missing letter is plain."""
+    names = ["$x_1^{", "日本", "w" * 500, *(f"class {k}" for k in range(37))]
+    few, many = ([np.asarray(chart) for chart in charts_of(names[:count])] for count in (3, 40))
+    for chart in (*few, *many):
+        assert chart.shape[1] == sheets.PAGE
+        edge = sheets.GAP + 1
+        assert (chart[:edge] == 255).all(), "a margin, at which no text is clipped"
+        assert (chart[:, -edge:] == 255).all()
+        assert (chart[:, :edge] == 255).all()
+    assert many[0].shape[0] - few[0].shape[0] == 27 * 27
+    bars = ((few[0] == PALETTE[4]).all(axis=-1).sum(axis=1)[-100:] > 300).nonzero()[0]
+    assert len(bars) > 2 * 12, "two classes of objects have bars that are seen"
+
+
+def charts_of(names):
+    counts = np.arange(len(names))
+    yield statistics_chart(
+        "title " * 60, statistics(np.geomspace(3, 900, 500), [0, 3, 26], counts), names, "as they are"
+    )
+    yield statistics_chart("empty", statistics([], [0], np.zeros(len(names))), names, "as they are")
 
 
 def test_directions_of_any_number_have_their_colours():

@@ -42,11 +42,11 @@ def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:
     if not isinstance(given, (list, tuple)) or list(given) != [height, width]:
         raise ValueError(f"the RLE's size is {given} but the image's is {[height, width]} (height, width)")
     counts = segmentation["counts"]
-    runs = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
-    total = sum(runs.tolist())  # which does not overflow
+    rle = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
+    total = sum(rle.tolist())  # which does not overflow
     if total != height * width:
         raise ValueError(f"the RLE covers {total} pixels but the image has {height} x {width} = {height * width}")
-    return _canonical(runs)
+    return _canonical(rle)
 
 
 def _from_counts(counts: Any, pixels: int) -> RLE:
@@ -70,8 +70,8 @@ def _from_polygons(polygons: Sequence[Any], size: Size) -> RLE:
     if height * width >= 2**32:
         raise ValueError(f"the image's {height} x {width} pixels are too many for polygons")
     parts = [_checked_polygon(polygon) for polygon in polygons]
-    rles = hotcoco.mask.frPyObjects(parts, height, width)
-    merged = hotcoco.mask.merge(rles) if len(rles) > 1 else rles[0]
+    rasterized = hotcoco.mask.frPyObjects(parts, height, width)
+    merged = hotcoco.mask.merge(rasterized) if len(rasterized) > 1 else rasterized[0]
     return _canonical(rle_from_string(merged["counts"]))
 
 
@@ -95,11 +95,11 @@ def _checked_polygon(polygon: Any) -> list[float]:
     return values.tolist()
 
 
-def _canonical(runs: RLE) -> RLE:
+def _canonical(rle: RLE) -> RLE:
     """Run lengths without zeros, except the first, their neighbours joined."""
-    if runs.size <= 1 or runs[1:].all():
-        return runs
-    kept = np.flatnonzero(runs)
+    if rle.size <= 1 or rle[1:].all():
+        return rle
+    kept = np.flatnonzero(rle)
     starts = np.flatnonzero(np.diff(kept % 2, prepend=-1))
-    joined = np.add.reduceat(runs[kept], starts) if kept.size else np.zeros(1, np.int64)
+    joined = np.add.reduceat(rle[kept], starts) if kept.size else np.zeros(1, np.int64)
     return np.concatenate(([0], joined)) if kept.size and kept[0] % 2 else joined

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.masks import rle
+from masklab.masks.rle import RLE, bounds, window
 from masklab.utils.types import Size
 
 Ring = NDArray[np.int64]
 Polygon = list[Ring]
 
 
-def rle_to_polygons(runs: rle.RLE, size: Size) -> list[Polygon]:
+def rle_to_polygons(rle: RLE, size: Size) -> list[Polygon]:
     """`polygons` of a mask given by its run lengths."""
-    box = rle.bounds(runs, size)
-    return polygons(rle.window(runs, size, box), box[:2]) if box is not None else []
+    box = bounds(rle, size)
+    return polygons(window(rle, size, box), box[:2]) if box is not None else []
 
 
 def polygons(region: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[Polygon]:

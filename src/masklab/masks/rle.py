@@ -85,15 +85,15 @@ def rle_to_coco(masks: Sequence[RLE], size: Size) -> list[dict[str, Any]]:
     return [{"size": [int(size[0]), int(size[1])], "counts": counts} for counts in rle_to_strings(masks)]
 
 
-def area(runs: RLE) -> int:
+def area(rle: RLE) -> int:
     """Number of foreground pixels."""
-    return int(runs[1::2].sum())
+    return int(rle[1::2].sum())
 
 
-def bounds(runs: RLE, size: Size) -> Box | None:
+def bounds(rle: RLE, size: Size) -> Box | None:
     """The tight box ``(x1, y1, x2, y2)`` in pixels around the foreground; ``None`` if there is none."""
     height = size[0]
-    starts, ends = _foreground(runs)
+    starts, ends = _foreground(rle)
     if starts.size == 0:
         return None
     lasts = ends - 1
@@ -103,14 +103,14 @@ def bounds(runs: RLE, size: Size) -> Box | None:
     return left, int((starts % height).min()), right + 1, int((lasts % height).max()) + 1
 
 
-def window(runs: RLE, size: Size, box: Box) -> NDArray[np.uint8]:
+def window(rle: RLE, size: Size, box: Box) -> NDArray[np.uint8]:
     """The mask inside an integer ``box`` ``(x1, y1, x2, y2)``: uint8 0 and 1, ``(y2 - y1, x2 - x1)``.
 
     Pixels outside the image are 0.  Time and memory grow with the box, not with the image.
     """
     x1, y1, x2, y2 = (int(edge) for edge in box)
     height, tall, wide = size[0], max(y2 - y1, 0), max(x2 - x1, 0)
-    starts, ends = _foreground(runs)
+    starts, ends = _foreground(rle)
     first = int(np.searchsorted(ends, x1 * height, "right"))
     last = int(np.searchsorted(starts, x2 * height, "left"))
     starts, ends = np.maximum(starts[first:last], x1 * height), np.minimum(ends[first:last], x2 * height)
@@ -125,9 +125,9 @@ def window(runs: RLE, size: Size, box: Box) -> NDArray[np.uint8]:
     return np.ascontiguousarray(bits.reshape(wide, tall).T)
 
 
-def _foreground(runs: RLE) -> tuple[RLE, RLE]:
+def _foreground(rle: RLE) -> tuple[RLE, RLE]:
     """Start and end (one past the last) of each foreground run, in pixels down the columns."""
-    edges = np.cumsum(runs)[: runs.size // 2 * 2]
+    edges = np.cumsum(rle)[: rle.size // 2 * 2]
     return edges[0::2], edges[1::2]
 
 

@@ -19,7 +19,7 @@ def detection_figure(inspection: Inspection) -> Image.Image:
     larger = replace(inspection.found, size=size, boxes=inspection.found.boxes * scale)
     image = np.ascontiguousarray(inspection.shown(size).transpose(2, 0, 1))
     drawn = overlay(image, larger, inspection.score, enlarge=False)
-    note = f"{inspection.counted()}. Colours tell neighbours apart and have no other meaning."
+    note = f"{inspection.summary()}. Colours tell neighbours apart and have no other meaning."
     if len(inspection.found) > MOST_LABELLED or min(size) < LEAST_LABELLED:
         note += " Boxes and scores are left out: too many objects or too small an image."
-    return sheets.figure(f"{inspection.name}: objects found", drawn, sheets.words(note, max(drawn.width, 500)))
+    return sheets.figure(f"{inspection.name}: objects found", drawn, sheets.text_block(note, max(drawn.width, 500)))

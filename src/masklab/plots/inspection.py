@@ -72,7 +72,7 @@ class Inspection:
         """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``; None if the model has none."""
         return getattr(self.maps, branch) if isinstance(self.maps, MaskLogits) else None
 
-    def without(self, branch: str) -> str:
+    def reason_missing(self, branch: str) -> str:
         """The reason why there are no logits of a ``branch``."""
         head = self.model.config.model.mask.head
         field = f"model.mask.{branch} is false" if head == "masklab" else f"model.mask.head is {head}"
@@ -131,7 +131,7 @@ class Inspection:
             f"at {x1:.0f}, {y1:.0f}",
         ]
 
-    def counted(self) -> str:
+    def summary(self) -> str:
         """How many objects of each class were found, for a caption."""
         if not len(self.found):
             best = (

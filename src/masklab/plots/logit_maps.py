@@ -25,7 +25,7 @@ def semantic_figure(inspection: Inspection) -> Image.Image | str:
     """The semantic channels of the classes found, over the image and alone (paper, Fig. 7)."""
     maps = inspection.logits("semantic")
     if maps is None:
-        return inspection.without("semantic")
+        return inspection.reason_missing("semantic")
     size = inspection.fitted_size(700, (sheets.CONTENT_WIDTH - 150) // 2)
     chosen, note = _classes(inspection, maps)
     channels = {label: inspection.channel(maps, label, size) for label in chosen}
@@ -48,7 +48,7 @@ def semantic_figure(inspection: Inspection) -> Image.Image | str:
                 ]
             )
         )
-    return sheets.figure(f"{inspection.name}: semantic logits", *rows, sheets.words(note, max(2 * size[1], 500)))
+    return sheets.figure(f"{inspection.name}: semantic logits", *rows, sheets.text_block(note, max(2 * size[1], 500)))
 
 
 def _classes(inspection: Inspection, maps: Tensor) -> tuple[list[int], str]:
@@ -66,14 +66,14 @@ def _classes(inspection: Inspection, maps: Tensor) -> tuple[list[int], str]:
         ], f"{note} The branch is trained inside boxes only, so it may be high outside."
     peaks = maps[0].float().amax(dim=(1, 2))
     best = peaks.topk(min(_MOST_CLASSES, len(peaks))).indices.tolist()
-    return best, f"{inspection.counted()}: these are the channels with the highest peaks."
+    return best, f"{inspection.summary()}: these are the channels with the highest peaks."
 
 
 def direction_figure(inspection: Inspection) -> Image.Image | str:
     """The direction channels and what each box is assembled from (paper, Fig. 3 and 6)."""
     maps, mask = inspection.logits("direction"), inspection.model.config.model.mask
     if maps is None:
-        return inspection.without("direction")
+        return inspection.reason_missing("direction")
     table = inspection.table
     wheel = colour_maps.direction_wheel(table, mask.directions, mask.start_degrees, 300)
     size = inspection.fitted_size(560, (sheets.CONTENT_WIDTH - wheel.width - 130) // 2)
@@ -92,7 +92,7 @@ def direction_figure(inspection: Inspection) -> Image.Image | str:
     return sheets.figure(
         f"{inspection.name}: direction logits, {mask.directions} directions and {mask.distance_bins} distance bins",
         top,
-        sheets.words("All channels over the whole image; frame, number and arrow say which direction:", top.width),
+        sheets.text_block("All channels over the whole image; frame, number and arrow say which direction:", top.width),
         _grid(inspection, maps),
     )
 

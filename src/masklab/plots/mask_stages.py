@@ -20,21 +20,23 @@ def mask_figure(inspection: Inspection) -> Image.Image | str:
     """The logits, the coarse and the refined mask of the best objects, a row each."""
     count = min(_MOST_OBJECTS, len(inspection.found))
     if not count:
-        return f"{inspection.counted()}."
+        return f"{inspection.summary()}."
     samples = inspection.found.masks.shape[-1]
     side = samples * max(1, _OBJECT_SIDE // samples)
     columns, legends = _columns(inspection, count, side)
-    heads = [sheets.words(name, side, fixed=True) for name, _ in columns]
-    rows = [sheets.row([sheets.words("", _OBJECT_WORDS, fixed=True), *heads])]
+    heads = [sheets.text_block(name, side, fixed=True) for name, _ in columns]
+    rows = [sheets.row([sheets.text_block("", _OBJECT_WORDS, fixed=True), *heads])]
     for n in range(count):
         tiles = [Image.fromarray(sheets.scaled(shown[n], (side, side))) for _, shown in columns]
         rows.append(sheets.row([_named(inspection, n, side), *tiles]))
-    missing = [inspection.without(branch) for branch in ("semantic", "direction") if inspection.logits(branch) is None]
+    missing = [
+        inspection.reason_missing(branch) for branch in ("semantic", "direction") if inspection.logits(branch) is None
+    ]
     if inspection.model.refinement is None:
         missing.append("this model has no refinement (model.mask.refine_levels is empty).")
     notes = " ".join(["Boxes are stretched to squares, as the network sees them.", *missing])
     table = sheets.row([sheets.stack(rows), sheets.stack(legends)])
-    return sheets.figure(f"{inspection.name}: the best {count} objects", table, sheets.words(notes, table.width))
+    return sheets.figure(f"{inspection.name}: the best {count} objects", table, sheets.text_block(notes, table.width))
 
 
 def _columns(inspection: Inspection, count: int, side: int) -> tuple[list[tuple[str, list[Bytes]]], list[Image.Image]]:
@@ -104,7 +106,7 @@ def _stages(inspection: Inspection, count: int) -> list[tuple[str, Floats]]:
 
 def _named(inspection: Inspection, n: int, height: int) -> Image.Image:
     """The description of object ``n``, to the left of its row."""
-    text = sheets.words("\n".join(inspection.describe(n)), _OBJECT_WORDS)
+    text = sheets.text_block("\n".join(inspection.describe(n)), _OBJECT_WORDS)
     image = Image.new("RGB", (_OBJECT_WORDS, max(height, text.height)), sheets.PAPER)
     image.paste(text, (0, (image.height - text.height) // 2))
     return image

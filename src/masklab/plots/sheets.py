@@ -40,7 +40,7 @@ def scaled(image: Bytes, size: Size) -> Bytes:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), method))
 
 
-def words(text: str, width: int, size: int = TEXT, fixed: bool = False) -> Image.Image:
+def text_block(text: str, width: int, size: int = TEXT, fixed: bool = False) -> Image.Image:
     """Text broken into lines of at most ``width`` pixels, as an image; ``fixed`` makes it exactly ``width`` wide."""
     text_font = font(size)
     lines: list[str] = []
@@ -72,7 +72,7 @@ def _pieces(word: str, width: int, text_font: Any) -> Iterator[str]:
 
 def captioned(panel: Image.Image, caption: str, width: int | None = None) -> Image.Image:
     """An image below its caption."""
-    return stack([words(caption, width or max(panel.width, 240)), panel], gap=4)
+    return stack([text_block(caption, width or max(panel.width, 240)), panel], gap=4)
 
 
 def widened(panel: Image.Image, width: int) -> Image.Image:
@@ -105,7 +105,7 @@ def row(parts: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
 def figure(title: str, *parts: Image.Image) -> Image.Image:
     """A whole figure: title, parts below one another, a margin around."""
     inside = max(part.width for part in parts)
-    sheet = stack([words(title, max(inside, 500), TEXT + 2), *parts])
+    sheet = stack([text_block(title, max(inside, 500), TEXT + 2), *parts])
     image = Image.new("RGB", (sheet.width + 2 * GAP, sheet.height + 2 * GAP), PAPER)
     image.paste(sheet, (GAP, GAP))
     return image
@@ -176,5 +176,5 @@ def legend(entries: Sequence[tuple[str, Colour, Sequence[float]]]) -> Image.Imag
         sample = Image.new("RGB", (76, round(1.35 * TEXT)), (110, 110, 110))
         middle = sample.height // 2
         stroke(ImageDraw.Draw(sample), np.array([(6, middle), (69, middle)]), colour, pattern)
-        parts.append(row([sample, words(text, PAGE)], gap=8))
+        parts.append(row([sample, text_block(text, PAGE)], gap=8))
     return stack(parts, gap=6)

@@ -21,7 +21,7 @@ def sub_box_figure(inspection: Inspection) -> Image.Image | str:
     if sub_boxes is None:
         return "this model's box head has a plain crop (model.box.deformable is null)."
     if not count:
-        return f"{inspection.counted()}."
+        return f"{inspection.summary()}."
     boxes = inspection.found.boxes[:count]
     with inspection.model.inference():
         offsets = inspection.model.box_head.predict_offsets(inspection.features.conv4, inspection.rois(boxes))
@@ -46,7 +46,7 @@ def sub_box_figure(inspection: Inspection) -> Image.Image | str:
         f"in the plain crop. The mean offset is {offsets.norm(dim=-1).mean():.3f} of the box's sides."
     )
     body = sheets.row([sheets.stack(rows), legend])
-    return sheets.figure(f"{inspection.name}: deformed sub-boxes", body, sheets.words(note, body.width))
+    return sheets.figure(f"{inspection.name}: deformed sub-boxes", body, sheets.text_block(note, body.width))
 
 
 def _deformed(inspection: Inspection, n: int, still: Floats, moved: Floats, side: int) -> Image.Image:

@@ -83,14 +83,14 @@ def _colours(boxes: NDArray[np.float32]) -> list[Colour]:
 
 
 def _tint_one(
-    canvas: NDArray[np.uint8], original: NDArray[np.uint8], runs: rle.RLE, colour: Colour, factor: int, width: int
+    canvas: NDArray[np.uint8], original: NDArray[np.uint8], mask: rle.RLE, colour: Colour, factor: int, width: int
 ) -> None:
     """Tint one object and draw its outline, inside its own box only."""
-    box = rle.bounds(runs, (original.shape[0], original.shape[1]))
+    box = rle.bounds(mask, (original.shape[0], original.shape[1]))
     if box is None:
         return
     x1, y1, x2, y2 = box
-    inside = rle.window(runs, (original.shape[0], original.shape[1]), box).view(bool)
+    inside = rle.window(mask, (original.shape[0], original.shape[1]), box).view(bool)
     inside = inside.repeat(factor, axis=0).repeat(factor, axis=1)
     beneath = original[y1:y2, x1:x2].repeat(factor, axis=0).repeat(factor, axis=1)
     region = canvas[y1 * factor : y2 * factor, x1 * factor : x2 * factor]
