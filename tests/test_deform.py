@@ -1,4 +1,4 @@
-"""Deformable crop and resize: the moves of sub-boxes, the layer that predicts them, and their learning rate."""
+"""Deformable crop and resize: the offsets of sub-boxes, the layer that predicts them, and their learning rate."""
 
 import pytest
 import torch

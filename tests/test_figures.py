@@ -70,9 +70,9 @@ def test_every_figure_is_written(model, image, tmp_path, capsys):
     assert [path.name for path in written] == [f"disc_{name}.png" for name in SHAPES[:-1]]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in written)
     for path in written:
-        with Image.open(path) as tensor:
-            assert tensor.mode == "RGB"
-            assert 300 < tensor.width <= sheets.PAGE, "no figure is wider than a screen"
+        with Image.open(path) as written_image:
+            assert written_image.mode == "RGB"
+            assert 300 < written_image.width <= sheets.PAGE, "no figure is wider than a screen"
     assert "no sub_boxes figure: this model's box head has a plain crop" in capsys.readouterr().out
 
 

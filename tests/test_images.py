@@ -59,7 +59,7 @@ def sentence(action, *args):
     return message
 
 
-# ---- reading: every mode and depth
+# ---- reading: all modes and bit depths
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -148,7 +148,7 @@ def test_tiff_of_every_layout_keeps_its_numbers_and_gives_any_window(tmp_path, l
 
 
 @pytest.mark.parametrize("layout", ["plain", "tiled", "page tiles", "turned tiles", "samples"])
-def test_percentiles_of_a_thinned_file_are_those_of_the_whole(tmp_path, monkeypatch, layout):
+def test_percentiles_of_sampled_pixels_are_those_of_the_image(tmp_path, monkeypatch, layout):
     monkeypatch.setattr("masklab.images.intensity._MAX_SAMPLED", 700)
     path = tmp_path / "a.tif"
     expected = write_tiff(path, layout, np.uint16)
@@ -169,7 +169,7 @@ def test_other_numbers_become_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_deep_colour_is_turned_upright(tmp_path, orientation):
+def test_deep_colour_is_read_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     write_deep_png(tmp_path / "deep.png", as_type(np.uint16, 3), exif.tobytes().removeprefix(b"Exif\0\0"))
@@ -230,7 +230,7 @@ def test_compressions_that_pillow_must_decode(tmp_path):
     assert "install imagecodecs" in message
 
 
-# ---- numbers to brightness
+# ---- intensity range
 
 
 def test_eight_bits_stay_as_they_are():

@@ -154,7 +154,7 @@ def test_overlay_does_not_enlarge_a_strip_beyond_reason() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 200])
-def test_overlay_paints_objects_and_leaves_the_rest(n: int) -> None:
+def test_overlay_draws_objects_and_leaves_the_rest(n: int) -> None:
     image = np.full((3, 600, 700), 90, np.uint8)
     scene = instances(n, size=(600, 700))
     changed = (np.asarray(overlay(image, scene, min_score=0.0)) != 90).any(axis=2)

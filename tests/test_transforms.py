@@ -216,9 +216,9 @@ def test_colours():
         chroma = recolour(dull, seed, saturation=0.5)
         assert not torch.equal(chroma, dull)
         assert torch.einsum("chw,c->hw", chroma.float() - dull.float(), luma).abs().max() < 1.5
-        transposed = recolour(dull, seed, hue=0.5)
-        assert not torch.equal(transposed, dull)
-        assert (transposed.amax(dim=0).float() - dull.amax(dim=0).float()).abs().max() <= 1, "a hue keeps the value"
+        hue = recolour(dull, seed, hue=0.5)
+        assert not torch.equal(hue, dull)
+        assert (hue.amax(dim=0).float() - dull.amax(dim=0).float()).abs().max() <= 1, "a hue keeps the value"
     grey = torch.full((3, 4, 4), 77, dtype=torch.uint8)
     assert torch.equal(recolour(grey, saturation=1.0, hue=0.5), grey)
     channels = recolour(image[:1].repeat(5, 1, 1), brightness=0.5, contrast=0.5, invert=0.5)
@@ -375,10 +375,10 @@ def test_box_on_the_border_is_held_inside():
 def test_no_objects():
     targets = targets_of(np.zeros((0, *SIZE), np.uint8), Geometry.identity(SIZE), 9)
     shapes = [(0, 4), (0,), (0, 9, 9), (0,), (0, 4)]
-    kinds = [torch.float32, torch.int64, torch.float32, torch.int64, torch.float32]
+    dtypes = [torch.float32, torch.int64, torch.float32, torch.int64, torch.float32]
     values = (targets.boxes, targets.labels, targets.masks, targets.mask_rows, targets.ignored)
     assert [tuple(v.shape) for v in values] == shapes
-    assert [v.dtype for v in values] == kinds
+    assert [v.dtype for v in values] == dtypes
     masks = np.zeros((1, *SIZE), np.uint8)
     masks[0, :5, :5] = 1
     gone = targets_of(masks, F.crop(Geometry.identity(SIZE), 10, 10, 20, 20), 9)

@@ -26,7 +26,7 @@ def encode_masks(masks: Floats, boxes: Floats, size: Size) -> list[RLE]:
     """Run lengths (see `masklab.masks.rle`) of the pixels where each mask, interpolated bilinearly, is above 0.5.
 
     ``masks`` ``(N, P, P)`` float32 lie over ``boxes`` ``(N, 4)`` float32, ``xyxy`` in pixels of an image of ``size``
-    (height, width), as `masklab.ops.coordinates` says; outside its box a mask is 0.  A box without area, or with a
+    (height, width), by the convention of `masklab.ops.coordinates`; outside its box a mask is 0.  A box without area, or with a
     coordinate that is not finite, gives an empty mask.
 
     Source: the paper is silent; TensorFlow's object detection library does so.

@@ -1,4 +1,4 @@
-"""Non-maximum suppression: the first results of the hard kind, and Soft-NMS."""
+"""Non-maximum suppression (NMS) and Soft-NMS."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _BAR, _REST, _LINE = "#{:02x}{:02x}{:02x}".format(*PALETTE[4]), "#8c8c8c", "#{:0
 def statistics_chart(title: str, statistics: Statistics, class_names: Sequence[str], scaling: str) -> Image.Image:
     """Histograms of object sizes, with the suggested anchors, and of objects per image; a bar for each class.
 
-    ``scaling`` says how images are scaled to the network's input, of whose pixels the sizes are.
+    Sizes are in pixels of the network's input; ``scaling`` is a phrase on how images are scaled to it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

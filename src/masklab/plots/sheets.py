@@ -103,7 +103,7 @@ def row(parts: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
 
 
 def figure(title: str, *parts: Image.Image) -> Image.Image:
-    """A whole figure: title, parts below one another, a margin around."""
+    """A figure: title, parts below one another, a margin around."""
     inside = max(part.width for part in parts)
     sheet = stack([text_block(title, max(inside, 500), TEXT + 2), *parts])
     image = Image.new("RGB", (sheet.width + 2 * GAP, sheet.height + 2 * GAP), PAPER)

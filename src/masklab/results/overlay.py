@@ -37,7 +37,7 @@ def overlay(
     """Tint and outline every object whose score is at least ``min_score``, the smaller on top.
 
     ``image`` is ``(3, H, W)`` uint8 RGB, ``instances`` belong to it.  Neighbours get different colours.  An
-    image whose shortest side is under 512 pixels is enlarged by a whole factor, unless ``enlarge`` is
+    image whose shortest side is under 512 pixels is enlarged by an integer factor, unless ``enlarge`` is
     false.  Boxes, class names and scores are left out on small images and for more than
     60 objects.  Returns an RGB image.  Raises `ValueError` when the instances belong to an image of another size.
     """
