@@ -22,7 +22,8 @@ from side_by_side import alternate, arguments, peak_memory, ratio, show
 
 from masklab.config.recipe import load_recipe
 from masklab.inference.predictor import Predictor
-from masklab.masks.threshold import masks_to_rle
+from masklab.masks.rle import rle_to_coco
+from masklab.masks.threshold import encode_masks
 from masklab.model.build import build_model
 from masklab.structures import ClassTable
 
@@ -58,7 +59,7 @@ def main() -> None:
         with predictor.inference():
             none = torch.zeros(1, count, dtype=torch.long)
             masks = model.masks(maps, places, none, torch.tensor([count]), tensor)
-        masks_to_rle(masks[0].numpy(), boxes[:count], (side, side))
+        rle_to_coco(encode_masks(masks[0].numpy(), boxes[:count], (side, side)), (side, side))
 
     sides = {count: partial(objects, count) for count in (FEW, MANY)}
     seconds = alternate({str(count): run for count, run in sides.items()}, 3 if options.quick else 7)

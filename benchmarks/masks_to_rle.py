@@ -25,8 +25,8 @@ from side_by_side import alternate, arguments, ratio, show
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from masklab.masks.paste import THRESHOLD
-from masklab.masks.threshold import masks_to_rle
+from masklab.masks.rle import rle_to_coco
+from masklab.masks.threshold import THRESHOLD, encode_masks
 
 SIZE = HEIGHT, WIDTH = 800, 1200
 CHECKED = 100  # objects whose bits are compared
@@ -40,7 +40,7 @@ def main() -> None:
     for count in (100, 1000):
         masks, boxes = draw(count, options.samples)
         sides = {
-            "ours": partial(masks_to_rle, masks.numpy(), boxes.numpy(), SIZE),
+            "ours": partial(encode_ours, masks.numpy(), boxes.numpy(), SIZE),
             "theirs": partial(paste_and_encode, masks, boxes),
         }
         short = options.quick and count == 1000  # the run at 100 has warmed up
@@ -63,6 +63,11 @@ def draw(count: int, samples: int) -> tuple[Tensor, Tensor]:
     distance = (grid[:, None] ** 2 + grid[None] ** 2).sqrt()
     ragged = F.interpolate(torch.randn(count, 1, 6, 6), (samples, samples), mode="bicubic")[:, 0]
     return ((0.9 - distance) * 8 + ragged).sigmoid(), torch.cat([corner, corner + sides], dim=1)
+
+
+def encode_ours(masks: Any, boxes: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """What this package does."""
+    return rle_to_coco(encode_masks(masks, boxes, size), size)
 
 
 def paste_and_encode(masks: Tensor, boxes: Tensor, size: tuple[int, int] = SIZE) -> list[dict[str, Any]]:
@@ -88,7 +93,7 @@ def differing_bits(masks: Tensor, boxes: Tensor) -> int:
         grid = torch.stack(torch.broadcast_tensors(across[None], down[:, None]), dim=-1)
         full = F.grid_sample(mask[None, None].double(), grid[None], align_corners=True, padding_mode="border")[0, 0]
         full[(grid.abs() > 1).any(dim=-1)] = 0
-        (ours,) = masks_to_rle(mask[None].numpy(), np.array([[x1, y1, x2, y2]], np.float32), SIZE)
+        (ours,) = encode_ours(mask[None].numpy(), np.array([[x1, y1, x2, y2]], np.float32), SIZE)
         wrong += int((pycocotools.mask.decode(ours) != (full > THRESHOLD).numpy()).sum())
     return wrong
 

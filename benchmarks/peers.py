@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from masks_to_rle import paste_and_encode
+from masks_to_rle import encode_ours, paste_and_encode
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from side_by_side import mask_rcnn
@@ -72,7 +72,6 @@ from masklab.evaluation.report import write_metrics
 from masklab.images.read import read_image
 from masklab.images.resize import network_image
 from masklab.masks import rle
-from masklab.masks.threshold import masks_to_rle
 from masklab.model.build import build_model
 from masklab.ops.nms import soft_nms
 from masklab.structures import ClassTable
@@ -475,7 +474,7 @@ def paste_exactly(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[d
     cells = masks.shape[-1]
     ringed = F.pad(masks, (1, 1, 1, 1))[:, None]
     samples = F.interpolate(ringed, size=(2 * cells + 3,) * 2, mode="bilinear", align_corners=True)[:, 0, 1:-1, 1:-1]
-    return masks_to_rle(samples.numpy(), boxes.numpy(), size)
+    return encode_ours(samples.numpy(), boxes.numpy(), size)
 
 
 if __name__ == "__main__":

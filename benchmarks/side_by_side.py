@@ -21,7 +21,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, Mask
 from torchvision.ops import FrozenBatchNorm2d
 
 from masklab.masks import encode, rle
-from masklab.masks.threshold import rle_to_coco
 
 Side = Callable[[], object]
 
@@ -126,7 +125,7 @@ def draw_discs(centres: np.ndarray, radii: np.ndarray, size: tuple[int, int]) ->
     boxes = [rle.bounds(mask, size) or (0, 0, 0, 0) for mask in runs]
     return [
         {"area": rle.area(mask), "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": segmentation}
-        for mask, (x1, y1, x2, y2), segmentation in zip(runs, boxes, rle_to_coco(runs, size), strict=True)
+        for mask, (x1, y1, x2, y2), segmentation in zip(runs, boxes, rle.rle_to_coco(runs, size), strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from masklab.ops.boxes import box_iou, clip, decode, encode, overlap_share
 from masklab.ops.nms import nms_top_k, soft_nms
 
 
-def test_hand_worked_code():
+def test_deltas_by_hand():
     anchor, box = torch.tensor([[0.0, 0, 20, 10]]), torch.tensor([[2.0, 1, 22, 9]])
     torch.testing.assert_close(encode(box, anchor), torch.tensor([[1.0, 0, 0, -1.1157]]), atol=1e-4, rtol=0)
 
@@ -26,7 +26,7 @@ def test_decode_inverts_encode():
     torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes, atol=1e-3, rtol=1e-4)
 
 
-def test_wild_codes_stay_finite():
+def test_extreme_deltas_stay_finite():
     deltas = torch.tensor([[0.0, 0, 1e6, 1e6]])
     assert decode(deltas, torch.tensor([[0.0, 0, 10, 10]])).isfinite().all()
 
@@ -115,10 +115,10 @@ def test_soft_nms_that_leaves_nothing_of_the_others():
     assert (found[1:] < 1e-30).all()
 
 
-@pytest.mark.parametrize("cap", [100, 5])
-def test_detections_after_soft_nms(cap):
-    """What hard suppression leaves, softened, cut at the threshold and the cap, best first."""
-    config = BoxConfig(nms_iou=0.85, soft_nms=0.5, score_threshold=0.2, max_detections=cap)
+@pytest.mark.parametrize("max_detections", [100, 5])
+def test_detections_after_soft_nms(max_detections):
+    """What hard suppression leaves, softened, cut at the threshold and at max_detections, best first."""
+    config = BoxConfig(nms_iou=0.85, soft_nms=0.5, score_threshold=0.2, max_detections=max_detections)
     boxes, logits = boxes_at_random(80), torch.randn(80, 2) * 2
     proposals = Proposals(boxes[None], torch.tensor([80]))
     head = BoxHead(config, nn.Identity(), 1, 1, num_classes=1)
@@ -128,10 +128,10 @@ def test_detections_after_soft_nms(cap):
     kept = (scores > 0.2).nonzero().flatten()
     kept = kept[nms(boxes[kept], scores[kept], 0.85)]
     softened = soft_nms_slowly(boxes[kept], scores[kept], torch.zeros(len(kept)), 0.5)
-    order = [row for row in np.argsort(-softened) if softened[row] > 0.2][:cap]
+    order = [row for row in np.argsort(-softened) if softened[row] > 0.2][:max_detections]
     count = int(found.num_valid[0])
     assert count == len(order)
-    assert cap == 5 or count < (scores > 0.2).sum()
+    assert max_detections == 5 or count < (scores > 0.2).sum()
     np.testing.assert_allclose(found.scores[0, :count], softened[order], atol=1e-5)
     np.testing.assert_allclose(found.boxes[0, :count], boxes[kept][order], atol=1e-3)
     assert (found.scores[0, count:] == 0).all()

@@ -194,7 +194,7 @@ def test_the_views_asked_for_reach_the_model(sure_from_03, tmp_path):
 
 def test_show_draws_from_the_stored_threshold(sure_from_03, tmp_path, monkeypatch, capsys):
     weights, data, _ = sure_from_03
-    monkeypatch.setattr("masklab.plots.show.FIGURES", {"count": lambda look: f"{len(look.found)} at {look.score}"})
+    monkeypatch.setattr("masklab.plots.image._FIGURES", {"count": lambda look: f"{len(look.found)} at {look.score}"})
     words = ["show", str(weights), str(data / "val" / "1.png"), "--output", str(tmp_path / "a")]
     assert main(words) == 0
     assert "2 at 0.3\n" in capsys.readouterr().out

@@ -15,9 +15,15 @@ TENSORFLOW = Path(__file__).resolve().parents[2] / "shared" / "tf_ref.npz"
 RAMP = (10 * torch.arange(4.0)[:, None] + torch.arange(5.0))[None, None]  # f(y, x) = 10 y + x
 
 
-def rois(*boxes_yxyx, slack=(1e-6, 1e-6)):
+def rois(*boxes_yxyx, margin=(1e-6, 1e-6)):
     boxes = torch.tensor(np.array(boxes_yxyx), dtype=torch.float32).view(-1, 4)[:, [1, 0, 3, 2]]
-    return Rois(boxes, torch.zeros(len(boxes), dtype=torch.long), slack)
+    return Rois(boxes, torch.zeros(len(boxes), dtype=torch.long), margin)
+
+
+def tf_rois(boxes, size):
+    """Pixel boxes (R, 4) divided by height and width, as TensorFlow's library does."""
+    height, width = size
+    return Rois(boxes / torch.tensor([width, height, width, height]), torch.zeros(len(boxes), dtype=torch.long))
 
 
 def random_rois(count, images=2, seed=0, dtype=torch.float32):
@@ -82,8 +88,8 @@ def test_hand_vectors_of_tensorflow(tensorflow):
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)])
 def test_equals_the_slow_version(size):
     features = torch.randn(2, 3, 6, 7)
-    boxes = replace(random_rois(20), slack=(0.03, 0.05))
-    expected = reference.crop_and_resize(features, boxes.boxes, boxes.batch_index, size, boxes.slack)
+    boxes = replace(random_rois(20), margin=(0.03, 0.05))
+    expected = reference.crop_and_resize(features, boxes.boxes, boxes.batch_index, size, boxes.margin)
     torch.testing.assert_close(crop_and_resize(features, boxes, size), expected, atol=1e-5, rtol=0)
 
 
@@ -140,12 +146,14 @@ def test_one_channel_a_sample_equals_the_slow_version_on_the_right_and_bottom_bo
     torch.manual_seed(0)
     features = torch.randn(2, 3, *cells).to(memory_format=memory)
     pixels = torch.tensor([box for kind in BORDERS.values() for box in kind], dtype=torch.float32)
-    boxes = Rois.from_pixels(pixels, torch.ones(len(pixels), dtype=torch.long), (25, 41), mode)
+    boxes = Rois.from_pixels(pixels, torch.ones(len(pixels), dtype=torch.long), (25, 41))
+    if mode == "tf":
+        boxes = replace(tf_rois(pixels, (25, 41)), batch_index=boxes.batch_index)
     for size in ((1, 1), (2, 5), (7, 3)):
         channels = torch.randint(0, 3, (len(boxes), *size))
         fast, slow = features.clone().requires_grad_(), features.clone().requires_grad_()
         found = crop_channels(fast, boxes, size, channels)
-        crops = reference.crop_and_resize(slow, boxes.boxes, boxes.batch_index, size, boxes.slack)
+        crops = reference.crop_and_resize(slow, boxes.boxes, boxes.batch_index, size, boxes.margin)
         expected = reference.select_channels(crops, channels)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         weight = torch.randn_like(found)
@@ -208,7 +216,7 @@ def test_boxes_that_want_a_gradient_are_refused():
 
 
 @pytest.mark.parametrize(("stride", "cells"), [(1, 33), (2, 17), (4, 9), (8, 5)])
-def test_exact_mode_puts_cell_i_on_pixel_stride_times_i(stride, cells):
+def test_cell_i_lies_on_pixel_stride_times_i(stride, cells):
     """A ramp sampled by any level gives back the pixel it was asked for, so all levels line up."""
     pixels = torch.arange(cells, dtype=torch.float32) * stride
     features = pixels.expand(1, 1, cells, cells)
@@ -218,19 +226,23 @@ def test_exact_mode_puts_cell_i_on_pixel_stride_times_i(stride, cells):
     torch.testing.assert_close(found, torch.tensor([8.0, 12, 16, 20, 24]).expand(3, 5), atol=1e-4, rtol=0)
 
 
-def test_a_box_on_the_border_is_inside_in_exact_mode():
+def test_a_box_on_the_border_is_inside():
     box = torch.tensor([[0.0, 0.0, 33.0, 17.0]])
     whole = Rois.from_pixels(box, torch.zeros(1, dtype=torch.long), (17, 33))
     assert (crop_and_resize(torch.ones(1, 1, 3, 5), whole, (7, 7)) == 1).all()
 
 
-def test_tf_mode_divides_by_height_and_width():
+def test_tensorflows_coordinates_divide_by_height_and_width():
     box = torch.tensor([[0.0, 0.0, 40.0, 32.0]])
-    whole = Rois.from_pixels(box, torch.zeros(1, dtype=torch.long), (32, 40), "tf")
+    whole = tf_rois(box, (32, 40))
     assert whole.boxes.tolist() == [[0, 0, 1, 1]]
+    here = Rois.from_pixels(
+        torch.from_numpy(reference.tf_positions(box.numpy(), (32, 40))), torch.zeros(1, dtype=torch.long), (32, 40)
+    )
+    torch.testing.assert_close(here.boxes.float(), whole.boxes)
 
 
-def test_soft_target_of_a_tight_box_in_exact_mode():
+def test_soft_target_of_a_tight_box():
     """Corners a quarter, edges a half, inside one: the samples of a tight box lie on the mask's outline."""
     mask = torch.zeros(1, 1, 6, 6)
     mask[0, 0, 2:5, 1:4] = 1
@@ -242,13 +254,14 @@ def test_soft_target_of_a_tight_box_in_exact_mode():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_soft_target_of_a_tight_box_in_tf_mode():
+def test_soft_target_of_a_tight_box_in_tensorflows_coordinates():
     mask = torch.zeros(1, 1, 6, 6)
     mask[0, 0, 2:5, 1:4] = 1
-    tight = Rois.from_pixels(torch.tensor([[1.0, 2, 4, 5]]), torch.zeros(1, dtype=torch.long), (6, 6), "tf")
+    tight = tf_rois(torch.tensor([[1.0, 2, 4, 5]]), (6, 6))
     found = crop_and_resize(mask, tight, (5, 5))[0, 0]
     expected = torch.tensor([[0.556, 0.667, 0.667, 0.667, 0.444], [0.694, 0.833, 0.833, 0.833, 0.556]])
     torch.testing.assert_close(found[[0, -1]], expected, atol=1e-3, rtol=0)
+    assert (found[1:-1, 1:-1] == 1).all()
 
 
 def test_bf16_features_keep_float32_positions():

@@ -1,4 +1,4 @@
-"""Deformable crop and resize: the moves of sub-boxes, the layer that predicts them, and their learning rate."""
+"""Deformable crop and resize: the offsets of sub-boxes, the layer that predicts them, and their learning rate."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_each_sub_box_is_a_crop_of_its_own(sub_boxes):
                 left = x1 + width * (step * b + float(offsets[r, a, b, 1]))
                 top = y1 + height * (step * a + float(offsets[r, a, b, 0]))
                 box = torch.tensor([[left, top, left + width * side, top + height * side]], dtype=torch.float64)
-                expected = crop_and_resize(features, Rois(box, where.batch_index[r : r + 1], where.slack), (2, 2))[0]
+                expected = crop_and_resize(features, Rois(box, where.batch_index[r : r + 1], where.margin), (2, 2))[0]
                 part = found[r, :, 2 * a : 2 * a + 2, 2 * b : 2 * b + 2]
                 torch.testing.assert_close(part, expected, atol=1e-9, rtol=0)
 

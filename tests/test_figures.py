@@ -15,17 +15,21 @@ from masklab.config.schema import validate
 from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.split import Split
+from masklab.datasets.statistics import Statistics
 from masklab.evaluation.matching import match, matching_metrics, overlaps
 from masklab.model.build import build_model
 from masklab.model.mask_head import MaskLogits
 from masklab.ops.deformable import offset_sub_boxes
-from masklab.plots import sheets as panels
-from masklab.plots.channels import _assembled, directions, semantic
+from masklab.plots import colour_maps, sheets
+from masklab.plots.charts import statistics_chart
 from masklab.plots.failures import ORANGE, SKY, YELLOW, failure_figure, find_failures, marked, show_failures
+from masklab.plots.image import show_image
 from masklab.plots.inspection import Inspection
-from masklab.plots.objects import masks, sub_boxes
-from masklab.plots.show import show
+from masklab.plots.logit_maps import _assembled, direction_figure, semantic_figure
+from masklab.plots.mask_stages import mask_figure
+from masklab.plots.sub_boxes import sub_box_figure
 from masklab.results.instances import Instances
+from masklab.results.overlay import PALETTE
 from masklab.weights.checkpoint import save_model
 
 SHAPES = ("detections", "semantic", "directions", "masks", "sub_boxes")
@@ -55,9 +59,9 @@ def image(tmp_path):
     return path
 
 
-def look_at(model, score=0.0):
+def inspect(model, score=0.0):
     values = np.random.default_rng(0).integers(0, 255, (3, 40, 64), dtype=np.uint8)
-    return Inspection.at(predictor(model), "noise", values, score)
+    return Inspection.of(predictor(model), "noise", values, score)
 
 
 def holds(tensor, colour):
@@ -65,18 +69,18 @@ def holds(tensor, colour):
 
 
 def test_every_figure_is_written(model, image, tmp_path, capsys):
-    written = show(predictor(model), image, tmp_path / "figures", score=0.0)
+    written = show_image(predictor(model), image, tmp_path / "figures", score=0.0)
     assert [path.name for path in written] == [f"disc_{name}.png" for name in SHAPES[:-1]]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in written)
     for path in written:
-        with Image.open(path) as tensor:
-            assert tensor.mode == "RGB"
-            assert 300 < tensor.width <= panels.PAGE, "no figure is wider than a screen"
+        with Image.open(path) as written_image:
+            assert written_image.mode == "RGB"
+            assert 300 < written_image.width <= sheets.PAGE, "no figure is wider than a screen"
     assert "no sub_boxes figure: this model's box head has a plain crop" in capsys.readouterr().out
 
 
 def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, capsys):
-    written = show(predictor(model), image, tmp_path, score=1.1)
+    written = show_image(predictor(model), image, tmp_path, score=1.1)
     assert [path.stem for path in written] == ["disc_detections", "disc_semantic", "disc_directions"]
     out = capsys.readouterr().out
     assert "no masks figure: No detection has a score of 1.10 or more; the best of" in out
@@ -84,23 +88,27 @@ def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, cap
 
 def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, capsys):
     only_semantic = tiny(tiny_config, classes, mask__direction=False, mask__refine_levels=[])
-    names = [path.stem for path in show(predictor(only_semantic), image, tmp_path / "a", 0.0)]
+    names = [path.stem for path in show_image(predictor(only_semantic), image, tmp_path / "a", 0.0)]
     assert names == ["disc_detections", "disc_semantic", "disc_masks"]
     assert (
         "no directions figure: this model has no direction logits (model.mask.direction is false)"
         in capsys.readouterr().out
     )
     only_direction = tiny(tiny_config, classes, mask__semantic=False)
-    names = [path.stem for path in show(predictor(only_direction), image, tmp_path / "b", 0.0)]
+    names = [path.stem for path in show_image(predictor(only_direction), image, tmp_path / "b", 0.0)]
     assert names == ["disc_detections", "disc_directions", "disc_masks"]
     assert "model.mask.semantic is false" in capsys.readouterr().out
     whole = tiny(tiny_config, classes)
-    assert masks(look_at(whole)).width > masks(look_at(only_direction)).width > masks(look_at(only_semantic)).width
+    assert (
+        mask_figure(inspect(whole)).width
+        > mask_figure(inspect(only_direction)).width
+        > mask_figure(inspect(only_semantic)).width
+    )
 
 
 def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, image, tmp_path, capsys):
     model = tiny(tiny_config, classes, mask__head="mask_rcnn", mask__refine_levels=[], mask__mask_size=28)
-    names = [path.stem for path in show(predictor(model), image, tmp_path, 0.0)]
+    names = [path.stem for path in show_image(predictor(model), image, tmp_path, 0.0)]
     assert names == ["disc_detections", "disc_masks"]
     assert "model.mask.head is mask_rcnn" in capsys.readouterr().out
 
@@ -108,11 +116,11 @@ def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, image, tmp_
 def test_sub_boxes_of_a_deformable_crop(tiny_config, classes):
     model = tiny(tiny_config, classes, box__deformable="grid")
     torch.nn.init.constant_(model.box_head.offsets.bias, 2.0)
-    figure = sub_boxes(look_at(model))
-    for colour in panels.plane(3).reshape(-1, 3)[[0, 2, 6, 8]]:
+    figure = sub_box_figure(inspect(model))
+    for colour in colour_maps.sub_box_colours(3).reshape(-1, 3)[[0, 2, 6, 8]]:
         pixels = (np.asarray(figure) == colour).all(axis=-1).sum()
         assert pixels > (190 // 3) ** 2, "the legend's square, and more: the sub-boxes"
-    assert sub_boxes(look_at(model, 1.1)).startswith("No detection")
+    assert sub_box_figure(inspect(model, 1.1)).startswith("No detection")
 
 
 def test_moved_sub_boxes_by_hand():
@@ -125,66 +133,66 @@ def test_moved_sub_boxes_by_hand():
     assert offset_sub_boxes(box, still, "grid")[0, 0, 1].tolist() == pytest.approx([27, 50, 37, 70])
 
 
-def one_object(look, box):
-    """The same look with one object of which only the box matters."""
-    side = look.model.config.model.mask.mask_size
+def one_object(inspection, box):
+    """The same inspection with one object of which only the box matters."""
+    side = inspection.model.config.model.mask.mask_size
     found = Instances(
-        look.found.size,
+        inspection.found.size,
         np.array([box], np.float32),
         np.ones(1, np.float32),
         np.zeros(1, np.int64),
         np.ones((1, side, side), np.float32),
-        look.found.class_names,
-        look.found.category_ids,
+        inspection.found.class_names,
+        inspection.found.category_ids,
     )
-    return replace(look, found=found, detections=found)
+    return replace(inspection, found=found, detections=found)
 
 
 def test_channels_are_read_at_the_middle_of_each_pixel(model):
-    look = look_at(model)
-    height, width = look.maps.direction.shape[-2:]
+    inspection = inspect(model)
+    height, width = inspection.maps.direction.shape[-2:]
     ramp = 8.0 * torch.arange(width) + 0.5  # a cell's place in pixels, the first pixel's middle being 0.5
-    values = look.channel(ramp.expand(1, 1, height, width).contiguous(), 0, (40, 64))
+    values = inspection.channel(ramp.expand(1, 1, height, width).contiguous(), 0, (40, 64))
     np.testing.assert_allclose(values, np.broadcast_to(np.arange(64) + 0.5, (40, 64)), atol=1e-4)
-    twice = look.channel(ramp.expand(1, 1, height, width).contiguous(), 0, (80, 128))
+    twice = inspection.channel(ramp.expand(1, 1, height, width).contiguous(), 0, (80, 128))
     np.testing.assert_allclose(twice[0, 2:-2], np.arange(128)[2:-2] / 2 + 0.25, atol=1e-4)
 
 
 def test_a_box_is_assembled_in_the_colours_of_the_wheel(model):
-    look = one_object(look_at(model), (16, 8, 48, 32))
-    bright = torch.full_like(look.maps.direction, 5.0)
-    figure = np.asarray(directions(replace(look, maps=MaskLogits(None, bright))))
-    colours = panels.circle(8)
+    inspection = one_object(inspect(model), (16, 8, 48, 32))
+    bright = torch.full_like(inspection.maps.direction, 5.0)
+    figure = np.asarray(direction_figure(replace(inspection, maps=MaskLogits(None, bright))))
+    colours = colour_maps.direction_colours(8)
     for colour in colours:
         assert (figure == colour).all(axis=-1).sum() > 1000, "in the wheel, the frames and the box"
-    box = np.asarray(_assembled(look, bright, (40, 64), 5.0))[8:32, 16:48]
+    box = np.asarray(_assembled(inspection, bright, (40, 64), 5.0))[8:32, 16:48]
     # counter-clockwise from the direction that points right: seen from the middle, at the left below it
     for direction, (row, column) in enumerate(
         [(14, 2), (22, 12), (22, 20), (14, 29), (9, 29), (2, 20), (2, 12), (9, 2)]
     ):
         assert box[row, column].tolist() == colours[direction].tolist(), direction
     dark = torch.full_like(bright, -1.0)
-    assert not np.asarray(_assembled(look, dark, (40, 64), 5.0))[9:31, 17:47].any(), "logits below 0 are black"
+    assert not np.asarray(_assembled(inspection, dark, (40, 64), 5.0))[9:31, 17:47].any(), "logits below 0 are black"
 
 
 @pytest.mark.parametrize("box", [(40, 8, 64.00001, 40.00001), (63.9999, 0, 64.00001, 1e-4), (-1e-5, -1e-5, 2, 2)])
 def test_boxes_on_the_border_and_slivers_do_no_harm(model, box):
-    look = one_object(look_at(model), box)
-    assert masks(look).height > 100
-    assert directions(look).height > 100
+    inspection = one_object(inspect(model), box)
+    assert mask_figure(inspection).height > 100
+    assert direction_figure(inspection).height > 100
 
 
 def test_the_semantic_figure_shows_the_class_that_was_found(model):
-    look = look_at(model)
-    maps = torch.zeros_like(look.maps.semantic)
+    inspection = inspect(model)
+    maps = torch.zeros_like(inspection.maps.semantic)
     maps[:, 0] = torch.linspace(-3, 3, maps.shape[-1])
-    found = one_object(look, (16, 8, 48, 32))
-    figure = semantic(replace(found, maps=MaskLogits(maps, None)))
-    for end in (panels.HEAT[0][1], panels.HEAT[-1][1]):
+    found = one_object(inspection, (16, 8, 48, 32))
+    figure = semantic_figure(replace(found, maps=MaskLogits(maps, None)))
+    for end in (colour_maps.HEAT[0][1], colour_maps.HEAT[-1][1]):
         assert (np.asarray(figure) == end).all(axis=-1).sum() > 100, "both ends of the scale, in the map and in its bar"
     other = replace(found, found=replace(found.found, labels=np.ones(1, np.int64)), maps=MaskLogits(maps, None))
-    assert semantic(other).height == figure.height
-    assert not np.array_equal(np.asarray(semantic(other)), np.asarray(figure))
+    assert semantic_figure(other).height == figure.height
+    assert not np.array_equal(np.asarray(semantic_figure(other)), np.asarray(figure))
 
 
 def square(x, y, side=10):
@@ -281,11 +289,11 @@ def test_marks_lie_on_their_objects():
 
 def test_long_names_are_broken_within_the_width():
     name = "W" * 64 + ".png"
-    broken = panels.words(f"of {name}", 300)
+    broken = sheets.text_block(f"of {name}", 300)
     assert broken.width <= 300
-    letters = np.asarray(panels.words(name, 3000)) < 128
+    letters = np.asarray(sheets.text_block(name, 3000)) < 128
     assert (np.asarray(broken) < 128).sum() == pytest.approx(letters.sum(), rel=0.1), "and none is lost"
-    assert panels.words(name, 1).height == 68 * panels.words("W", 300).height
+    assert sheets.text_block(name, 1).height == 68 * sheets.text_block("W", 300).height
 
 
 def test_the_legend_says_what_the_marks_mean():
@@ -295,7 +303,7 @@ def test_the_legend_says_what_the_marks_mean():
     legend = np.asarray(figure)[-140:]
     for colour in (ORANGE, SKY, YELLOW):
         assert holds(legend, colour)
-    assert figure.width <= panels.PAGE
+    assert figure.width <= sheets.PAGE
 
 
 @pytest.fixture(scope="module")
@@ -386,10 +394,10 @@ def simulate(colours, kind):
 
 @pytest.mark.parametrize("kind", ["none", "red", "green", "blue"])
 def test_colours_that_any_eyes_tell_apart(kind):
-    circle = simulate(panels.circle(8), kind)
+    circle = simulate(colour_maps.direction_colours(8), kind)
     apart = np.linalg.norm(circle[:, None] - circle[None], axis=-1) + 1000 * np.eye(8)
     assert apart.min() > 25, "directions"
-    heat = simulate(panels.heat(np.linspace(0, 1, 33)[None], 0, 1)[0], kind)
+    heat = simulate(colour_maps.heat(np.linspace(0, 1, 33)[None], 0, 1)[0], kind)
     assert (np.diff(heat[:, 0]) > 0).all(), "higher is lighter"
     if kind == "none":
         steps = np.linalg.norm(np.diff(heat, axis=0), axis=1)
@@ -399,34 +407,61 @@ def test_colours_that_any_eyes_tell_apart(kind):
 
 
 def test_images_are_enlarged_by_whole_factors():
-    assert panels.shown_size((20, 30), (100, 100)) == (60, 90)
-    assert panels.shown_size((200, 100), (100, 100)) == (100, 50)
-    assert panels.shown_size((1, 4000), (100, 100)) == (1, 100)
+    assert sheets.shown_size((20, 30), (100, 100)) == (60, 90)
+    assert sheets.shown_size((200, 100), (100, 100)) == (100, 50)
+    assert sheets.shown_size((1, 4000), (100, 100)) == (1, 100)
     values = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(panels.scaled(values, (12, 15))[1::3, 1::3], values)
+    np.testing.assert_array_equal(sheets.scaled(values, (12, 15))[1::3, 1::3], values)
 
 
 def test_a_scale_has_round_limits_and_its_own_colours():
-    low, high = panels.round_limits(np.linspace(-1.234, 2.345, 1000))
+    low, high = colour_maps.round_limits(np.linspace(-1.234, 2.345, 1000))
     assert (low, high) == pytest.approx((-1.2, 2.4))
     for value in (0, 0.3, -7.77777, 1e4):
-        low_of_one, high_of_one = panels.round_limits(np.full(5, value))
+        low_of_one, high_of_one = colour_maps.round_limits(np.full(5, value))
         assert low_of_one <= value + 1e-9, "a map of one value still has a scale"
         assert high_of_one > low_of_one
-        assert panels.heat_bar(low_of_one, high_of_one, 150, "logit").height > 150
+        assert colour_maps.heat_bar(low_of_one, high_of_one, 150, "logit").height > 150
     for ends in ((-0.088, -0.068), (0, 0.3), (-1, 99), (-1e4, 1e4)):
-        assert panels.heat_bar(*ends, 150, "logit").height > 150
-    assert panels.heat(np.array([[low, high]]), low, high)[0].tolist() == [
-        list(panels.HEAT[0][1]),
-        list(panels.HEAT[-1][1]),
+        assert colour_maps.heat_bar(*ends, 150, "logit").height > 150
+    assert colour_maps.heat(np.array([[low, high]]), low, high)[0].tolist() == [
+        list(colour_maps.HEAT[0][1]),
+        list(colour_maps.HEAT[-1][1]),
     ]
-    bar = panels.heat_bar(-1, 1, 200, "logit")
-    assert holds(bar, panels.HEAT[0][1])
-    assert holds(bar, panels.HEAT[-1][1])
+    bar = colour_maps.heat_bar(-1, 1, 200, "logit")
+    assert holds(bar, colour_maps.HEAT[0][1])
+    assert holds(bar, colour_maps.HEAT[-1][1])
+
+
+def statistics(sides, per_image, per_class):
+    return Statistics(np.array(sides, np.float64), np.array(per_image, np.int64), np.array(per_class, np.int64))
+
+
+def test_statistics_are_charted_for_any_names_and_for_no_object():
+    """A bar for each class, longest first, up to 30; what would be a formula or a font's missing letter is plain."""
+    names = ["$x_1^{", "日本", "w" * 500, *(f"class {k}" for k in range(37))]
+    few, many = ([np.asarray(chart) for chart in charts_of(names[:count])] for count in (3, 40))
+    for chart in (*few, *many):
+        assert chart.shape[1] == sheets.PAGE
+        edge = sheets.GAP + 1
+        assert (chart[:edge] == 255).all(), "a margin, at which no text is clipped"
+        assert (chart[:, -edge:] == 255).all()
+        assert (chart[:, :edge] == 255).all()
+    assert many[0].shape[0] - few[0].shape[0] == 27 * 27
+    bars = ((few[0] == PALETTE[4]).all(axis=-1).sum(axis=1)[-100:] > 300).nonzero()[0]
+    assert len(bars) > 2 * 12, "two classes of objects have bars that are seen"
+
+
+def charts_of(names):
+    counts = np.arange(len(names))
+    yield statistics_chart(
+        "title " * 60, statistics(np.geomspace(3, 900, 500), [0, 3, 26], counts), names, "as they are"
+    )
+    yield statistics_chart("empty", statistics([], [0], np.zeros(len(names))), names, "as they are")
 
 
 def test_directions_of_any_number_have_their_colours():
     for count in (2, 4, 6, 12):
-        colours = panels.circle(count)
+        colours = colour_maps.direction_colours(count)
         assert len({tuple(colour) for colour in colours.tolist()}) == count
-    assert panels.circle(8).tolist() == [list(colour) for colour in panels.CIRCLE]
+    assert colour_maps.direction_colours(8).tolist() == [list(colour) for colour in colour_maps.CIRCLE]

@@ -49,7 +49,7 @@ def random_rois(count, images=2):
 def drawn_batch(shapes, config, rows):
     """Images as they were drawn, with targets of the size that ``config`` asks for."""
     dataset = InstanceDataset(Split.find(shapes, "train"), config, augmented=False)
-    return collate([dataset[row] for row in rows], 8, "exact")
+    return collate([dataset[row] for row in rows], 8)
 
 
 def row_with_objects(shapes):

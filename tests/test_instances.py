@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as oracle
+from reference import tf_positions
 
 from masklab.masks import polygons as trace
+from masklab.masks import rle
 from masklab.masks import threshold as ops
 from masklab.results.instances import Instances
 from masklab.results.overlay import overlay
@@ -37,7 +39,7 @@ def test_no_objects() -> None:
     assert empty.rles() == []
     assert empty.polygons() == []
     assert empty.to_coco(3) == []
-    assert list(empty.full_masks()) == []
+    assert [empty.mask(n) for n in range(len(empty))] == []
     assert (empty.label_map() == np.zeros(SIZE)).all()
     assert len(empty.above(0.5)) == 0
     assert empty.above(0.5).masks.shape == (0, 11, 11)
@@ -64,7 +66,7 @@ def test_arrays_must_belong_together() -> None:
 
 def test_all_views_show_the_same_masks() -> None:
     found = instances(12)
-    masks = list(found.full_masks())
+    masks = [found.mask(n) for n in range(len(found))]
     labels = found.label_map()
     expected = np.zeros(SIZE, np.int32)
     for n in reversed(range(len(found))):
@@ -97,7 +99,7 @@ def test_masks_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encode = ops.encode_masks
     monkeypatch.setattr(ops, "encode_masks", lambda *args: calls.append(1) or encode(*args))
     found = instances(4)
-    found.rles(), found.label_map(), found.polygons(), found.to_coco(1), list(found.full_masks())
+    found.rles(), found.label_map(), found.polygons(), found.to_coco(1), [found.mask(n) for n in range(len(found))]
     found.above(0.1).rles()
     assert calls == [1]
 
@@ -115,13 +117,19 @@ def test_coco_results_survive_json() -> None:
         assert (oracle.decode(entry["segmentation"]) == found.mask(n)).all()
 
 
-def test_coord_mode_is_used() -> None:
-    exact = instances(6)
+def test_boxes_lie_as_they_say() -> None:
+    found = instances(6)
     other = Instances(
-        SIZE, exact.boxes, exact.scores, exact.labels, exact.masks, exact.class_names, exact.category_ids, "tf"
+        SIZE,
+        tf_positions(found.boxes, SIZE).astype(np.float32),
+        found.scores,
+        found.labels,
+        found.masks,
+        found.class_names,
+        found.category_ids,
     )
-    assert other.rles() == ops.masks_to_rle(exact.masks, exact.boxes, SIZE, "tf")
-    assert other.rles() != exact.rles()
+    assert other.rles() == rle.rle_to_coco(ops.encode_masks(other.masks, other.boxes, SIZE), SIZE)
+    assert other.rles() != found.rles()
     assert other.above(0.0).rles() == other.rles()
 
 
@@ -146,7 +154,7 @@ def test_overlay_does_not_enlarge_a_strip_beyond_reason() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 200])
-def test_overlay_paints_objects_and_leaves_the_rest(n: int) -> None:
+def test_overlay_draws_objects_and_leaves_the_rest(n: int) -> None:
     image = np.full((3, 600, 700), 90, np.uint8)
     scene = instances(n, size=(600, 700))
     changed = (np.asarray(overlay(image, scene, min_score=0.0)) != 90).any(axis=2)

@@ -49,7 +49,7 @@ def test_no_images(tmp_path):
 def test_images_without_objects(split):
     empty = next(k for k in range(len(split)) if len(split.objects(k)) == 0)
     sample = InstanceDataset(split, make_config())[empty]
-    batch = collate([sample, sample], 8, "exact")
+    batch = collate([sample, sample], 8)
     assert all(len(targets.boxes) == len(targets.masks) == 0 for targets in batch.targets)
     assert batch.images.shape == (2, 3, 65, 81)
 
@@ -76,13 +76,13 @@ def test_one_batch_holds_what_it_says(split):
     assert len({tuple(size) for batch in batches for size in batch.sizes.tolist()}) > 3
 
 
-def test_sizes_follow_the_stride_and_the_mode():
+def test_sizes_follow_the_stride():
     none = Targets(*(torch.zeros(0) for _ in range(6)))
     samples = [(torch.ones(3, 70, 33), none, "a"), (torch.ones(3, 30, 90), none, "b")]
-    assert collate(samples, 8, "exact").images.shape == (2, 3, 73, 97)
-    assert collate(samples, 32, "exact").images.shape == (2, 3, 97, 97)
-    assert collate(samples, 16, "tf").images.shape == (2, 3, 80, 96)
-    batch = collate(samples, 16, "tf")
+    assert collate(samples, 8).images.shape == (2, 3, 73, 97)
+    assert collate(samples, 32).images.shape == (2, 3, 97, 97)
+    assert collate(samples, 16).images.shape == (2, 3, 81, 97)
+    batch = collate(samples, 16)
     assert batch.sizes.tolist() == [[70, 33], [30, 90]]
     assert batch.images.sum() == 3 * (70 * 33 + 30 * 90)
 

@@ -1,4 +1,4 @@
-"""Soft masks back in the image: paste, run lengths, label maps and polygons against slow versions."""
+"""Soft masks brought to the image: pixels, run lengths, label maps and polygons against slow versions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 from pycocotools import mask as oracle
+from reference import Regions, paste, tf_positions
 
-from masklab.masks import encode, label_map, paste, polygons, rle
+from masklab.masks import encode, label_map, polygons, rle
 from masklab.masks import threshold as ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
-MODES = ["exact", "tf"]
+MODES = ["exact", "tf"]  # the convention of `ops/coordinates.py`, and boxes of TensorFlow's brought to it
 
 
 def slow_sample(mask: np.ndarray, y: float, x: float) -> float:
@@ -47,7 +48,11 @@ def slow_paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], mode: s
     return canvas
 
 
-def canvas_of(regions: paste.Regions, n: int, size: tuple[int, int]) -> np.ndarray:
+def positions(boxes: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
+    return boxes if mode == "exact" else tf_positions(boxes, size)
+
+
+def canvas_of(regions: Regions, n: int, size: tuple[int, int]) -> np.ndarray:
     canvas = np.zeros(size, np.float32)
     x1, y1, x2, y2 = regions.boxes[n]
     canvas[y1:y2, x1:x2] = regions.region(n)
@@ -67,27 +72,27 @@ def scene(seed: int, count: int, size: tuple[int, int], samples: int = 7) -> tup
 @pytest.mark.parametrize("mode", MODES)
 def test_no_objects(mode: str) -> None:
     masks, boxes = np.zeros((0, 5, 5), np.float32), np.zeros((0, 4), np.float32)
-    regions = paste.paste(masks, boxes, (6, 8), mode)
+    regions = paste(masks, positions(boxes, (6, 8), mode), (6, 8))
     assert regions.boxes.shape == (0, 4)
     assert regions.values.size == 0
     assert regions.offsets.tolist() == [0]
-    assert ops.masks_to_rle(masks, boxes, (6, 8), mode) == []
+    assert ops.encode_masks(masks, positions(boxes, (6, 8), mode), (6, 8)) == []
     assert label_map.label_map([], np.zeros(0), (2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_the_papers_library_by_hand() -> None:
     mask = np.array([[[0, 1, 2]] * 3], np.float32)
     box = np.array([[0.25, 0.25, 0.75, 0.75]], np.float32) * 5
-    regions = paste.paste(mask, box, (5, 5), "tf")
+    regions = paste(mask, tf_positions(box, (5, 5)), (5, 5))
     expected = np.zeros((5, 5))
     expected[1:4] = [0, 0, 1, 2, 0]
     np.testing.assert_allclose(canvas_of(regions, 0, (5, 5)), expected, atol=1e-6)
 
 
-def test_exact_mode_by_hand() -> None:
+def test_pixels_by_hand() -> None:
     """Over columns 1..4 of an image the pixels' centres are at 1/8, 3/8, 5/8, 7/8 of the box."""
     mask = np.array([[[0, 1]] * 2], np.float32)
-    regions = paste.paste(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7), "exact")
+    regions = paste(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7))
     assert regions.boxes.tolist() == [[1, 1, 5, 2]]
     np.testing.assert_allclose(regions.region(0), [[0.125, 0.375, 0.625, 0.875]])
     assert ops.encode_masks(mask, np.array([[1, 1, 5, 2]], np.float32), (3, 7))[0].tolist() == [10, 1, 2, 1, 7]
@@ -95,11 +100,10 @@ def test_exact_mode_by_hand() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("samples", [1, 2, 7])
-def test_paste_equals_the_slow_version(mode: str, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paste_equals_the_slow_version(mode: str, samples: int) -> None:
     size = (13, 18)
     masks, boxes = scene(0, 40, size, samples)
-    monkeypatch.setattr(ops, "STRIP", 50)
-    regions = paste.paste(masks, boxes, size, mode)
+    regions = paste(masks, positions(boxes, size, mode), size)
     for n in range(len(masks)):
         expected = slow_paste(masks[n], boxes[n], size, mode)
         np.testing.assert_allclose(canvas_of(regions, n, size), expected, atol=2e-5)
@@ -126,25 +130,26 @@ def test_boxes_without_a_pixel_give_empty_masks(mode: str, box: tuple[float, ...
     """And leave the object after them alone."""
     boxes = np.array([box, (0, 0, 10, 8), box], np.float32)
     masks = np.ones((3, 5, 5), np.float32)
-    regions = paste.paste(masks, boxes, (8, 10), mode)
+    boxes = positions(boxes, (8, 10), mode)
+    regions = paste(masks, boxes, (8, 10))
     assert regions.region(0).size == 0
     assert regions.region(2).size == 0
     assert (regions.region(1) == 1).all()
-    assert [rle.area(runs) for runs in ops.encode_masks(masks, boxes, (8, 10), mode)] == [0, 80, 0]
+    assert [rle.area(runs) for runs in ops.encode_masks(masks, boxes, (8, 10))] == [0, 80, 0]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rle_equals_pycocotools_on_the_whole_image(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (13, 18)
     masks, boxes = scene(1, 60, size)
-    regions = paste.paste(masks, boxes, size, mode)
+    regions = paste(masks, positions(boxes, size, mode), size)
     expected = [
         oracle.encode(np.asfortranarray(canvas_of(regions, n, size) > 0.5, np.uint8))["counts"].decode()
         for n in range(len(masks))
     ]
     for batch in (1, 100, 1 << 22):
-        monkeypatch.setattr(ops, "BATCH", batch)
-        found = ops.masks_to_rle(masks, boxes, size, mode)
+        monkeypatch.setattr(ops, "_BATCH", batch)
+        found = rle.rle_to_coco(ops.encode_masks(masks, positions(boxes, size, mode), size), size)
         assert [r["counts"] for r in found] == expected
         assert all(r["size"] == [13, 18] for r in found)
 
@@ -156,12 +161,13 @@ def test_runs_equal_the_pasted_pixels_above_a_half(mode: str, samples: int, monk
     size = (97, 131)
     masks, boxes = scene(2, 80, size, samples)
     masks[::2] = np.round(masks[::2] * 4) / 4
-    monkeypatch.setattr(ops, "STRIP", 700)
-    regions = paste.paste(masks, boxes, size, mode)
-    expected, lengths = encode.encode_flat(regions.values > 0.5, regions.boxes, size)
-    found = ops.encode_masks(masks, boxes, size, mode)
-    assert [len(runs) for runs in found] == lengths.tolist()
-    assert np.concatenate(found).tolist() == expected.tolist()
+    monkeypatch.setattr(ops, "_STRIP", 700)
+    regions = paste(masks, positions(boxes, size, mode), size)
+    bitmaps = [regions.region(n) > 0.5 for n in range(len(masks))]
+    expected = encode.encode_windows(bitmaps, regions.boxes, size)
+    found = ops.encode_masks(masks, positions(boxes, size, mode), size)
+    assert [len(runs) for runs in found] == [len(runs) for runs in expected]
+    assert np.concatenate(found).tolist() == np.concatenate(expected).tolist()
 
 
 def test_half_is_background() -> None:

@@ -3,12 +3,12 @@ import pytest
 import torch
 from contracts import assert_instances, changed, predictor
 from PIL import Image
+from reference import paste, tf_positions
 from torchvision.ops import nms
 
 from masklab.config.model import RPNConfig
 from masklab.config.recipe import load_recipe, recipe_names
 from masklab.config.schema import validate
-from masklab.masks.paste import paste
 from masklab.model.build import build_model
 from masklab.model.cost import model_cost
 from masklab.model.rpn import RPN, RPNOutput
@@ -33,7 +33,7 @@ def sizes(*pairs):
 
 
 def test_anchors_are_centred_on_cells():
-    rpn = RPN(RPNConfig(anchor_sizes=[16, 32], anchor_ratios=[0.25, 1, 4]), 8, 8, "exact")
+    rpn = RPN(RPNConfig(anchor_sizes=[16, 32], anchor_ratios=[0.25, 1, 4]), 8, 8)
     anchors = rpn.anchors(2, 3, torch.device("cpu")).view(2, 3, 6, 4)
     centres = (anchors[..., :2] + anchors[..., 2:]) / 2
     assert (centres[1, 2] == torch.tensor([16.5, 8.5])).all()
@@ -41,14 +41,14 @@ def test_anchors_are_centred_on_cells():
     assert sides.tolist() == [[8, 32], [16, 16], [32, 8], [16, 64], [32, 32], [64, 16]]
 
 
-def test_tf_mode_has_no_half_pixel():
-    rpn = RPN(RPNConfig(), 8, 8, "tf")
+def test_anchors_of_one_row_are_centred_on_its_pixels():
+    rpn = RPN(RPNConfig(), 8, 8)
     anchors = rpn.anchors(1, 2, torch.device("cpu"))
-    assert (anchors[-1, :2] + anchors[-1, 2:]).tolist() == [16, 0]
+    assert (anchors[-1, :2] + anchors[-1, 2:]).tolist() == [17, 1]
 
 
 def test_proposals_are_the_best_boxes_that_survive_suppression():
-    rpn = RPN(RPNConfig(proposals_test=5, pre_nms_test=50), 8, 8, "exact").eval()
+    rpn = RPN(RPNConfig(proposals_test=5, pre_nms_test=50), 8, 8).eval()
     anchors = rpn.anchors(3, 4, torch.device("cpu"))
     output = RPNOutput(torch.randn(2, len(anchors), 2), torch.randn(2, len(anchors), 4), anchors)
     found = rpn.propose(output, sizes((40, 50), (20, 30)))
@@ -165,9 +165,11 @@ def test_crop_then_paste_gives_the_mask_back(coord_mode):
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     smooth = torch.exp(-(((x - 40.3) / 14) ** 2 + ((y - 30.8) / 9) ** 2))
     box = torch.tensor([[12.3, 10.7, 70.1, 50.2]])
-    where = Rois.from_pixels(box, torch.zeros(1, dtype=torch.long), (height, width), coord_mode)
+    if coord_mode == "tf":
+        box = torch.from_numpy(tf_positions(box.numpy(), (height, width))).float()
+    where = Rois.from_pixels(box, torch.zeros(1, dtype=torch.long), (height, width))
     crop = crop_and_resize(smooth[None, None], where, (41, 41))[:, 0]
-    pasted = paste(crop.numpy(), box.numpy(), (height, width), coord_mode)
+    pasted = paste(crop.numpy(), box.numpy(), (height, width))
     x1, y1, x2, y2 = pasted.boxes[0]
     np.testing.assert_allclose(pasted.region(0), smooth[y1:y2, x1:x2].numpy(), atol=0.01)
 
@@ -377,7 +379,6 @@ SWITCHES = [
     ({}, {"mask": {"refine_levels": ["conv2", "conv1"]}}, {"refined"}),
     ({}, {"mask": {"refinement": "shared"}}, {"refined"}),
     ({}, {"backbone": {"output_stride": 16}}, {"rpn", "box", "coarse", "refined"}),
-    ({}, {"coord_mode": "tf"}, {"rpn", "box", "coarse", "refined"}),
 ]
 
 

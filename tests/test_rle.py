@@ -233,8 +233,8 @@ def test_windows_must_fit() -> None:
         with pytest.raises(ValueError, match="leaves the image"):
             encode.encode_windows([np.ones((2, 2), bool)], [box], (5, 5))
     assert encode.encode_windows([np.ones((2, 2), bool)], [(5, 1, 7, 3)], (3, 7))[0].tolist() == [16, 2, 1, 2]
-    with pytest.raises(ValueError, match="bits"):
-        encode.encode_flat(np.ones(3, bool), np.array([[0, 0, 2, 2]]), (5, 5))
+    with pytest.raises(ValueError, match="differs from its box"):
+        encode.encode_windows([np.ones((1, 3), bool)], np.array([[0, 0, 2, 2]]), (5, 5))
 
 
 SHAPES = {  # and how many pixels of each are drawn

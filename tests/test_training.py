@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 import yaml
-from contracts import assert_finite_and_connected, assert_instances, broken_at, changed, predictor
+from contracts import assert_finite_and_connected, broken_at, changed
 from lightning.fabric import Fabric
 
+from masklab.config.migrate import migrate_config
 from masklab.config.model import RPNConfig
 from masklab.config.schema import validate
 from masklab.datasets.split import Split
@@ -109,14 +110,13 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradients(shapes, tiny_config, c
         torch.testing.assert_close(gradients[1][name], gradients[2][name], atol=1e-4, rtol=1e-3)
 
 
-def test_tf_coordinates_train_and_predict(tiny_config, classes):
-    values = tiny_config.model_dump()
-    values["model"]["coord_mode"] = "tf"
-    model = build_model(validate(values, "test"), classes)
-    one = batch(targets(OBJECTS, [0, 1, 2]))
-    one.images = torch.randn(1, 3, 104, 120)
-    assert_finite_and_connected(TrainingStep(model).train()(one, seeded()), model)
-    assert_instances(predictor(model).predict(torch.zeros(3, 50, 70, dtype=torch.uint8)), model)
+def test_the_only_coordinates_left_are_read_from_earlier_configurations(tiny_config):
+    values = tiny_config.model_dump(mode="json")
+    earlier = values | {"model": {"coord_mode": "exact"} | values["model"]}
+    assert validate(migrate_config(earlier), "test") == tiny_config
+    earlier["model"]["coord_mode"] = "tf"
+    with pytest.raises(InputError, match=r"^test: model\.coord_mode: no such field; .*\.$"):
+        validate(migrate_config(earlier), "test")
 
 
 def test_a_run_whose_loss_breaks_stops_and_keeps_what_it_has(shapes, tiny_config, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_anchors_across_the_border_are_left_out_when_asked(tiny_config, classes)
 
 def test_anchors_across_the_border_propose_nothing_in_training_and_are_clipped_at_test(tiny_config, classes):
     drawn = build_model(tiny_config, classes).rpn
-    rpn = RPN(tiny_config.model.rpn.model_copy(update={"drop_crossing_anchors": True}), 64, 8, "exact")
+    rpn = RPN(tiny_config.model.rpn.model_copy(update={"drop_crossing_anchors": True}), 64, 8)
     anchors = drawn.anchors(13, 15, torch.device("cpu"))
     crossing = (anchors[:, :2] < 0).any(dim=1) | (anchors[:, 2] > 113) | (anchors[:, 3] > 97)
     # the crossing anchors have by far the best scores, and no anchor is moved

@@ -18,7 +18,7 @@ from masklab.evaluation.report import print_report, write_metrics
 from masklab.inference.folder import predict_folder
 from masklab.inference.predictor import load
 from masklab.masks.encode import encode_labels
-from masklab.masks.threshold import rle_to_coco
+from masklab.masks.rle import rle_to_coco
 from masklab.results.overlay import overlay
 from masklab.training.train import train
 from masklab.utils.files import atomic_write

@@ -106,12 +106,12 @@ def show(arguments: Namespace) -> None:
     images, with every missed, wrong and badly localised object marked."""
     from masklab.inference.predictor import load
     from masklab.plots.failures import show_failures
-    from masklab.plots.show import show
+    from masklab.plots.image import show_image
 
     if (arguments.image is None) == (arguments.data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
     predictor = load(arguments.model)
     if arguments.data is None:
-        show(predictor, arguments.image, arguments.output, arguments.score)
+        show_image(predictor, arguments.image, arguments.output, arguments.score)
     else:
         show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)

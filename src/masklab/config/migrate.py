@@ -23,6 +23,9 @@ def migrate_config(values: dict[str, Any]) -> dict[str, Any]:
     """Nested fields under their present names; a section with both names of a field is left for `validate` to refuse."""
     for old, new in RENAMED.items():
         values = _rename(values, old.split("."), new.rpartition(".")[2])
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("coord_mode") == "exact":  # the only convention since
+        values = values | {"model": {name: value for name, value in model.items() if name != "coord_mode"}}
     return values
 
 

@@ -199,8 +199,6 @@ class ModelConfig(Section):
 
     num_classes: int | None = Field(None, ge=1)
     """Number of foreground classes; null takes it from the training data."""
-    coord_mode: Literal["exact", "tf"] = "exact"
-    """Position of a feature cell in the image: exact, or TensorFlow's corner-aligned convention."""
     backbone: BackboneConfig = BackboneConfig()
     rpn: RPNConfig = RPNConfig()
     box: BoxConfig = BoxConfig()

@@ -1,4 +1,4 @@
-"""Intensity: which numbers of an image are black and white, and its normalisation."""
+"""Intensity range of images: rescaling to 0 to 255, normalisation, and 8-bit images to display."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 FULL_RANGE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0), torch.float32: (0.0, 1.0)}
-SLACK = 1e-3  # beyond 0 and 1, where rounding may have left a float
-SAMPLE = 1 << 20  # pixels of an image that its percentiles are taken from, at most
+_ROUNDING = 1e-3  # floats may lie this far outside 0 to 1
+_MAX_SAMPLED = 1 << 20  # pixels of an image that its percentiles are computed from
 IntensityRange = tuple[list[float], list[float]]
-"""For each channel, the number that becomes black and the one that becomes white."""
+"""For each channel the value that becomes black, and for each channel the value that becomes white."""
 
 
 def is_grey(image: NDArray[Any]) -> bool:
@@ -30,14 +30,14 @@ def is_grey(image: NDArray[Any]) -> bool:
 def rescale_intensity(
     image: Tensor, config: ImageConfig, range_: IntensityRange | None = None, name: str | Path = "the image"
 ) -> Tensor:
-    """The numbers of an image ``(C, H, W)`` uint8, uint16 or float32 as brightness from 0, black, to 255, white.
+    """Rescale the values of an image ``(C, H, W)`` uint8, uint16 or float32 to 0 (black) to 255 (white).
 
-    ``config.value_range`` or ``config.percentiles`` say which numbers are black and white, or else the whole range
-    of the type does; numbers beyond become black or white.  uint8 stays as it is where its whole range counts, and
-    everything else becomes float32.  ``range_`` are the `intensity_range` of the image that this one is a part of.
-    Training, prediction and figures all come through here.
+    The intensity range is ``config.value_range``, or that of ``config.percentiles``, or else the full range of the
+    dtype; values outside it become black or white.  uint8 of full range is returned as it is, everything else as
+    float32.  Pass ``range_``, the `intensity_range` of the whole image, if ``image`` is a part of one.
+    Training, prediction and figures all use this function.
 
-    Raises `InputError` naming the image for floats beyond 0 to 1 of which the configuration does not say more.
+    Raises `InputError` naming the image if floats lie outside 0 to 1 and the configuration sets no range.
     """
     if image.dtype == torch.uint8 and config.value_range is None and config.percentiles is None:
         return image
@@ -54,25 +54,26 @@ def rescale_intensity(
 
 
 def intensity_range(image: Tensor, percentiles: tuple[float, float]) -> IntensityRange:
-    """The numbers at two percentiles of each channel of an image ``(C, H, W)``.
+    """The values at two percentiles of each channel of an image ``(C, H, W)``.
 
-    About a million pixels at most are looked at, evenly spread; those that are not finite are left out.
+    They are computed from about a million evenly spaced pixels at most; values that are not finite are left out.
     """
     step = sampling_step((image.shape[1], image.shape[2]))
     return channel_percentiles(image[:, ::step, ::step].cpu().numpy(), percentiles)
 
 
 def sampling_step(size: Size) -> int:
-    """Every how many pixels, down and across, an image of a size is looked at."""
-    return max(1, math.ceil(math.sqrt(size[0] * size[1] / SAMPLE)))
+    """Distance in pixels, down and across, of the pixels sampled from an image of ``size``."""
+    return max(1, math.ceil(math.sqrt(size[0] * size[1] / _MAX_SAMPLED)))
 
 
 def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) -> IntensityRange:
+    """`intensity_range` of pixels that have been sampled, ``(C, ...)``."""
     low, high = [], []
     for channel in sample.reshape(len(sample), -1):
         finite = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
         black, white = np.percentile(finite, percentiles).tolist() if finite.size else (0.0, 1.0)
-        if white <= black:  # almost all the same: what little there is counts
+        if white <= black:  # nearly all values are equal: take the full range of the rest
             black, white = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         low.append(black)
         high.append(white if white > black else black + 1)
@@ -81,7 +82,7 @@ def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) 
 
 def _check_unit_range(image: Tensor, name: str | Path) -> None:
     least, most = image.nan_to_num(0).aminmax()
-    if least < -SLACK or most > 1 + SLACK:
+    if least < -_ROUNDING or most > 1 + _ROUNDING:
         raise InputError(
             f"{name} holds numbers from {least:g} to {most:g} where floats from 0 to 1 are expected: scale them, "
             "or train with image.value_range or image.percentiles."
@@ -89,7 +90,7 @@ def _check_unit_range(image: Tensor, name: str | Path) -> None:
 
 
 def displayed(values: NDArray[Any], config: ImageConfig, name: str | Path = "the image") -> NDArray[np.uint8]:
-    """An image ``(C, H, W)`` of any depth as ``(3, H, W)`` uint8 to look at: its first three channels, or the first as grey.
+    """An image ``(C, H, W)`` of any depth as ``(3, H, W)`` uint8 to display: the first three channels, or the first as grey.
 
     Raises `InputError` as `rescale_intensity` does.
     """
@@ -99,7 +100,7 @@ def displayed(values: NDArray[Any], config: ImageConfig, name: str | Path = "the
 
 
 def normalise(image: Tensor, config: ImageConfig) -> Tensor:
-    """``(C, H, W)`` of `rescale_intensity` 0 to 255 to float32 of mean 0 and deviation 1, by the configured mean and std."""
+    """Normalise an image ``(C, H, W)`` of values 0 to 255 by the configured mean and std, to float32."""
     mean = torch.tensor(config.mean, device=image.device).view(-1, 1, 1) * 255
     std = torch.tensor(config.std, device=image.device).view(-1, 1, 1) * 255
     return image.to(torch.float32, copy=True).sub_(mean).div_(std)

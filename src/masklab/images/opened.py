@@ -1,4 +1,4 @@
-"""An opened image file of any kind, and the faults that all decoders share."""
+"""Opened image file, whatever its format, and the errors that all decoders share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from masklab.utils.errors import InputError
+from masklab.utils.types import Size
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 ORIENTATION = 274  # EXIF's tag and TIFF's
-MAX_DECODED_BYTES = 2**30  # bytes that are decoded at once: a few bytes of a compressed file may claim any size
+_MAX_DECODED_BYTES = 2**30  # decoded at once: a few bytes of a compressed file may claim any size
 
 
 class Pixels(Protocol):
-    """Values ``(H, W, C)`` that may be decoded only when they are sliced by rows and columns: an array, or a TIFF's tiles."""
+    """Pixels ``(H, W, C)`` that are sliced by rows and columns: an array, or TIFF tiles that are decoded then."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,22 +34,24 @@ class Pixels(Protocol):
 
 
 class Opened(NamedTuple):
-    """An image ``(H, W, C)`` that is decoded when it is sliced by rows and columns; ``channels`` leaves alpha out."""
+    """An image ``(H, W, C)`` of which parts can be decoded; ``channels`` is C without alpha."""
 
     values: Pixels
     channels: int
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
+        """(height, width) in pixels."""
         return self.values.shape[0], self.values.shape[1]
 
     def part(self, rows: slice, columns: slice) -> NDArray[Any]:
+        """The pixels of these rows and columns, without alpha."""
         return self.values[rows, columns][:, :, : self.channels]
 
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """Turn what decoders raise for a file that is missing, damaged or no image into an `InputError` that names it."""
+    """Context that turns all errors of decoders into an `InputError` that names the file and its fault."""
     if not isfile(path):
         raise InputError(f"{path}: there is no such image file; correct the path or restore the file.")
     try:
@@ -65,16 +68,18 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def channels_without_alpha(found: int, alpha: bool, channels: int | None) -> int:
+    """The number of channels to keep of ``found``: alpha, the last, is dropped unless it makes up the wanted number."""
     return found - 1 if alpha and found != channels else found
 
 
 def check_decoded_size(size: int) -> None:
-    if size > MAX_DECODED_BYTES:
+    """Raise Pillow's error for images that are too large if ``size`` bytes are too many to decode at once."""
+    if size > _MAX_DECODED_BYTES:
         raise Image.DecompressionBombError
 
 
 def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn ``(H, W, C)`` upright from one of EXIF's eight orientations."""
+    """Bring ``(H, W, C)`` of one of EXIF's eight orientations upright by transposing and flipping."""
     if orientation in (5, 6, 7, 8):
         values = values.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -1,4 +1,4 @@
-"""Reading image files of any common kind as ``(C, H, W)`` at their own depth."""
+"""Image files of all common formats, read as ``(C, H, W)`` at their own bit depth."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from masklab.images.tiff import open_tiff
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box, Size
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
+_LUMA = np.array([0.299, 0.587, 0.114])
+
 
 @contextmanager
 def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
-    """Open an image upright, to decode the part that is wanted; files other than TIFF are decoded whole at once.
+    """Open an image, upright, to decode parts of it; files other than TIFF are decoded whole at once.
 
-    Alpha is kept only where it makes up the number of ``channels``.  Raises `InputError` naming the file, also
-    for what goes wrong when a part is decoded.
+    Alpha is kept only if that gives ``channels``.  Raises `InputError` naming the file, also for errors while parts
+    are decoded.
     """
     with decoding(path):
         if path.suffix.lower() not in TIFF_SUFFIXES:
@@ -35,17 +38,13 @@ def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
                 yield open_tiff(tiff, path, channels)
 
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
-LUMA = np.array([0.299, 0.587, 0.114])
-
-
 def read_image(path: str | Path, channels: int | None) -> NDArray[Any]:
     """Read an image as ``(channels, H, W)`` at its own depth, upright.
 
-    uint8 and uint16 stay what they are and bits become 0 and 255; all other numbers become float32.  The EXIF
+    uint8 and uint16 are kept, 1-bit pixels become 0 and 255, all other dtypes become float32.  The EXIF
     orientation is applied.  Grey, palette and transparent images become RGB for 3 channels and grey for 1; any
-    other number must be the file's own, which None takes, without alpha.  Of 16-bit colour in JPEG 2000 and PPM,
-    Pillow reads 8 bits.
+    other number must be the file's own.  None takes the file's number of channels, without alpha.  Of 16-bit colour
+    in JPEG 2000 and PPM, Pillow reads 8 bits.
 
     Raises `InputError` naming the file when it is missing, is damaged, is not an image, is a stack or has another
     number of channels.
@@ -54,10 +53,10 @@ def read_image(path: str | Path, channels: int | None) -> NDArray[Any]:
 
 
 def read_window(path: str | Path, channels: int | None, box: Box | None = None) -> tuple[NDArray[Any], Size]:
-    """The part of an image inside ``box`` (xyxy, whole pixels), and ``(height, width)`` of all of it.
+    """The part of an image inside ``box`` (xyxy, whole pixels), and ``(height, width)`` of the whole image.
 
-    Everything else is as in `read_image`.  Of a TIFF only that part is read, or the tiles or strips that it meets;
-    other kinds, and TIFF that is not stored upright or needs Pillow's decoder, are decoded whole.
+    Otherwise as `read_image`.  Of a TIFF only that part is read, or the tiles or strips that overlap it;
+    other formats, and TIFF that is not stored upright or needs Pillow's decoder, are decoded whole.
     """
     x1, y1, x2, y2 = box or (None, None, None, None)
     with open_image_file(Path(path), channels) as opened:
@@ -65,25 +64,25 @@ def read_window(path: str | Path, channels: int | None, box: Box | None = None) 
 
 
 def read_sample(path: str | Path, channels: int | None) -> NDArray[Any]:
-    """An image thinned out evenly to about a million pixels at most, otherwise as in `read_image`."""
+    """About a million evenly spaced pixels of an image at most, otherwise as `read_image`."""
     with open_image_file(Path(path), channels) as opened:
         some = slice(None, None, sampling_step(opened.size))
         return _values(opened.part(some, some), channels, path)
 
 
 def read_intensity_range(path: str | Path, channels: int | None, percentiles: tuple[float, float]) -> IntensityRange:
-    """The `intensity_range` of an image, without holding all of it where it can be read in parts."""
+    """The `intensity_range` of an image file, read in parts where the format allows it."""
     return channel_percentiles(read_sample(path, channels), percentiles)
 
 
 def channels_and_dtype(path: str | Path) -> tuple[int, np.dtype[Any]]:
-    """The number of channels of an image, alpha left out, and the type of its numbers in the file."""
+    """The number of channels of an image, without alpha, and the dtype of its values in the file."""
     with open_image_file(Path(path), None) as opened:
         return opened.channels, opened.values.dtype
 
 
 def from_pillow(image: Image.Image, channels: int) -> NDArray[Any]:
-    """A Pillow image of any mode as `read_image` gives a file, but as it lies: its EXIF orientation is not applied."""
+    """A Pillow image of any mode as `read_image` returns a file, except that its EXIF orientation is not applied."""
     return _values(pillow_values(image, channels), channels, "the image")
 
 
@@ -93,7 +92,7 @@ def _fit_channels(values: NDArray[Any], channels: int | None, name: str | Path) 
     if found == 1 and channels == 3:
         values = np.repeat(values, 3, axis=2)
     elif found == 3 and channels == 1:
-        grey = values @ LUMA
+        grey = values @ _LUMA
         values = (grey if values.dtype.kind == "f" else np.rint(grey)).astype(values.dtype)[:, :, None]
     elif channels not in (None, found):
         raise InputError(
@@ -104,7 +103,7 @@ def _fit_channels(values: NDArray[Any], channels: int | None, name: str | Path) 
 
 
 def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
-    """``(H, W, C)`` of any number type to ``(channels, H, W)`` uint8, uint16 or float32."""
+    """``(H, W, C)`` of any dtype to ``(channels, H, W)`` uint8, uint16 or float32."""
     if values.dtype == bool:
         values = values.astype(np.uint8) * np.uint8(255)
     if values.size == 0 or values.dtype.kind not in "iuf":
@@ -115,9 +114,9 @@ def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDA
 
 
 def image_size(path: str | Path) -> Size:
-    """``(height, width)`` of an image as `read_image` turns it upright, from the file's header alone.
+    """``(height, width)`` of an image upright as `read_image` returns it, from the file's header.
 
-    A PNG is decoded for it, since its orientation may stand at its end.
+    A PNG is decoded, since its orientation may be at the end of the file.
     Raises `InputError` naming the file when it is missing or its header cannot be read.
     """
     path = Path(path)
@@ -135,9 +134,9 @@ def image_size(path: str | Path) -> Size:
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """The image itself if ``path`` is a file, else the images directly inside the folder, by name, hidden ones left out.
+    """The image itself if ``path`` is a file, else the images directly inside the folder in order of name, hidden ones left out.
 
-    Raises `InputError` when there is nothing at ``path`` or the folder holds no image.
+    Raises `InputError` if ``path`` does not exist or the folder holds no image.
     """
     path = Path(path)
     if path.is_file():

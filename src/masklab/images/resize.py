@@ -1,4 +1,4 @@
-"""The size at which the network sees an image, and resizing to it."""
+"""Resizing of images to the network's input size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from masklab.utils.types import Size
 T = TypeVar("T", bound=Tensor)
 
 
-def network_scale(size: Size, config: ImageConfig) -> float:
+def _network_scale(size: Size, config: ImageConfig) -> float:
     """Factor from an image of ``(height, width)`` to the network's input.
 
     ``scale`` if it is set; otherwise the shortest side becomes ``min_side``, or the longest ``max_side``
@@ -27,17 +27,17 @@ def network_scale(size: Size, config: ImageConfig) -> float:
 
 
 def network_size(size: Size, config: ImageConfig, factor: float = 1.0) -> Size:
-    """``(height, width)`` of the network's input for an image of ``size``, ``factor`` times larger."""
-    scale = network_scale(size, config) * factor
+    """``(height, width)`` of the network's input for an image of ``size``, scaled by a further ``factor``."""
+    scale = _network_scale(size, config) * factor
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def network_image(image: Tensor, config: ImageConfig, factor: float = 1.0) -> Tensor:
-    """What the network sees of an image (C, H, W) of any depth, before padding: float32 at its `network_size`."""
+    """The network's input, before padding, of an image (C, H, W) of any depth: rescaled, resized and normalised, float32."""
     size = network_size((image.shape[1], image.shape[2]), config, factor)
     return normalise(resize(rescale_intensity(image, config), size), config)
 
 
 def resize(inpt: T, size: Size) -> T:
-    """An image ``(C, H, W)`` or a `masklab.training.data.transforms.Geometry` to ``size``, bilinear, with a wider kernel when shrinking."""
+    """Resize an image ``(C, H, W)``, or a `Geometry` of the training data, to ``size``: bilinear, antialiased when shrinking."""
     return F.resize(inpt, list(size), antialias=True)

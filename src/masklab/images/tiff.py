@@ -1,4 +1,4 @@
-"""Reading TIFF files, whole or a window of them."""
+"""TIFF files, read whole or in windows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,26 @@ from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, c
 from masklab.images.pillow import read_pillow
 from masklab.utils.errors import InputError
 
-CHANNEL_AXES = frozenset("CSQI")  # channels, samples, and what TIFF names neither: Q unknown, I a sequence of pages
-ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
-NEEDED_TAGS = {*range(256, 260), 262, 273, *range(277, 280), 284, 317, *range(322, 326), 338, 339}  # of a TIFF page
+_CHANNEL_AXES = frozenset(
+    "CSQI"
+)  # channels, samples, and Q (unknown) and I (pages), as channels without a name are read
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+_JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
+_NEEDED_TAGS = {
+    *range(256, 260),
+    262,
+    273,
+    *range(277, 280),
+    284,
+    317,
+    *range(322, 326),
+    338,
+    339,
+}  # of a TIFF page, without which it is decoded wrongly
 
 
-class Segments:
-    """The tiles or strips of a TIFF image as values ``(H, W, C)``; a slice decodes only those that it meets."""
+class _Segments:
+    """The tiles or strips of a TIFF image as values ``(H, W, C)``; a slice decodes only those that it overlaps."""
 
     def __init__(self, pages: Sequence[Any]) -> None:
         self.pages, self.key = pages, pages[0].keyframe
@@ -40,7 +52,7 @@ class Segments:
         for channel, page in enumerate(self.pages):
             for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
                 _, (plane, _, top, left, _), (_, height, width, samples) = self.key.decode(None, index)
-                down, across = _met(rows, top, height), _met(columns, left, width)
+                down, across = _overlap(rows, top, height), _overlap(columns, left, width)
                 if length and down and across:
                     check_decoded_size(height * width * samples * self.dtype.itemsize)
                     page.parent.filehandle.seek(offset)
@@ -51,7 +63,7 @@ class Segments:
 
 
 def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Opened:
-    """Map an uncompressed image, prepare the tiles or strips of another, or leave it to Pillow."""
+    """Open a TIFF: memory-mapped if it is uncompressed, by tiles or strips, or else whole, by Pillow where it must."""
     page: Any = tiff.pages.first
     series = tiff.series[0]
     if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
@@ -60,7 +72,7 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     _refuse_lost_tags(page)
     _refuse_lost_pages(tiff)
     orientation = int(page.tags.valueof(ORIENTATION, 1))
-    values: NDArray[Any] | Segments
+    values: NDArray[Any] | _Segments
     if series.dataoffset is not None:
         _check_segments(page, page)
         mapped = tifffile.memmap(path, mode="r")
@@ -72,11 +84,11 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
             )
         return read_pillow(path, channels)
     elif orientation == 1 and _in_segments(series):
-        values = Segments(series.pages)
+        values = _Segments(series.pages)
     else:
         check_decoded_size(series.nbytes)
         values = upright(_channels_last(series.asarray(), series.axes), orientation)
-    alpha = any(kind in ALPHA for kind in page.extrasamples)
+    alpha = any(sample in _ALPHA for sample in page.extrasamples)
     return Opened(values, channels_without_alpha(values.shape[2], alpha, channels))
 
 
@@ -84,7 +96,7 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
     if "Y" not in series.axes or "X" not in series.axes:
         raise ValueError(f"its axes {series.axes} {series.shape} are not those of an image")
     extra = [axis for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YX" and side > 1]
-    if len(extra) > 1 or not CHANNEL_AXES.issuperset(extra):
+    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra):
         sides = " x ".join(map(str, series.shape))
         raise InputError(
             f"{path} is a stack (axes {series.axes}, {sides}) but a flat image is needed: "
@@ -93,9 +105,9 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
 
 
 def _refuse_lost_tags(page: Any) -> None:
-    """Refuse a page of which a tag that says how to read it cannot be read, or says too much: tifffile goes on without."""
+    """Refuse a page with a tag that is needed for decoding and unreadable, or too long; tifffile would ignore it."""
     listed, _ = _directory(page)
-    lost = (listed & NEEDED_TAGS) - {tag.code for tag in page.tags}
+    lost = (listed & _NEEDED_TAGS) - {tag.code for tag in page.tags}
     if lost:
         raise ValueError(f"its tag {min(lost)} cannot be read")
     if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel < 3:
@@ -106,14 +118,14 @@ def _refuse_lost_tags(page: Any) -> None:
 
 
 def _refuse_lost_pages(tiff: tifffile.TiffFile) -> None:
-    """Refuse a file that announces a page after its last: tifffile leaves out what it cannot find."""
+    """Refuse a file that points to a page after its last; tifffile leaves out pages that it cannot find."""
     _, following = _directory(tiff.pages[len(tiff.pages) - 1])
     if following:
         raise ValueError(f"a page after its page {len(tiff.pages)} is missing")
 
 
 def _directory(page: Any) -> tuple[set[int], int]:
-    """What stands in the file at a page's own place: the codes of its tags, and where the next page is, 0 being nowhere."""
+    """The codes of a page's tags as they are in the file, and the offset of the next page, 0 for none."""
     form, file = page.parent.tiff, page.parent.filehandle
     file.seek(page.offset)
     (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
@@ -124,10 +136,10 @@ def _directory(page: Any) -> tuple[set[int], int]:
 
 
 def _check_segments(page: Any, key: Any) -> None:
-    """Refuse a page that lacks strips or tiles, or whose uncompressed strips have another size than its pixels.
+    """Refuse a page with missing strips or tiles, or whose uncompressed strips differ in size from its pixels.
 
-    tifffile fills what is missing and cuts off what is too much.  A segment without bytes and place is left out on
-    purpose, as GDAL does.
+    tifffile would fill missing pixels and cut off surplus ones.  Segments with neither bytes nor offset are allowed:
+    GDAL writes them for empty areas.
     """
     expected, lengths = math.prod(key.chunked), page.databytecounts
     if not len(page.dataoffsets) == len(lengths) == expected:
@@ -141,7 +153,7 @@ def _check_segments(page: Any, key: Any) -> None:
 
 
 def _lacking_codec(page: Any) -> str | None:
-    """What tifffile says where it needs imagecodecs for a compression."""
+    """tifffile's message if it needs imagecodecs for the page's compression."""
     try:
         page.decode(None, 0)
     except ValueError as error:
@@ -152,7 +164,7 @@ def _lacking_codec(page: Any) -> str | None:
 
 
 def _in_segments(series: tifffile.TiffPageSeries) -> bool:
-    """Whether `Segments` can read a series: each page a plane, or one page of several samples."""
+    """Whether `_Segments` can read a series: each page a plane, or one page of several samples."""
     pages: Any = series.pages
     if any(page is None for page in pages):
         return False
@@ -160,15 +172,15 @@ def _in_segments(series: tifffile.TiffPageSeries) -> bool:
     planes, depth, height, width, samples = key.shaped
     channels = len(pages) * planes * samples
     return (
-        key.compression not in JPEG
+        key.compression not in _JPEG
         and depth == 1
         and (len(pages) == 1 or planes * samples == 1)
         and series.size == channels * height * width
     )
 
 
-def _met(wanted: range, start: int, length: int) -> tuple[slice, slice] | None:
-    """Which of the ``wanted`` places lie in a segment of ``length`` from ``start``, and where in the segment they lie."""
+def _overlap(wanted: range, start: int, length: int) -> tuple[slice, slice] | None:
+    """The overlap of the ``wanted`` pixels with a segment of ``length`` from ``start``: in ``wanted``, and in the segment."""
     first = max(0, -((wanted.start - start) // wanted.step))
     last = min(len(wanted), -((wanted.start - start - length) // wanted.step))
     if first >= last:
@@ -178,6 +190,7 @@ def _met(wanted: range, start: int, length: int) -> tuple[slice, slice] | None:
 
 
 def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
+    """Values of tifffile's ``axes`` as ``(H, W, C)``."""
     extra = [k for k, axis in enumerate(axes) if axis not in "YX" and values.shape[k] > 1]
     order = [axes.index("Y"), axes.index("X"), *extra]
     rest = [k for k in range(values.ndim) if k not in order]

@@ -173,7 +173,7 @@ class Predictor:
         config = self.config
         inputs = view.show(network_image(image, config.image, view.scale))
         size = _size(inputs)
-        height, width = padded_size(size, self.model.stride, config.model.coord_mode)
+        height, width = padded_size(size, self.model.stride)
         inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]))
         return _Prepared(image, inputs.to(self.device), size)
 
@@ -252,7 +252,6 @@ class Predictor:
             masks=masks.cpu().numpy(),
             class_names=self.classes.names,
             category_ids=self.classes.ids,
-            coord_mode=self.config.model.coord_mode,
         )
 
 

@@ -1,4 +1,4 @@
-"""COCO's ``segmentation`` fields, polygons or run lengths, read and checked."""
+"""Reader of COCO's ``segmentation`` field: polygons or run lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from masklab.masks.rle import RLE, rle_from_string
 from masklab.utils.types import Size
 
-FARTHEST_POINT = 2**20  # pixels: a polygon is walked point by point, so its size has to be bounded
+_FARTHEST_POINT = (
+    2**20
+)  # pixels: polygons are rasterised pixel by pixel along their edges, so their size must be bounded
 
 
 def rle_from_segmentation(segmentation: Any, size: Size) -> RLE:
@@ -21,8 +23,8 @@ def rle_from_segmentation(segmentation: Any, size: Size) -> RLE:
     (rasterised as COCO's own tool does), or a dictionary ``{"size": [h, w], "counts": ...}`` whose
     counts are a compressed string or a list.  ``size`` is the image's ``(height, width)``.
 
-    Returns ``(M,)`` int64 that add up to ``height * width``.  Raises `ValueError` with the reason when
-    the mask does not fit the image or makes no sense.
+    Returns run lengths ``(M,)`` that add up to ``height * width``.  Raises `ValueError` with the reason when
+    the mask does not fit the image or is malformed.
     """
     if isinstance(segmentation, dict):
         return _from_dictionary(segmentation, size)
@@ -40,11 +42,11 @@ def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:
     if not isinstance(given, (list, tuple)) or list(given) != [height, width]:
         raise ValueError(f"the RLE's size is {given} but the image's is {[height, width]} (height, width)")
     counts = segmentation["counts"]
-    runs = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
-    total = sum(runs.tolist())  # which does not overflow
+    rle = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
+    total = sum(rle.tolist())  # which does not overflow
     if total != height * width:
         raise ValueError(f"the RLE covers {total} pixels but the image has {height} x {width} = {height * width}")
-    return _canonical(runs)
+    return _canonical(rle)
 
 
 def _from_counts(counts: Any, pixels: int) -> RLE:
@@ -68,8 +70,8 @@ def _from_polygons(polygons: Sequence[Any], size: Size) -> RLE:
     if height * width >= 2**32:
         raise ValueError(f"the image's {height} x {width} pixels are too many for polygons")
     parts = [_checked_polygon(polygon) for polygon in polygons]
-    rles = hotcoco.mask.frPyObjects(parts, height, width)
-    merged = hotcoco.mask.merge(rles) if len(rles) > 1 else rles[0]
+    rasterized = hotcoco.mask.frPyObjects(parts, height, width)
+    merged = hotcoco.mask.merge(rasterized) if len(rasterized) > 1 else rasterized[0]
     return _canonical(rle_from_string(merged["counts"]))
 
 
@@ -88,16 +90,16 @@ def _checked_polygon(polygon: Any) -> list[float]:
         raise ValueError(f"a polygon has {values.size // 2} points but needs 3")
     if not np.isfinite(values).all():
         raise ValueError("a polygon holds a number that is not finite")
-    if np.abs(values).max() > FARTHEST_POINT:
-        raise ValueError(f"a polygon has a point over {FARTHEST_POINT} pixels outside the image")
+    if np.abs(values).max() > _FARTHEST_POINT:
+        raise ValueError(f"a polygon has a point over {_FARTHEST_POINT} pixels outside the image")
     return values.tolist()
 
 
-def _canonical(runs: RLE) -> RLE:
-    """Drop runs of length 0 (save the first) and join their neighbours."""
-    if runs.size <= 1 or runs[1:].all():
-        return runs
-    kept = np.flatnonzero(runs)
+def _canonical(rle: RLE) -> RLE:
+    """Run lengths without zeros, except the first, their neighbours joined."""
+    if rle.size <= 1 or rle[1:].all():
+        return rle
+    kept = np.flatnonzero(rle)
     starts = np.flatnonzero(np.diff(kept % 2, prepend=-1))
-    joined = np.add.reduceat(runs[kept], starts) if kept.size else np.zeros(1, np.int64)
+    joined = np.add.reduceat(rle[kept], starts) if kept.size else np.zeros(1, np.int64)
     return np.concatenate(([0], joined)) if kept.size and kept[0] % 2 else joined

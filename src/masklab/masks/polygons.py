@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.masks import rle
-from masklab.masks.paste import Integers
-from masklab.utils import types
+from masklab.masks.rle import RLE, bounds, window
+from masklab.utils.types import Size
 
-Polygon = list[Integers]
+Ring = NDArray[np.int64]
+Polygon = list[Ring]
 
 
-def rle_to_polygons(runs: rle.RLE, size: types.Size) -> list[Polygon]:
+def rle_to_polygons(rle: RLE, size: Size) -> list[Polygon]:
     """`polygons` of a mask given by its run lengths."""
-    box = rle.bounds(runs, size)
-    return polygons(rle.window(runs, size, box), box[:2]) if box is not None else []
+    box = bounds(rle, size)
+    return polygons(window(rle, size, box), box[:2]) if box is not None else []
 
 
 def polygons(region: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
@@ -26,8 +26,8 @@ def polygons(region: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[Pol
 
     Each polygon is a list of rings, the outer one first, then its holes.  A ring is an ``(n, 2)`` int64
     array of corners ``(x, y)`` in pixels, ``origin`` (x, y) added, the first not repeated; outer rings
-    run clockwise on the screen, holes against it.  Pixels that touch at a corner only are apart; no ring
-    meets itself.
+    run clockwise on the screen, holes counter-clockwise.  Pixels that touch at a corner only belong to different
+    polygons; no ring touches itself.
     """
     rings = [simple for ring in _rings(np.asarray(region, bool)) for simple in _simple(ring)]
     areas = [_signed_area(ring) for ring in rings]
@@ -39,11 +39,11 @@ def polygons(region: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[Pol
     return list(found.values())
 
 
-def _corners(region: NDArray[np.bool_]) -> tuple[Integers, Integers, NDArray[np.bool_]]:
-    """Where the edge turns, row by row: x, y, and which comes first down a column.
+def _corners(region: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Corners of the region's edge, row by row: x, y, and whether the corner's vertical edge goes up.
 
-    Where two pixels touch at a corner only, there are two corners, one each: first the one with the edge
-    to the left.  The third result is true for the one with the edge upwards.
+    Where two pixels touch at a corner only there are two corners at one place, first the one whose horizontal
+    edge goes to the left.
     """
     padded = np.pad(region, 1)
     above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
@@ -57,8 +57,8 @@ def _corners(region: NDArray[np.bool_]) -> tuple[Integers, Integers, NDArray[np.
     return x, y, above_left[y, x] ^ second
 
 
-def _rings(region: NDArray[np.bool_]) -> Iterator[Integers]:
-    """Closed paths along the region's edge, the region to the right of the way."""
+def _rings(region: NDArray[np.bool_]) -> Iterator[Ring]:
+    """Closed paths along the region's edge, with the region at their right."""
     x, y, up = _corners(region)
     across, along = np.arange(len(x)) ^ 1, np.empty(len(x), np.int64)
     by_column = np.lexsort((~up, y, x))
@@ -78,8 +78,8 @@ def _rings(region: NDArray[np.bool_]) -> Iterator[Integers]:
         yield points[path if inside[start] else path[::-1]]
 
 
-def _simple(ring: Integers) -> Iterator[Integers]:
-    """Cut a ring that meets itself at a corner into rings that do not."""
+def _simple(ring: Ring) -> Iterator[Ring]:
+    """Split a ring that touches itself at a corner into rings that do not."""
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
     for x, y in ring.tolist():
@@ -94,14 +94,14 @@ def _simple(ring: Integers) -> Iterator[Integers]:
     yield np.array(path, np.int64)
 
 
-def _signed_area(ring: Integers) -> int:
-    """Pixels inside a ring, negative when it runs anticlockwise on the screen."""
+def _signed_area(ring: Ring) -> int:
+    """Number of pixels inside a ring, negative when it runs counter-clockwise on the screen."""
     x, y = ring.T
     return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) // 2
 
 
-def _surrounds(ring: Integers, hole: Integers) -> bool:
-    """Whether the pixel to the left of a hole's first pixel lies inside the ring."""
+def _surrounds(ring: Ring, hole: Ring) -> bool:
+    """Whether the ring encloses the hole: whether the pixel left of the hole's first pixel is inside."""
     x, y = hole[np.lexsort(hole.T)[0]]
     next_y = np.roll(ring[:, 1], -1)
     crossed = (ring[:, 0] < x) & (np.minimum(ring[:, 1], next_y) <= y) & (np.maximum(ring[:, 1], next_y) > y)

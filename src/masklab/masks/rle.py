@@ -1,29 +1,31 @@
-"""Run lengths: how a binary mask is kept in memory, in COCO files and on the wire.
+"""Run-length encoding (RLE) of binary masks, as in COCO's files.
 
-A mask is ``runs``, an ``(M,)`` int64 array, together with its image's ``size = (height, width)``.
-The runs go down the columns, left to right, and alternate: background, foreground, background...
-The first is the background's and may be 0; no other is.  A whole ``H x W`` array is never needed.
+An RLE is an ``(M,)`` int64 array of run lengths; the ``size = (height, width)`` of its image is passed beside it.
+Runs go down the columns, from left to right, and alternate: background, foreground, background and so on.
+The first run length may be 0, no other is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.utils.types import Size
+from masklab.utils.types import Box, Size
 
 RLE = NDArray[np.int64]
 
-LONGEST_NUMBER = 7  # characters, 35 bits: no larger number can be a run of an image
+_LONGEST_NUMBER = 7  # characters, 35 bits: no run of an image is longer
 
 
 def rle_from_string(counts: str | bytes) -> RLE:
     """Read COCO's compressed string.
 
     Each number is written in groups of 5 bits, lowest first, one character (``48 + group``) each; bit 5
-    says that another follows.  From the fourth number on, they are differences to the last but one.
+    is set where another group follows.  From the fourth number on, the difference to the number two places before is
+    written.
 
     Returns ``(M,)`` int64.  Raises `ValueError` with the reason for a malformed string.
     """
@@ -41,7 +43,7 @@ def rle_from_string(counts: str | bytes) -> RLE:
         raise ValueError("the RLE string ends inside a number")
     first = np.concatenate(([0], last[:-1] + 1))
     lengths = last - first + 1
-    if lengths.max() > LONGEST_NUMBER:
+    if lengths.max() > _LONGEST_NUMBER:
         raise ValueError("the RLE string holds a number too large for a run")
     shifts = 5 * (np.arange(codes.size) - np.repeat(first, lengths))
     values = np.add.reduceat((codes & 31) << shifts, first)
@@ -54,20 +56,16 @@ def rle_from_string(counts: str | bytes) -> RLE:
 
 
 def rle_to_strings(masks: Sequence[RLE]) -> list[str]:
-    """Write each mask's runs as COCO's compressed string; all masks together, in a few numpy calls."""
+    """COCO's compressed strings of masks, all together in a few numpy calls."""
     if not masks:
         return []
-    return flat_rle_to_strings(np.concatenate(masks), np.array([len(runs) for runs in masks], np.int64))
-
-
-def flat_rle_to_strings(runs: RLE, lengths: NDArray[np.int64]) -> list[str]:
-    """`rle_to_strings` for masks laid end to end: ``runs`` ``(sum(lengths),)``, ``lengths`` ``(N,)``."""
+    rle, lengths = np.concatenate(masks), np.array([len(mask) for mask in masks], np.int64)
     starts = np.cumsum(lengths) - lengths
-    place = np.arange(runs.size) - np.repeat(starts, lengths)
-    numbers = runs.copy()
-    numbers[2:] -= np.where(place[2:] > 2, runs[:-2], 0)
+    index = np.arange(rle.size) - np.repeat(starts, lengths)
+    numbers = rle.copy()
+    numbers[2:] -= np.where(index[2:] > 2, rle[:-2], 0)
     magnitude = np.where(numbers < 0, ~numbers, numbers)
-    groups = np.ones(runs.size, np.int64)
+    groups = np.ones(rle.size, np.int64)
     while (more := magnitude >= np.int64(1) << (5 * groups - 1)).any():
         groups += more
     ends = np.cumsum(groups)
@@ -82,15 +80,20 @@ def flat_rle_to_strings(runs: RLE, lengths: NDArray[np.int64]) -> list[str]:
     return [written[a:b] for a, b in zip(first, last, strict=True)]
 
 
-def area(runs: RLE) -> int:
+def rle_to_coco(masks: Sequence[RLE], size: Size) -> list[dict[str, Any]]:
+    """COCO's dictionaries ``{"size": [height, width], "counts": str}`` of masks of one image of ``size``."""
+    return [{"size": [int(size[0]), int(size[1])], "counts": counts} for counts in rle_to_strings(masks)]
+
+
+def area(rle: RLE) -> int:
     """Number of foreground pixels."""
-    return int(runs[1::2].sum())
+    return int(rle[1::2].sum())
 
 
-def bounds(runs: RLE, size: Size) -> tuple[int, int, int, int] | None:
+def bounds(rle: RLE, size: Size) -> Box | None:
     """The tight box ``(x1, y1, x2, y2)`` in pixels around the foreground; ``None`` if there is none."""
     height = size[0]
-    starts, ends = _foreground(runs)
+    starts, ends = _foreground(rle)
     if starts.size == 0:
         return None
     lasts = ends - 1
@@ -100,14 +103,14 @@ def bounds(runs: RLE, size: Size) -> tuple[int, int, int, int] | None:
     return left, int((starts % height).min()), right + 1, int((lasts % height).max()) + 1
 
 
-def window(runs: RLE, size: Size, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def window(rle: RLE, size: Size, box: Box) -> NDArray[np.uint8]:
     """The mask inside an integer ``box`` ``(x1, y1, x2, y2)``: uint8 0 and 1, ``(y2 - y1, x2 - x1)``.
 
-    What lies outside the image is 0.  Time and memory grow with the box, not with the image.
+    Pixels outside the image are 0.  Time and memory grow with the box, not with the image.
     """
     x1, y1, x2, y2 = (int(edge) for edge in box)
     height, tall, wide = size[0], max(y2 - y1, 0), max(x2 - x1, 0)
-    starts, ends = _foreground(runs)
+    starts, ends = _foreground(rle)
     first = int(np.searchsorted(ends, x1 * height, "right"))
     last = int(np.searchsorted(starts, x2 * height, "left"))
     starts, ends = np.maximum(starts[first:last], x1 * height), np.minimum(ends[first:last], x2 * height)
@@ -122,14 +125,14 @@ def window(runs: RLE, size: Size, box: tuple[int, int, int, int]) -> NDArray[np.
     return np.ascontiguousarray(bits.reshape(wide, tall).T)
 
 
-def _foreground(runs: RLE) -> tuple[RLE, RLE]:
-    """First and one past the last position of each foreground run."""
-    edges = np.cumsum(runs)[: runs.size // 2 * 2]
+def _foreground(rle: RLE) -> tuple[RLE, RLE]:
+    """Start and end (one past the last) of each foreground run, in pixels down the columns."""
+    edges = np.cumsum(rle)[: rle.size // 2 * 2]
     return edges[0::2], edges[1::2]
 
 
 def _by_column(starts: RLE, ends: RLE, height: int) -> tuple[RLE, RLE, RLE]:
-    """Cut runs at the columns' ends: column, first row and one past the last row of each piece."""
+    """Split runs at the columns' ends: column, first row and end row (one past the last) of each part."""
     if starts.size == 0:
         return starts, starts, starts
     first = starts // height

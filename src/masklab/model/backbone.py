@@ -12,7 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from masklab.config.model import BackboneConfig
-from masklab.ops.fast_conv import CropConv2d
+from masklab.ops.fast_conv import replace_convolutions
 from masklab.utils.errors import InputError
 
 _CHANNELS_PER_GROUP = 16
@@ -104,7 +104,7 @@ class Conv5Factory:
         if not pretrained:
             initialise(conv5)
         if dense:
-            CropConv2d.load_matching(conv5)
+            replace_convolutions(conv5)
         return conv5
 
 

@@ -41,7 +41,7 @@ def build_model(
         config,
         classes,
         backbone,
-        RPN(model.rpn, channels["conv4"], backbone.strides["conv4"], model.coord_mode),
+        RPN(model.rpn, channels["conv4"], backbone.strides["conv4"]),
         BoxHead(
             model.box,
             make_conv5(model.box.dilations, dense=True, pretrained=model.box.from_imagenet),

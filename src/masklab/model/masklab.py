@@ -61,12 +61,12 @@ class MaskLab(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the coarsest map; inputs are padded to a multiple of it, plus one in ``exact`` mode."""
+        """Pixels per cell of the coarsest map; inputs are padded to a multiple of it plus one."""
         return self.config.model.backbone.output_stride
 
     def rois(self, boxes: Tensor, batch_index: Tensor, images: Tensor) -> Rois:
         """Pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) in the coordinates of feature maps."""
-        return Rois.from_pixels(boxes, batch_index, (images.shape[-2], images.shape[-1]), self.config.model.coord_mode)
+        return Rois.from_pixels(boxes, batch_index, (images.shape[-2], images.shape[-1]))
 
     def forward(self, images: Tensor, sizes: Tensor, max_detections: int | None = None) -> Detections:
         """Detect and segment.

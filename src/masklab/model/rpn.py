@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from masklab.config.fields import resolved
 from masklab.config.model import RPNConfig
 from masklab.ops.boxes import clip, decode, inside
+from masklab.ops.coordinates import cell_positions
 from masklab.ops.nms import nms_top_k
-from masklab.utils.types import CoordMode
 
 
 class RPNOutput(NamedTuple):
@@ -37,11 +37,9 @@ class Proposals(NamedTuple):
 class RPN(nn.Module):
     """Scores and refines anchors on conv4."""
 
-    def __init__(self, config: RPNConfig, in_channels: int, stride: int, coord_mode: CoordMode) -> None:
+    def __init__(self, config: RPNConfig, in_channels: int, stride: int) -> None:
         super().__init__()
         self.config, self.stride = config, stride
-        # cell i is centred on pixel i * stride, whose centre is half a pixel further
-        self.offset = 0.5 if coord_mode == "exact" else 0.0
         self.anchor_sizes = resolved(config.anchor_sizes, "model.rpn.anchor_sizes")
         self.proposals_test = resolved(config.proposals_test, "model.rpn.proposals_test")
         self.anchors_per_cell = len(self.anchor_sizes) * len(config.anchor_ratios)
@@ -64,8 +62,7 @@ class RPN(nn.Module):
         root = torch.tensor(self.config.anchor_ratios, device=device).sqrt()[None, :]
         half = torch.stack([(sizes * root).flatten(), (sizes / root).flatten()], dim=-1) / 2
         shape = torch.cat([-half, half], dim=-1)
-        y = torch.arange(height, device=device) * self.stride + self.offset
-        x = torch.arange(width, device=device) * self.stride + self.offset
+        y, x = cell_positions(height, self.stride, device), cell_positions(width, self.stride, device)
         centre_y, centre_x = torch.meshgrid(y, x, indexing="ij")
         centre = torch.stack([centre_x, centre_y, centre_x, centre_y], dim=-1)
         return (centre[:, :, None, :] + shape).reshape(-1, 4)

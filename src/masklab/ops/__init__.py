@@ -1,1 +1,1 @@
-"""Pure functions without weights: boxes, crops, direction tables, run lengths and masks."""
+"""Functions of tensors without weights: coordinates, boxes, crops, direction tables."""

@@ -1,4 +1,4 @@
-"""Boxes: codes relative to anchors, clipping, overlaps, Soft-NMS.  Boxes are ``xyxy`` in pixels, float32."""
+"""Boxes: deltas relative to anchors, clipping, overlaps.  Boxes are ``xyxy`` in pixels, float32."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import math
 import torch
 from torch import Tensor
 
-CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
-MAX_LOG_RATIO = math.log(1000 / 16)
+_CENTRE_SCALE, _SIZE_SCALE = 10.0, 5.0
+_MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Faster R-CNN's box code (R, 4) of ``boxes`` (R, 4) relative to ``anchors`` (R, 4), both of positive area.
+    """Faster R-CNN's box deltas (R, 4) of ``boxes`` (R, 4) relative to ``anchors`` (R, 4), both of positive area.
 
     ``(tx, ty, tw, th)``: ten times the shift of the centre in units of the anchor's sides, five times
     the logarithm of the ratio of the sides (the scales of the paper's reference [35]).
     """
     centre, side = _centre_and_side(boxes)
     anchor_centre, anchor_side = _centre_and_side(anchors)
-    shift = CENTRE_SCALE * (centre - anchor_centre) / anchor_side
-    log_ratio = SIZE_SCALE * (side / anchor_side).log()
+    shift = _CENTRE_SCALE * (centre - anchor_centre) / anchor_side
+    log_ratio = _SIZE_SCALE * (side / anchor_side).log()
     return torch.cat([shift, log_ratio], dim=-1)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Inverse of `encode`; growth is limited to a factor of 62.5, so that no code overflows.
+    """Inverse of `encode`; growth is limited to a factor of 62.5, so that no delta overflows.
 
     ``deltas`` is ``(..., 4)`` and ``anchors`` broadcasts against it.
     """
     anchor_centre, anchor_side = _centre_and_side(anchors)
-    centre = anchor_centre + deltas[..., :2] / CENTRE_SCALE * anchor_side
-    side = anchor_side * (deltas[..., 2:] / SIZE_SCALE).clamp(max=MAX_LOG_RATIO).exp()
+    centre = anchor_centre + deltas[..., :2] / _CENTRE_SCALE * anchor_side
+    side = anchor_side * (deltas[..., 2:] / _SIZE_SCALE).clamp(max=_MAX_LOG_RATIO).exp()
     return torch.cat([centre - side / 2, centre + side / 2], dim=-1)
 
 
@@ -43,15 +43,15 @@ def clip(boxes: Tensor, size: Tensor) -> Tensor:
 
 
 def inside(boxes: Tensor, size: Tensor) -> Tensor:
-    """Which boxes ``(..., 4)`` do not cross the border of images of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
+    """Whether boxes ``(..., 4)`` lie inside images of ``size`` ``(..., 2)`` (height, width), which broadcasts."""
     return (boxes == clip(boxes, size)).all(dim=-1)
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union (R, S) of ``boxes`` (R, 4) with ``others`` (S, 4); NaN where both are empty.
 
-    What torchvision's function of that name gives, worked out coordinate by coordinate, which on a CPU is faster, and
-    most so where ``others`` are the many.
+    The result is that of torchvision's `box_iou`.  It is computed coordinate by coordinate, which is faster on a
+    CPU, above all when ``others`` has more rows than ``boxes``.
     """
     left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
     other_left, other_top, other_right, other_bottom = others.t().contiguous().unbind()
@@ -62,7 +62,7 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def overlap_share(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Largest share of each box (R, 4) that lies in one of ``regions`` (I, 4): (R,), 0 without regions."""
+    """Largest share of each box (R, 4) that lies in a single one of ``regions`` (I, 4): (R,), 0 without regions."""
     if regions.shape[0] == 0:
         return boxes.new_zeros(boxes.shape[0])
     corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])

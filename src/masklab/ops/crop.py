@@ -1,9 +1,8 @@
-"""Crop and resize: the one home of the sampling convention.
+"""Crop and resize: bilinear samples of feature maps inside boxes.
 
 `crop_and_resize` has the semantics of TensorFlow's operation of that name, which the paper is built
-on: samples lie on the box's edges, a sample outside the map is 0.  `crop_channels` is its twin that
-reads one channel a sample, so that nothing as large as boxes x channels x samples is ever built.
-`sample_map` samples at any positions.  `Rois` says where boxes in pixels lie on any feature map of the image.
+on: samples lie on the box's edges, a sample outside the map is 0.  `masklab.ops.crop_channels` is its twin
+that reads one channel per sample.  `sample_map` samples at any positions.
 
 R boxes, N images, C channels, H x W cells, P x Q samples.
 """
@@ -16,11 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masklab.ops.coordinates import sample_positions
 from masklab.ops.rois import Rois
 
 
 class Taps(NamedTuple):
-    """Where samples fall on one axis: two neighbouring cells and the share of the second, in the positions' shape."""
+    """Where samples fall on one axis, each field in the positions' shape.
+
+    ``low`` and ``high`` are the neighbouring cells, ``share`` the weight of ``high``, ``inside`` whether the sample
+    lies on the map.
+    """
 
     low: Tensor
     high: Tensor
@@ -28,22 +32,19 @@ class Taps(NamedTuple):
     inside: Tensor
 
 
-def even_positions(start: Tensor, stop: Tensor, samples: int) -> Tensor:
-    """Positions ``(R, samples)`` from ``start`` to ``stop`` ``(R,)``, both included; a single one is the middle."""
-    if samples == 1:
-        return ((start + stop) / 2)[:, None]
-    step = torch.arange(samples, device=start.device, dtype=start.dtype) / (samples - 1)
-    return start[:, None] + (stop - start)[:, None] * step
+def taps_at(position: Tensor, cells: int, margin: float) -> Taps:
+    """Where samples at ``position``, 0 on the map's first and 1 on its last cell, fall between ``cells`` cells.
 
-
-def taps_at(position: Tensor, cells: int, slack: float) -> Taps:
-    inside = (position >= -slack) & (position <= 1 + slack)
+    Samples up to ``margin`` outside the map count as inside and read its border.
+    """
+    inside = (position >= -margin) & (position <= 1 + margin)
     cell = (position * (cells - 1)).clamp(0, cells - 1)
     low = cell.detach().floor()
     return Taps(low.long(), (low + 1).clamp(max=cells - 1).long(), cell - low, inside)
 
 
 def axis_weights(taps: Taps) -> tuple[Tensor, Tensor]:
+    """Weights of the lower and the higher cell, both 0 for samples outside the map."""
     inside = taps.inside.to(taps.share.dtype)
     return (1 - taps.share) * inside, taps.share * inside
 
@@ -55,23 +56,23 @@ def crop_and_resize(features: Tensor, rois: Rois, size: tuple[int, int]) -> Tens
     is the middle.  A box with swapped corners gives a flipped crop.  A sample outside the map is 0 and has
     no gradient.  Differentiable in ``features`` and in ``rois.boxes``.
 
-    The result is in channels-last memory; while gradients are recorded it is float32, so that they
+    The result is in channels-last memory.  While gradients are recorded it is float32, so that gradients
     are summed in float32.
     """
     boxes = rois.boxes
-    x = even_positions(boxes[:, 0], boxes[:, 2], size[1])[:, None, :]
-    y = even_positions(boxes[:, 1], boxes[:, 3], size[0])[:, :, None]
+    x = sample_positions(boxes[:, 0], boxes[:, 2], size[1])[:, None, :]
+    y = sample_positions(boxes[:, 1], boxes[:, 3], size[0])[:, :, None]
     return sample_map(features, rois, x, y)
 
 
 def sample_map(features: Tensor, rois: Rois, x: Tensor, y: Tensor) -> Tensor:
     """Bilinear samples ``(R, C, P, Q)`` at positions ``x`` and ``y``, in the units of ``rois``.
 
-    ``x`` is ``(R, 1, Q)`` or ``(R, P, Q)``, ``y`` ``(R, P, 1)`` or ``(R, P, Q)``; ``rois`` says which image and how
-    much slack, its boxes are not read.  Differentiable in ``features``, ``x`` and ``y``; else as `crop_and_resize`.
+    ``x`` is ``(R, 1, Q)`` or ``(R, P, Q)``, ``y`` ``(R, P, 1)`` or ``(R, P, Q)``; ``rois`` gives the image of
+    each row and the margin around the map; its boxes are not read.  Differentiable in ``features``, ``x`` and ``y``; otherwise as `crop_and_resize`.
     """
     channels, height, width = features.shape[1:]
-    across, down = taps_at(x, width, rois.slack[0]), taps_at(y, height, rois.slack[1])
+    across, down = taps_at(x, width, rois.margin[0]), taps_at(y, height, rois.margin[1])
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
     if torch.is_grad_enabled() and rows.dtype in (torch.bfloat16, torch.float16):
         rows = rows.float()
@@ -86,9 +87,10 @@ def sample_map(features: Tensor, rois: Rois, x: Tensor, y: Tensor) -> Tensor:
 
 
 class _WeightedRows(torch.autograd.Function):
-    """Sums (S, C) of four rows each, of (L, C), by their ``index`` and ``weight`` (S, 4).
+    """Weighted sums (S, C) of four rows each of a matrix (L, C), given their ``index`` and ``weight`` (S, 4).
 
-    `embedding_bag`, but for its backward pass, which sorts all indices; adding the four in turn is faster.
+    The forward pass is `embedding_bag`.  Its own backward pass sorts all indices; adding the four rows in turn is
+    faster.
     """
 
     @staticmethod

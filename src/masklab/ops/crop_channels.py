@@ -1,4 +1,7 @@
-"""Crop and resize of a single channel a sample: direction pooling and class-wise semantic crops."""
+"""Crop and resize of one channel per sample: direction pooling and class-wise semantic crops.
+
+It selects channels before it samples, so that no tensor of boxes x channels x samples is built.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from masklab.ops.crop import Taps, axis_weights, even_positions, taps_at
+from masklab.ops.coordinates import sample_positions
+from masklab.ops.crop import Taps, axis_weights, taps_at
 from masklab.ops.rois import Rois
 
-CHUNK = (1 << 15) - 1  # samples of `crop_channels` worked on at a time: they stay in cache and, on a CPU, in one thread
+CHUNK = (1 << 15) - 1  # samples computed at a time: they stay in cache and, on a CPU, in one thread
 
 
 def crop_channels(features: Tensor, rois: Rois, size: tuple[int, int], channels: Tensor) -> Tensor:
-    """Bilinear samples ``(R, P, Q)`` of one channel each: what `crop_and_resize` gives, then selected.
+    """Bilinear samples ``(R, P, Q)`` of one channel each: `crop_and_resize`, then a selection of channels.
 
-    ``channels`` int64 names the channel of each sample: ``(P, Q)``, a table that all boxes share (direction
-    pooling), ``(R,)``, one channel a box (the semantic logits of its class), or ``(R, P, Q)``.  Differentiable in
-    ``features`` only; raises ``ValueError`` when the boxes ask for a gradient.  Samples are float32.
+    ``channels`` int64 is the channel of each sample: ``(P, Q)``, one table for all boxes (direction
+    pooling), ``(R,)``, one channel per box (the semantic logits of its class), or ``(R, P, Q)``.  Differentiable in
+    ``features`` only; raises ``ValueError`` when the boxes require a gradient.  Samples are float32.
     """
     if rois.boxes.requires_grad:
         raise ValueError("crop_channels has no gradient for boxes: detach them, or use crop_and_resize")
@@ -27,7 +31,7 @@ def crop_channels(features: Tensor, rois: Rois, size: tuple[int, int], channels:
 
 
 class _CropChannels(torch.autograd.Function):
-    """Reads and, backward, adds to single cells by their index; keeps the boxes, not the indices."""
+    """Gathers cells by their flat index and, backward, scatters to them; saves the boxes, not the indices."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, rois: Rois, size: tuple[int, int], channels: Tensor) -> Tensor:
@@ -66,9 +70,19 @@ def _read(flat: Tensor, index: Tensor, start: int) -> Tensor:
 
 
 class _Piece(NamedTuple):
-    """Some boxes' single-channel samples: the first of a sample's four ``cells`` (r, P, Q), by its flat index, how far
-    from it the next are, ``right`` and ``down``, and the ``weights`` above, below (r, P, 1), before and after
-    (r, 1, Q), 0 outside the map."""
+    """Single-channel samples of ``r`` boxes.
+
+    ===========  ==========================  ==============================================================
+    name         shape                       meaning
+    ===========  ==========================  ==============================================================
+    ``boxes``                                which of the boxes
+    ``cells``    (r, P, Q)                   flat index of the upper left of each sample's four cells
+    ``right``                                distance in flat indices to the cell at the right
+    ``down``                                 distance in flat indices to the cell below
+    ``weights``  (r, P, 1) and (r, 1, Q)     of the cells above, below, at the left and at the right, 0 outside
+                                             the map
+    ===========  ==========================  ==============================================================
+    """
 
     boxes: slice
     cells: Tensor
@@ -78,9 +92,9 @@ class _Piece(NamedTuple):
 
 
 def _pieces(ctx: Any) -> Iterator[_Piece]:
-    """All boxes, a few at a time: positions of at most `CHUNK` values, and of them samples of at most as many."""
+    """All boxes in pieces of at most `CHUNK` samples; positions are computed for blocks of at most `CHUNK` values."""
     _, count, height, width = ctx.shape
-    (tall, wide), images, slack = ctx.size, ctx.rois.batch_index, ctx.rois.slack
+    (tall, wide), images, margin = ctx.size, ctx.rois.batch_index, ctx.rois.margin
     cell, row, channel = (count, count * width, 1) if ctx.channels_last else (1, width, height * width)
     channels = ctx.channels[:, None, None] if ctx.channels.dim() == 1 else ctx.channels.view(-1, tall, wide)
     dtype = torch.int32 if ctx.shape.numel() < 2**31 else torch.int64
@@ -88,8 +102,8 @@ def _pieces(ctx: Any) -> Iterator[_Piece]:
     right, down = cell if width > 1 else 0, row if height > 1 else 0
     for block in _slices(0, len(ctx.rois), CHUNK // max(tall, wide)):
         x1, y1, x2, y2 = ctx.rois.boxes[block].unbind(dim=1)
-        x = _inner(taps_at(even_positions(x1, x2, wide)[:, None, :], width, slack[0]), width)
-        y = _inner(taps_at(even_positions(y1, y2, tall)[:, :, None], height, slack[1]), height)
+        x = _inner(taps_at(sample_positions(x1, x2, wide)[:, None, :], width, margin[0]), width)
+        y = _inner(taps_at(sample_positions(y1, y2, tall)[:, :, None], height, margin[1]), height)
         across = (x.low * cell).to(dtype)
         along = (y.low * row + images[block, None, None] * (count * height * width)).to(dtype)
         weights = (*axis_weights(y), *axis_weights(x))
@@ -105,6 +119,6 @@ def _slices(start: int, stop: int, step: int) -> list[slice]:
 
 
 def _inner(taps: Taps, cells: int) -> Taps:
-    """The same places, with a lower cell that is never the map's last, so that the upper one is always the next."""
+    """The same samples with a lower cell that is never the map's last, so that the higher cell is always the next."""
     low = taps.low.clamp(max=max(cells - 2, 0))
     return taps._replace(low=low, share=taps.share + (taps.low - low))

@@ -1,4 +1,4 @@
-"""The fixed table of direction pooling: which channel each position inside a box reads (paper, Fig. 3 and 6)."""
+"""Direction pooling: the fixed table of the channel that each position inside a box reads (paper, Fig. 3 and 6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 DistanceMetric = Literal["linf", "l2_side", "l2_corner"]
-ROUNDING = 1e-6  # multiples of 45 degrees must fall on one side of their boundary, whatever atan2 rounds to
+_ROUNDING = 1e-6  # multiples of 45 degrees must fall on one side of their boundary, whatever atan2 rounds to
 
 
 def direction_table(
@@ -21,19 +21,19 @@ def direction_table(
 ) -> Tensor:
     """Channel that each sample of a ``mask_size x mask_size`` grid reads: int64 ``(mask_size, mask_size)``.
 
-    A sample belongs to the direction ``k`` in which it sees the box's centre, counted counter-clockwise
-    from ``start_degrees`` (0 is to the right), and to the distance bin ``b`` it lies in; its channel is
-    ``b * directions + k``.  Distances are relative to the box, so that the bins are equally wide from
-    the centre to the border (``linf``: squares), to the middle of a side (``l2_side``) or to a corner
-    (``l2_corner``).  The centre itself reads channel 0.
+    ``k`` is the direction from the sample to the box's centre, counted counter-clockwise from
+    ``start_degrees`` (0 is to the right), and ``b`` the bin of the distance between the two; the sample reads
+    channel ``b * directions + k``.  Distances are relative to the box: the bins are equally wide from the centre to
+    the border (``linf``, squares), to the middle of a side (``l2_side``) or to a corner (``l2_corner``).  The centre
+    reads channel 0.
     """
     half = (mask_size - 1) / 2
     position = (torch.arange(mask_size, dtype=torch.float64) - half) / half
     u, v = position[None, :].expand(mask_size, mask_size), -position[:, None].expand(mask_size, mask_size)
     degrees = torch.rad2deg(torch.atan2(-v, -u))
-    sector = torch.floor(torch.remainder(degrees - start_degrees + ROUNDING, 360.0) / (360.0 / directions))
+    sector = torch.floor(torch.remainder(degrees - start_degrees + _ROUNDING, 360.0) / (360.0 / directions))
     distance = _distance(u, v, metric)
-    ring = torch.floor(bins * distance + ROUNDING).clamp(max=bins - 1)
+    ring = torch.floor(bins * distance + _ROUNDING).clamp(max=bins - 1)
     table = (ring * directions + sector.clamp(max=directions - 1)).long()
     table[distance == 0] = 0
     return table

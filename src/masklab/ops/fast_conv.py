@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution whose weights' gradient is nine matrix products: faster on a CPU for many small maps.
+"""Convolution over crops: a 3 x 3 convolution with a faster gradient of its weights on a CPU.
 
 R maps, C and O channels, H x W cells.
 """
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 
 class CropConv2d(nn.Conv2d):
-    """A convolution over crops; the same function as `nn.Conv2d`, which it takes over as it stands.
+    """The same function as `nn.Conv2d`, for many small maps.
 
-    Where a 3 x 3 convolution of stride 1 without groups or bias is trained on a CPU, its backward pass takes the
-    gradient of the weights as products over all cells of all crops, one for each weight's place
-    (``benchmarks/training.py`` measures it).
+    For a 3 x 3 convolution of stride 1 and dilation 1 without groups or bias on a CPU, the backward pass computes the
+    gradient of the weights as nine matrix products over all cells of all crops, one for each position in the kernel
+    (measured by ``benchmarks/training.py``).
     """
 
     @classmethod
-    def load_matching(cls, module: nn.Module) -> None:
-        """Turn every plain convolution inside ``module`` into one of these, weights and all."""
-        for part in module.modules():
-            if type(part) is nn.Conv2d:
-                part.__class__ = cls
+    def of(cls, conv: nn.Conv2d) -> CropConv2d:
+        """A convolution with the settings and the very parameters of ``conv``."""
+        settings = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        made = cls(*settings, conv.groups, conv.bias is not None, conv.padding_mode, device="meta")  # type: ignore[arg-type]
+        made.weight, made.bias = conv.weight, conv.bias
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
         plain = (self.kernel_size, self.stride, self.dilation, self.padding) == ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -37,6 +38,14 @@ class CropConv2d(nn.Conv2d):
             input, weight = input.to(dtype), weight.to(dtype)
         result: Tensor = _CropConv.apply(input, weight)
         return result
+
+
+def replace_convolutions(module: nn.Module) -> None:
+    """Replace every plain `nn.Conv2d` inside ``module`` by a `CropConv2d` with the same parameters."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv2d:
+                setattr(parent, name, CropConv2d.of(child))
 
 
 class _CropConv(torch.autograd.Function):
@@ -53,10 +62,10 @@ class _CropConv(torch.autograd.Function):
 
 
 def _weight_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
-    """(O, C, 3, 3) from maps (R, C, H, W) and the gradient (R, O, H, W) of what came out: one product a place.
+    """Gradient (O, C, 3, 3) of the weights from maps (R, C, H, W) and the gradient (R, O, H, W) of the output.
 
-    All nine places in one product would need a copy of nine times the maps, which costs more than the product.  The
-    result lies in memory as weights that are channels last.
+    One product for each of the nine positions in the kernel: a single one would need nine copies of the maps, which
+    costs more than the product.  The result is in channels-last memory.
     """
     (height, width), channels = maps.shape[2:], maps.shape[1]
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))

@@ -18,15 +18,15 @@ from masklab.inference.predictor import Predictor
 from masklab.masks import rle
 from masklab.masks.polygons import rle_to_polygons
 from masklab.plots import sheets as panels
-from masklab.plots.inspection import INSIDE, as_rgb
-from masklab.plots.sheets import GAP
-from masklab.plots.show import save
+from masklab.plots.inspection import as_rgb
+from masklab.plots.save import save_png
+from masklab.plots.sheets import CONTENT_WIDTH, GAP
 from masklab.results.instances import Instances
-from masklab.results.overlay import PALETTE, Colour
+from masklab.results.overlay import PALETTE
 from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
 from masklab.utils.progress import track
-from masklab.utils.types import Size
+from masklab.utils.types import Bytes, Colour, Size
 
 _COLUMNS = 3
 ORANGE, SKY, YELLOW, _WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
@@ -134,10 +134,10 @@ def show_failures(
     images = [
         as_rgb(source.read(source.images.index(failures.image), channels), predictor.config.image) for failures in kept
     ]
-    written = [save(_sheet(kept, images), output / "failures.png")]
+    written = [save_png(_sheet(kept, images), output / "failures.png")]
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
         name = f"failure_{place:02d}_{failures.image.path.stem}.png"
-        written.append(save(failure_figure(failures, values), output / name))
+        written.append(save_png(failure_figure(failures, values), output / name))
     return written
 
 
@@ -145,10 +145,10 @@ def _counts(failures: Failures) -> tuple[int, int, int]:
     return len(failures.missed), len(failures.wrong), len(failures.localisation)
 
 
-def failure_figure(failures: Failures, image: panels.Bytes) -> Image.Image:
+def failure_figure(failures: Failures, image: Bytes) -> Image.Image:
     """One image ``(H, W, 3)`` with its errors marked, beside it the plain image if there is room, and a legend."""
-    size = panels.shown_size(failures.image.size, (1200, INSIDE))
-    half = panels.shown_size(failures.image.size, (1200, (INSIDE - GAP) // 2))
+    size = panels.shown_size(failures.image.size, (1200, CONTENT_WIDTH))
+    half = panels.shown_size(failures.image.size, (1200, (CONTENT_WIDTH - GAP) // 2))
     both = half == size or half[0] >= 2 * image.shape[0]
     size = half if both else size
     shown = [marked(failures, image, size, named=True)]
@@ -157,9 +157,9 @@ def failure_figure(failures: Failures, image: panels.Bytes) -> Image.Image:
     return panels.figure(failures.title, panels.row(shown), _legend([failures]))
 
 
-def _sheet(kept: Sequence[Failures], images: Sequence[panels.Bytes]) -> Image.Image:
+def _sheet(kept: Sequence[Failures], images: Sequence[Bytes]) -> Image.Image:
     """Small images of all failures, by rank."""
-    width = (INSIDE - (_COLUMNS - 1) * GAP) // _COLUMNS
+    width = (CONTENT_WIDTH - (_COLUMNS - 1) * GAP) // _COLUMNS
     tiles = []
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
         size = panels.shown_size(failures.image.size, (width, width))
@@ -181,7 +181,7 @@ def _legend(kept: Sequence[Failures]) -> Image.Image:
     )
 
 
-def marked(failures: Failures, image: panels.Bytes, size: Size, named: bool) -> Image.Image:
+def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.Image:
     """The image ``(H, W, 3)`` at ``size`` with the outlines of its errors, and their names and scores if ``named``."""
     canvas = Image.fromarray(panels.scaled(image, size))
     found, names, objects = failures.found, failures.found.class_names, failures.objects

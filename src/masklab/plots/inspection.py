@@ -1,4 +1,4 @@
-"""One image and everything that a model makes of it."""
+"""Inspection: one image with the features, maps and detections that a model computes for it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from masklab.inference.predictor import Predictor
 from masklab.model.backbone import Features
 from masklab.model.mask_head import MaskLabHead, MaskLogits
 from masklab.model.masklab import MaskLab
+from masklab.ops.coordinates import PIXEL_CENTRE
 from masklab.ops.crop_channels import crop_channels
 from masklab.ops.rois import Rois
-from masklab.plots import sheets as panels
-from masklab.plots.sheets import GAP, PAGE, Bytes, Floats
+from masklab.plots import colour_maps, sheets
 from masklab.results.instances import Instances
-from masklab.utils.types import Size
-
-INSIDE = PAGE - 2 * GAP
+from masklab.utils.types import Bytes, Floats, Size
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One image and everything that a model made of it.
+    """One image with what a model computes for it.
 
-    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those with at least ``score``;
-    ``size`` is (height, width) of the network's input before padding and ``inputs`` ``(1, C, h, w)`` after.
+    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those of at least ``score``;
+    ``size`` is (height, width) of the network's input before padding and ``inputs`` ``(1, C, h, w)`` the input after.
     """
 
     predictor: Predictor
@@ -46,11 +44,11 @@ class Inspection:
     size: Size
     inputs: Tensor
     features: Features
-    maps: Any  # what the mask head makes once an image
+    maps: Any  # the mask head's maps of the whole image
 
     @classmethod
-    def at(cls, predictor: Predictor, name: str, values: NDArray[Any], score: float) -> Inspection:
-        """Look at an image ``(C, H, W)``."""
+    def of(cls, predictor: Predictor, name: str, values: NDArray[Any], score: float) -> Inspection:
+        """Run the model on an image ``(C, H, W)`` of any depth."""
         detections = predictor.predict(values)
         with predictor.inference():
             inputs, size = predictor.network_input(torch.as_tensor(values))
@@ -76,15 +74,15 @@ class Inspection:
         """The predictor's network."""
         return self.predictor.model
 
-    def logits(self, kind: str) -> Tensor | None:
-        """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``, if the model has such."""
-        return getattr(self.maps, kind) if isinstance(self.maps, MaskLogits) else None
+    def logits(self, branch: str) -> Tensor | None:
+        """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``; None if the model has none."""
+        return getattr(self.maps, branch) if isinstance(self.maps, MaskLogits) else None
 
-    def without(self, kind: str) -> str:
-        """Why there are no logits of a kind."""
+    def reason_missing(self, branch: str) -> str:
+        """The reason why there are no logits of a ``branch``."""
         head = self.model.config.model.mask.head
-        field = f"model.mask.{kind} is false" if head == "masklab" else f"model.mask.head is {head}"
-        return f"this model has no {kind} logits ({field})."
+        field = f"model.mask.{branch} is false" if head == "masklab" else f"model.mask.head is {head}"
+        return f"this model has no {branch} logits ({field})."
 
     def rois(self, boxes: NDArray[np.float32]) -> Rois:
         """Boxes ``(R, 4)`` in the image's pixels, on the feature maps."""
@@ -95,18 +93,18 @@ class Inspection:
     def channel(self, maps: Tensor, channel: int, size: Size) -> Floats:
         """One channel of a map at the pixels of the image, shown at ``size``: float32 of that size."""
         height, width = self.image.shape[:2]
-        x, y = 0.5 * width / size[1], 0.5 * height / size[0]  # the middle of the first shown pixel
+        x, y = PIXEL_CENTRE * width / size[1], PIXEL_CENTRE * height / size[0]  # of the first shown pixel
         rois = self.rois(np.array([[x, y, width - x, height - y]], np.float32))
         values: Floats = crop_channels(maps, rois, size, torch.tensor([channel], device=maps.device))[0].cpu().numpy()
         return values
 
     def shown(self, size: Size) -> Bytes:
         """The image at ``size``."""
-        return panels.scaled(self.image, size)
+        return sheets.scaled(self.image, size)
 
-    def room(self, height: int, width: int) -> Size:
-        """The size at which the image is shown in a room."""
-        return panels.shown_size((self.image.shape[0], self.image.shape[1]), (height, width))
+    def fitted_size(self, height: int, width: int) -> Size:
+        """The size at which the image is shown in a space of ``height`` x ``width`` pixels."""
+        return sheets.shown_size((self.image.shape[0], self.image.shape[1]), (height, width))
 
     @cached_property
     def table(self) -> NDArray[np.int64]:
@@ -119,7 +117,7 @@ class Inspection:
     def table_colours(self) -> Bytes:
         """The colour of the direction that each sample of a box reads, ``(P, P, 3)``."""
         count = self.model.config.model.mask.directions
-        return panels.circle(count)[self.table % count]
+        return colour_maps.direction_colours(count)[self.table % count]
 
     def pooled(self, maps: Tensor, n: int) -> Floats:
         """Direction logits of object ``n`` after direction pooling, ``(P, P)``."""
@@ -128,7 +126,19 @@ class Inspection:
         pooled: Floats = crop_channels(maps, rois, size, table)[0].cpu().numpy()
         return pooled
 
-    def counted(self) -> str:
+    def describe(self, n: int) -> list[str]:
+        """Class, score, size and place of object ``n``, a line each."""
+        x1, y1, x2, y2 = self.found.boxes[n].tolist()
+        name = self.found.class_names[int(self.found.labels[n])]
+        return [
+            name,
+            f"score {self.found.scores[n]:.2f}",
+            f"{x2 - x1:.0f} x {y2 - y1:.0f} px",
+            f"at {x1:.0f}, {y1:.0f}",
+        ]
+
+    def summary(self) -> str:
+        """How many objects of each class were found, for a caption."""
         if not len(self.found):
             best = (
                 f"; the best of {len(self.detections)} has {self.detections.scores.max():.2f}"
@@ -142,13 +152,13 @@ class Inspection:
 
 
 def as_rgb(values: NDArray[Any], config: ImageConfig) -> Bytes:
-    """``(C, H, W)`` of any depth and number of channels as ``(H, W, 3)`` uint8, as the model's configuration sees it."""
+    """An image ``(C, H, W)`` of any depth and number of channels as ``(H, W, 3)`` uint8, by the model's intensity range."""
     return np.ascontiguousarray(displayed(values, config).transpose(1, 2, 0))
 
 
-def draw_boxes(inputs: Image.Image, boxes: NDArray[np.float32]) -> None:
-    """White on black, ``(R, 4)`` in the pixels of the image."""
-    draw = ImageDraw.Draw(inputs)
+def draw_boxes(image: Image.Image, boxes: NDArray[np.float32]) -> None:
+    """Draw boxes ``(R, 4)`` in the pixels of ``image``, white with a black edge."""
+    draw = ImageDraw.Draw(image)
     for x1, y1, x2, y2 in boxes.tolist():
         draw.rectangle((x1 - 1, y1 - 1, max(x2, x1), max(y2, y1)), outline="black")
         draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline="white")

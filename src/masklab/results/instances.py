@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.masks import label_map, polygons, rle
-from masklab.masks import threshold as ops
-from masklab.utils.types import CoordMode
+from masklab.masks import label_map, polygons, rle, threshold
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,7 +26,6 @@ class Instances:
     ``masks``         ``(n, P, P)``   float32    probability of foreground over the box
     ``class_names``   ``(K,)``        str        name of each class
     ``category_ids``  ``(K,)``        int        the data set's own id of each class
-    ``coord_mode``                    str        how masks lie over boxes (see `masklab.masks.paste.paste`)
     ``encoded``       ``(n,)``        list       run lengths of the masks; None until they are computed
     ================  ==============  =========  ==================================================
 
@@ -44,7 +40,6 @@ class Instances:
     masks: NDArray[np.float32]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    coord_mode: CoordMode = "exact"
     encoded: list[rle.RLE] | None = None
 
     def __post_init__(self) -> None:
@@ -85,14 +80,14 @@ class Instances:
     def run_lengths(self) -> list[rle.RLE]:
         """Run lengths of every mask in the original image (see `masklab.masks.rle`)."""
         if self.encoded is None:
-            encoded = ops.encode_masks(self.masks, self.boxes, self.size, self.coord_mode)
+            encoded = threshold.encode_masks(self.masks, self.boxes, self.size)
             object.__setattr__(self, "encoded", encoded)  # a cache, so the dataclass stays frozen to its users
             return encoded
         return self.encoded
 
     def rles(self) -> list[dict[str, Any]]:
         """COCO's ``{"size": [height, width], "counts": str}``, one per object."""
-        return ops.rle_to_coco(self.run_lengths, self.size)
+        return rle.rle_to_coco(self.run_lengths, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:
         """For each object its polygons: a list of rings, the outer one first, then its holes.
@@ -109,10 +104,6 @@ class Instances:
         """Object ``n`` as a full ``(H, W)`` bool image."""
         height, width = self.size
         return rle.window(self.run_lengths[n], self.size, (0, 0, width, height)).view(bool)
-
-    def full_masks(self) -> Iterator[NDArray[np.bool_]]:
-        """Each object in turn as a full ``(H, W)`` bool image; only one is in memory at a time."""
-        return (self.mask(n) for n in range(len(self)))
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of a COCO results file: plain numbers and strings, ready for ``json.dumps``.

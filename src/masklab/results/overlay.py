@@ -1,4 +1,4 @@
-"""Draw an image's objects over it."""
+"""Overlay of objects over their image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from masklab.masks import rle
 from masklab.results.instances import Instances
-
-Colour = tuple[int, int, int]
+from masklab.utils.types import Colour
 
 # Seven hues that people with any kind of colour blindness tell apart (Okabe and Ito, 2008; its black left out).
 PALETTE: tuple[Colour, ...] = (
@@ -24,11 +23,11 @@ PALETTE: tuple[Colour, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
-TINT = 0.45  # share of the colour inside an object
-MIN_SIDE = 512  # pixels: shorter images are enlarged
-MAX_SIDE = 4096  # pixels: no side is enlarged beyond
-NEIGHBOUR_DISTANCE = 4  # pixels: boxes this close are neighbours
-MOST_LABELLED = 60  # objects: beyond, boxes and labels hide more than they tell
+_TINT = 0.45  # weight of the colour inside an object
+_MIN_SIDE = 512  # pixels: shorter images are enlarged
+_MAX_SIDE = 4096  # pixels: no side is enlarged beyond it
+_NEIGHBOUR_DISTANCE = 4  # pixels: boxes this close are neighbours
+MOST_LABELLED = 60  # objects: more boxes and labels would hide the image
 LEAST_LABELLED = 300  # pixels: the shortest side of an image that has room for labels
 
 
@@ -37,15 +36,15 @@ def overlay(
 ) -> Image.Image:
     """Tint and outline every object whose score is at least ``min_score``, the smaller on top.
 
-    ``image`` is ``(3, H, W)`` uint8 RGB, ``instances`` belong to it.  Neighbours get different colours.  A
-    image whose shortest side is under 512 pixels is enlarged by a whole factor, unless ``enlarge`` is
-    false.  Boxes, class names and scores are drawn where there is room for them: not on small images, nor
-    beyond 60 objects.  Returns an RGB image.  Raises `ValueError` when the instances belong to an image of another size.
+    ``image`` is ``(3, H, W)`` uint8 RGB, ``instances`` belong to it.  Neighbours get different colours.  An
+    image whose shortest side is under 512 pixels is enlarged by an integer factor, unless ``enlarge`` is
+    false.  Boxes, class names and scores are left out on small images and for more than
+    60 objects.  Returns an RGB image.  Raises `ValueError` when the instances belong to an image of another size.
     """
     if image.shape != (3, *instances.size):
         raise ValueError(f"the image is {image.shape} but the instances' size is {instances.size}")
     shown = instances.above(min_score)
-    factor = max(1, min(-(-MIN_SIDE // min(instances.size)), MAX_SIDE // max(instances.size))) if enlarge else 1
+    factor = max(1, min(-(-_MIN_SIDE // min(instances.size)), _MAX_SIDE // max(instances.size))) if enlarge else 1
     canvas, colours = tinted(image, shown.run_lengths, shown.boxes, factor)
     if len(shown) <= MOST_LABELLED and min(instances.size) >= LEAST_LABELLED:
         _annotate(canvas, shown, colours, factor)
@@ -69,13 +68,13 @@ def tinted(
 
 
 def _colours(boxes: NDArray[np.float32]) -> list[Colour]:
-    """A colour for each object that as few neighbours as possible share."""
+    """A colour for each object, shared with as few neighbours as possible."""
     chosen = np.zeros(len(boxes), np.int64)
     used = np.zeros(len(PALETTE), np.int64)
     for n, box in enumerate(boxes):
         before = boxes[:n]
-        near = (before[:, :2] < box[2:] + NEIGHBOUR_DISTANCE).all(axis=1) & (
-            before[:, 2:] > box[:2] - NEIGHBOUR_DISTANCE
+        near = (before[:, :2] < box[2:] + _NEIGHBOUR_DISTANCE).all(axis=1) & (
+            before[:, 2:] > box[:2] - _NEIGHBOUR_DISTANCE
         ).all(axis=1)
         taken = np.bincount(chosen[:n][near], minlength=len(PALETTE))
         chosen[n] = np.lexsort((used, taken))[0]
@@ -84,18 +83,18 @@ def _colours(boxes: NDArray[np.float32]) -> list[Colour]:
 
 
 def _tint_one(
-    canvas: NDArray[np.uint8], original: NDArray[np.uint8], runs: rle.RLE, colour: Colour, factor: int, width: int
+    canvas: NDArray[np.uint8], original: NDArray[np.uint8], mask: rle.RLE, colour: Colour, factor: int, width: int
 ) -> None:
     """Tint one object and draw its outline, inside its own box only."""
-    box = rle.bounds(runs, (original.shape[0], original.shape[1]))
+    box = rle.bounds(mask, (original.shape[0], original.shape[1]))
     if box is None:
         return
     x1, y1, x2, y2 = box
-    inside = rle.window(runs, (original.shape[0], original.shape[1]), box).view(bool)
+    inside = rle.window(mask, (original.shape[0], original.shape[1]), box).view(bool)
     inside = inside.repeat(factor, axis=0).repeat(factor, axis=1)
     beneath = original[y1:y2, x1:x2].repeat(factor, axis=0).repeat(factor, axis=1)
     region = canvas[y1 * factor : y2 * factor, x1 * factor : x2 * factor]
-    tint = (beneath[inside] * (1 - TINT) + np.multiply(colour, TINT)).astype(np.uint8)
+    tint = (beneath[inside] * (1 - _TINT) + np.multiply(colour, _TINT)).astype(np.uint8)
     region[inside] = tint
     region[inside & ~_eroded(inside, width)] = colour
 
@@ -109,7 +108,7 @@ def _eroded(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 
 def _annotate(canvas: Image.Image, shown: Instances, colours: list[Colour], factor: int) -> None:
-    """Thin boxes, then class names (of several) and scores, the best first, where they hide no other label."""
+    """Draw boxes, then class names, if there are several classes, and scores, best first, where they hide no other label."""
     draw = ImageDraw.Draw(canvas)
     font: Any = ImageFont.load_default(size=max(13, min(canvas.size) // 50))
     boxes = (shown.boxes * factor).tolist()
@@ -135,7 +134,7 @@ def _spot(
     size: tuple[int, int],
     placed: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float] | None:
-    """Where a label fits: above its box, inside at the top, or below; ``None`` if it would hide too much."""
+    """The rectangle of a label: above its box, inside at the top, or below; ``None`` if it would hide too much."""
     wide, tall = text[2] + 6, text[3] + 4
     if box[2] - box[0] < 0.6 * wide or box[3] - box[1] < 1.6 * tall:
         return None

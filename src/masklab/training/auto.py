@@ -166,7 +166,7 @@ def try_steps(config: Config, split: Split, device: torch.device) -> None:
     largest = sorted(range(len(split)), key=lambda index: -split.images[index].size[0] * split.images[index].size[1])
     dataset, model = InstanceDataset(split, config), config.model
     samples = [dataset[index] for index in largest[:size]]
-    batch = collate(samples, model.backbone.output_stride, model.coord_mode).to(device)
+    batch = collate(samples, model.backbone.output_stride).to(device)
     network = build_model(config, split.categories, load_pretrained=False).to(device).train()
     gradients, optimizer = BatchGradients(InstanceTask(network, split), device), build_optimizer(network, config.train)
     for _ in range(2):

@@ -136,7 +136,7 @@ def label_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Te
     _, height, width = image.shape
     device = next(network.parameters()).device
     resized = network_image(image, config.image)
-    images, _ = pad_images([resized], config.model.backbone.output_stride, "exact")
+    images, _ = pad_images([resized], config.model.backbone.output_stride)
     with autocast(device, config.train.precision):
         logits = network(images.to(device, memory_format=torch.channels_last))
     scale = torch.tensor([resized.shape[2] / width, resized.shape[1] / height] * 2, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +55,6 @@ class InstanceDataset(Dataset[Example]):
             model.mask.mask_size,
             model.mask.train_masks,
             rng,
-            model.coord_mode,
-            padded_size(geometry.canvas_size, model.backbone.output_stride, model.coord_mode),
             model.mask.box_jitter,
         )
         return image, targets, self.split.images[index].image_id
@@ -143,20 +141,20 @@ class _Loader(DataLoader[Any]):
             raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from None
 
 
-def collate(samples: list[Example], stride: int, coord_mode: Literal["exact", "tf"]) -> Batch:
+def collate(samples: list[Example], stride: int) -> Batch:
     """One batch of some images and their targets; see `pad_images`."""
-    images, sizes = pad_images([image for image, _, _ in samples], stride, coord_mode)
+    images, sizes = pad_images([image for image, _, _ in samples], stride)
     return Batch(images, sizes, [targets for _, targets, _ in samples], [image_id for _, _, image_id in samples])
 
 
-def pad_images(images: list[Tensor], stride: int, coord_mode: Literal["exact", "tf"]) -> tuple[Tensor, Tensor]:
+def pad_images(images: list[Tensor], stride: int) -> tuple[Tensor, Tensor]:
     """Pad images at the bottom and right with zeros, the mean colour, to one size that suits the network.
 
     Returns them as ``(N, C, H, W)``, and ``(N, 2)`` int64, the (height, width) of each before padding.
     """
     sizes = torch.tensor([image.shape[1:] for image in images])
     tallest, widest = sizes.amax(dim=0).tolist()
-    batch = torch.zeros(len(images), images[0].shape[0], *padded_size((tallest, widest), stride, coord_mode))
+    batch = torch.zeros(len(images), images[0].shape[0], *padded_size((tallest, widest), stride))
     for padded, image in zip(batch, images, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image
     return batch, sizes
@@ -167,7 +165,7 @@ def train_loader(
 ) -> DataLoader[Batch]:
     """The batches of the steps from ``first_step`` to ``config.train.steps``; see `stream_loader`."""
     model = config.model
-    together = partial(collate, stride=model.backbone.output_stride, coord_mode=model.coord_mode)
+    together = partial(collate, stride=model.backbone.output_stride)
     return stream_loader(InstanceDataset(split, config), together, split, config, first_step, share)
 
 

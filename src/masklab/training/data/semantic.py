@@ -87,7 +87,7 @@ class SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
 
 def collate_semantic(samples: list[tuple[Tensor, Tensor, int | str]], stride: int) -> SemanticBatch:
     """Pad images to one size, a multiple of ``stride`` plus 1, so that cell ``i`` lies on pixel ``stride * i``."""
-    images, _ = pad_images([image for image, _, _ in samples], stride, "exact")
+    images, _ = pad_images([image for image, _, _ in samples], stride)
     labels = torch.full((len(samples), *images.shape[2:]), IGNORED, dtype=torch.uint8)
     for padded, (_, values, _) in zip(labels, samples, strict=True):
         padded[: values.shape[0], : values.shape[1]] = values

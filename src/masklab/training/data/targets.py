@@ -1,11 +1,9 @@
 """Training targets of one image: boxes and masks of its objects after augmentation.
 
-Masks stay run lengths: a target is sampled from the few pixels around its object, never from an image.
+Masks are kept as run lengths: a target is sampled from the pixels around its object, never from a full image.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,11 +11,10 @@ from numpy.typing import NDArray
 
 from masklab.datasets.objects import MIN_AREA, MIN_SIDE, Objects
 from masklab.masks import rle
+from masklab.ops.coordinates import pixel_indices, pixel_positions, sample_positions
 from masklab.structures import Targets
 from masklab.training.data.transforms import Geometry
-from masklab.utils.types import Size
-
-Floats = NDArray[np.float64]
+from masklab.utils.types import Doubles, Size
 
 
 def make_targets(
@@ -26,26 +23,23 @@ def make_targets(
     mask_size: int,
     max_masks: int,
     rng: np.random.Generator,
-    coord_mode: Literal["exact", "tf"] = "exact",
-    input_size: Size | None = None,
     box_jitter: float = 0.0,
 ) -> Targets:
     """The training targets of one image after its transforms (paper, sections 4.1 and 4.2, "Mask crop size").
 
-    ``geometry`` says where the image went.  An object is what is left of its mask inside the image;
-    it is dropped when that is under 1 pixel or its tight box has a side under 2.  ``max_masks`` objects,
-    drawn by ``rng``, carry a ``mask_size x mask_size`` soft mask: the mask sampled bilinearly at the box's grid of
-    places, first and last on its edges, each held inside the image.  With y from 0 to H over the
-    network's input, ``coord_mode`` "exact" samples at index ``y - 0.5``, "tf" at ``y / H * (H - 1)`` where
-    ``H`` is that of ``input_size``, the ``(height, width)`` after padding (by default the image's).
-    ``box_jitter`` moves the four sides of a mask's box, each by up to this share of its width or height.
+    ``geometry`` maps the transformed image to its source.  An object is the part of its mask inside the image;
+    it is dropped when that part is under 1 pixel or its tight box has a side under 2.  ``max_masks`` objects, sampled
+    with ``rng``, get a ``mask_size x mask_size`` soft mask: the mask sampled bilinearly on a grid over the box, the
+    first and last samples on the box's edges, each clipped to the image's outermost pixel centres
+    (`masklab.ops.coordinates`).  ``box_jitter`` moves the four sides of a mask's box, each by up to this share of its
+    width or height.
 
-    Masks come in random order, so that any first few of them are a fair draw.
+    Masks are in random order, so that the first few of them are a random sample.
     """
     boxes, kept = visible_boxes(objects, geometry)
     chosen = rng.permutation(len(kept))[:max_masks]
     mask_boxes = boxes[chosen] if box_jitter == 0 else _jitter(boxes[chosen], geometry.canvas_size, box_jitter, rng)
-    places = _sample_indices(mask_boxes, geometry.canvas_size, mask_size, coord_mode, input_size)
+    places = _sample_places(mask_boxes, geometry.canvas_size, mask_size)
     masks = _sample_masks(objects, kept[chosen], geometry, places, mask_size)
     ignored = geometry.boxes_to_output(objects.ignored)
     ignored = ignored[(ignored[:, 2:] > ignored[:, :2]).all(axis=1)]
@@ -59,15 +53,15 @@ def make_targets(
     )
 
 
-def _jitter(boxes: Floats, size: Size, share: float, rng: np.random.Generator) -> Floats:
-    """Boxes (M, 4) with each side moved by up to ``share`` of the box, inside an image of ``size``."""
+def _jitter(boxes: Doubles, size: Size, share: float, rng: np.random.Generator) -> Doubles:
+    """Boxes (M, 4) with each side moved at random by up to ``share`` of the box, clipped to an image of ``size``."""
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     height, width = size
     return (boxes + sides * rng.uniform(-share, share, boxes.shape)).clip(0, (width, height, width, height))
 
 
-def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray[np.int64]]:
-    """Tight boxes in output pixels of the objects that are left, ``(G', 4)``, and their rows ``(G',)``."""
+def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Doubles, NDArray[np.int64]]:
+    """Tight boxes in output pixels of the objects that remain, ``(G', 4)``, and their rows ``(G',)``."""
     view = geometry.view()
     boxes = objects.boxes.astype(np.float64)
     areas = objects.areas.astype(np.float64)
@@ -80,8 +74,8 @@ def visible_boxes(objects: Objects, geometry: Geometry) -> tuple[Floats, NDArray
     return mapped[big], np.flatnonzero(big)
 
 
-def _cut(objects: Objects, row: int, box: Floats, view: Floats) -> tuple[Floats, float]:
-    """Tight box and area of the part of a mask inside ``view``, of which ``box`` is a loose bound."""
+def _cut(objects: Objects, row: int, box: Doubles, view: Doubles) -> tuple[Doubles, float]:
+    """Tight box and area of the part of a mask inside ``view``; ``box`` contains that part."""
     if (box[2:] <= box[:2]).any():
         return np.zeros(4), 0.0
     left, top = np.floor(box[:2]).astype(int).tolist()
@@ -94,40 +88,37 @@ def _cut(objects: Objects, row: int, box: Floats, view: Floats) -> tuple[Floats,
     return _intersect(tight, view), float(bits.sum())
 
 
-def _intersect(boxes: Floats, view: Floats) -> Floats:
+def _intersect(boxes: Doubles, view: Doubles) -> Doubles:
     return np.concatenate((np.maximum(boxes[..., :2], view[:2]), np.minimum(boxes[..., 2:], view[2:])), axis=-1)
 
 
-def _sample_indices(boxes: Floats, size: Size, mask_size: int, coord_mode: str, input_size: Size | None) -> Floats:
-    """Pixel indices, x then y, at which each box is sampled: ``(2, M, mask_size)``."""
-    steps = np.linspace(0, 1, mask_size)
-    extents = np.array(size[::-1], np.float64).reshape(2, 1, 1)
-    corner, opposite = boxes[:, :2].T[:, :, None], boxes[:, 2:].T[:, :, None]
-    edges = corner + (opposite - corner) * steps
-    if coord_mode == "exact":
-        indices = edges - 0.5
-    else:
-        whole = np.array((input_size or size)[::-1], np.float64).reshape(2, 1, 1)
-        indices = edges / whole * (whole - 1)
-    return np.clip(indices, 0, extents - 1)
+def _sample_places(boxes: Doubles, size: Size, mask_size: int) -> Doubles:
+    """Positions, x then y, at which each box is sampled, clipped to pixel centres: ``(2, M, mask_size)``."""
+    x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(dim=1)
+    x, y = sample_positions(x1, x2, mask_size).numpy(), sample_positions(y1, y2, mask_size).numpy()
+    return np.stack([_clip_to_centres(x, size[1]), _clip_to_centres(y, size[0])])
+
+
+def _clip_to_centres(positions: Doubles, side: int) -> Doubles:
+    return pixel_positions(np.clip(pixel_indices(positions), 0, side - 1))
 
 
 def _sample_masks(
-    objects: Objects, rows: NDArray[np.int64], geometry: Geometry, indices: Floats, mask_size: int
+    objects: Objects, rows: NDArray[np.int64], geometry: Geometry, places: Doubles, mask_size: int
 ) -> NDArray[np.float32]:
-    """Sample each mask on its grid of output pixel indices: ``(M, mask_size, mask_size)``."""
+    """Sample each mask on its grid of positions (2, M, mask_size) in the output: ``(M, mask_size, mask_size)``."""
     masks = np.zeros((len(rows), mask_size, mask_size), np.float32)
-    across, down, transposed = geometry.axes_to_source(indices[0] + 0.5, indices[1] + 0.5)
+    across, down, transposed = geometry.axes_to_source(places[0], places[1])
     height, width = objects.size
-    across, down = np.clip(across - 0.5, 0, width - 1), np.clip(down - 0.5, 0, height - 1)
+    across, down = pixel_indices(across).clip(0, width - 1), pixel_indices(down).clip(0, height - 1)
     for k, row in enumerate(rows.tolist()):
         sampled = _bilinear(objects.runs(row), objects.size, across[k], down[k])
         masks[k] = sampled.T if transposed else sampled
     return masks
 
 
-def _bilinear(runs: NDArray[np.int64], size: Size, xs: Floats, ys: Floats) -> NDArray[np.float32]:
-    """A mask at source pixel indices ``ys`` x ``xs``, decoding only the pixels between them."""
+def _bilinear(runs: NDArray[np.int64], size: Size, xs: Doubles, ys: Doubles) -> NDArray[np.float32]:
+    """Bilinear samples of a mask at source pixel indices ``ys`` x ``xs``; only the pixels around them are decoded."""
     columns, rows = np.floor(xs).astype(np.int64), np.floor(ys).astype(np.int64)
     left, top = int(columns.min()), int(rows.min())
     bits = rle.window(runs, size, (left, top, int(columns.max()) + 2, int(rows.max()) + 2)).astype(np.float32)

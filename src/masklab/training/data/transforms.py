@@ -1,8 +1,8 @@
-"""Resizing and augmentation of images, with the geometry that maps output pixels to the source image.
+"""Augmentation of images, and the geometry that maps their pixels to the source image.
 
-An image and its `Geometry` go through the same functions of ``torchvision.transforms.v2``, for which kernels are
-registered here.  Objects are not transformed: their targets are made afterwards, from run lengths and the geometry
-(`masklab.training.data.targets.make_targets`).
+Functions of ``torchvision.transforms.v2`` transform an image together with a `Geometry`, for which kernels are
+registered here.  Objects are not transformed: their targets are made afterwards from their RLE masks and the
+geometry (`masklab.training.data.targets.make_targets`).
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from masklab.config.image import AugmentConfig, ImageConfig
 from masklab.images.intensity import is_grey
 from masklab.images.resize import network_size, resize
 from masklab.utils.errors import InputError
-from masklab.utils.types import Box, Size
+from masklab.utils.types import Box, Doubles, Size
 
-Floats = NDArray[np.float64]
 T = TypeVar("T", bound=Tensor)
 
-LONGEST = 1.5  # the longest side of the paper's 800 x 1200 over the shortest, kept at every sampled scale
-ADJUST = {
+_MAX_ASPECT = 1.5  # of the paper's 800 x 1200, kept at every scale sampled
+_ADJUST = {
     "saturation": (F.adjust_saturation, 1.0),
     "hue": (F.adjust_hue, 0.0),
     "brightness": (F.adjust_brightness, 1.0),
     "contrast": (F.adjust_contrast, 1.0),
 }
-"""torchvision's colour functions, each with the factor that leaves an image unchanged."""
-COLOURS = ("saturation", "hue")
+"""torchvision's functions for colour, each with its neutral factor."""
+_COLOURS = ("saturation", "hue")
 
 
 class Geometry(tv_tensors.TVTensor):
     """Affine map from the pixels of a transformed image to its source.
 
-    A 3 x 3 float64 matrix that maps a point ``(x, y, 1)`` of the output to one of the source, both in pixels, where
-    pixel (0, 0) covers ``[0, 1] x [0, 1]``; ``canvas_size`` and ``source_size`` are the ``(height, width)`` of output
-    and source.  Supports flips, quarter turns, resizing and cropping; any other geometric transform raises
-    `TypeError`.
+    A 3 x 3 float64 matrix that maps a position ``(x, y, 1)`` in the output to one in the source, both in pixels
+    (`masklab.ops.coordinates`); ``canvas_size`` and ``source_size`` are the output's and the source's
+    ``(height, width)``.  Flips, quarter turns, resizing and cropping are supported; any other transform that moves
+    pixels raises `TypeError`.
     """
 
     canvas_size: Size
@@ -57,18 +56,19 @@ class Geometry(tv_tensors.TVTensor):
 
     @classmethod
     def identity(cls, size: Size) -> Geometry:
-        """The geometry of an untouched image of ``(height, width)``."""
+        """The geometry of an image of ``(height, width)`` that is not transformed."""
         return cls(np.eye(3), size, size)
 
     def after(self, step: Any, canvas_size: Any) -> Geometry:
-        """The geometry after one more step, whose matrix maps its output to its input."""
+        """The geometry after one more step; the matrix ``step`` maps the step's output to its input."""
         return Geometry(self.matrix() @ np.asarray(step, np.float64), tuple(canvas_size), self.source_size)
 
-    def matrix(self) -> Floats:
+    def matrix(self) -> Doubles:
+        """The 3 x 3 matrix from output to source."""
         return self.as_subclass(Tensor).numpy()
 
-    def axes_to_source(self, xs: Floats, ys: Floats) -> tuple[Floats, Floats, bool]:
-        """Source x of output columns ``xs``, source y of output rows ``ys``, and whether a quarter turn swapped the axes.
+    def axes_to_source(self, xs: Doubles, ys: Doubles) -> tuple[Doubles, Doubles, bool]:
+        """Output columns and rows to source x and source y, and whether a quarter turn swapped them.
 
         If it did, source x depends on ``ys`` and source y on ``xs``.
         """
@@ -77,29 +77,29 @@ class Geometry(tv_tensors.TVTensor):
             return xx * xs + x0, yy * ys + y0, False
         return xy * ys + x0, yx * xs + y0, True
 
-    def boxes_to_output(self, boxes: NDArray[Any]) -> Floats:
-        """Map boxes ``(N, 4)`` xyxy of the source to the output and clip them to it."""
+    def boxes_to_output(self, boxes: NDArray[Any]) -> Doubles:
+        """Boxes ``(N, 4)`` xyxy in the source to the output, clipped to it."""
         inverse = np.linalg.inv(self.matrix())
         corners = boxes.astype(np.float64).reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
         height, width = self.canvas_size
-        return _snap(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
+        return _rounded(np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)).clip(
             0, (width, height, width, height)
         )
 
-    def view(self) -> Floats:
-        """The part of the source that is in the output, as a box ``(4,)`` xyxy clipped to the source."""
+    def view(self) -> Doubles:
+        """The visible part of the source, as a box ``(4,)`` xyxy inside the source."""
         height, width = self.canvas_size
         corners = np.array([[0, 0, 1], [width, height, 1]]) @ self.matrix().T[:, :2]
         high, wide = self.source_size
-        return _snap(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
+        return _rounded(np.concatenate((corners.min(axis=0), corners.max(axis=0)))).clip(0, (wide, high, wide, high))
 
     def magnification(self) -> float:
-        """Number of output pixels per source pixel."""
+        """Output pixels per source pixel, by area."""
         return 1 / float(abs(np.linalg.det(self.matrix()[:2, :2])))
 
 
-def _snap(values: Floats) -> Floats:
-    """Round values within a millionth of a whole number, which undoes rounding errors of matrix products."""
+def _rounded(values: Doubles) -> Doubles:
+    """Values with those within a millionth of an integer rounded to it, as matrix products are not exact."""
     nearest = np.rint(values)
     return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
 
@@ -145,10 +145,10 @@ for _functional in (
 
 
 def quarter_turn(inpt: Any, turns: int) -> Any:
-    """Turn an image ``(..., H, W)`` or a `Geometry` anticlockwise by ``turns`` times 90 degrees."""
+    """Rotate an image ``(..., H, W)`` or a `Geometry` counter-clockwise by ``turns`` times 90 degrees."""
     if not isinstance(inpt, Geometry):
-        transposed = torch.rot90(inpt, turns, (-2, -1))
-        return tv_tensors.wrap(transposed, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else transposed
+        rotated = torch.rot90(inpt, turns, (-2, -1))
+        return tv_tensors.wrap(rotated, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else rotated
     for _ in range(turns % 4):
         height, width = inpt.canvas_size
         inpt = inpt.after([[0, -1, width], [1, 0, 0], [0, 0, 1]], (width, height))
@@ -158,10 +158,9 @@ def quarter_turn(inpt: Any, turns: int) -> Any:
 def augment(
     image: Tensor, geometry: Geometry, config: ImageConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Resize an image ``(C, H, W)`` of intensities 0 to 255 to the network's scale and augment it as configured.
+    """Bring an image ``(C, H, W)`` of values 0 to 255 to the network's scale with the configured random changes.
 
-    All random numbers come from ``rng``: first those of `sample_window`, then those of `augment_window`.  Raises
-    `InputError` as the latter does.
+    `sample_window` and `augment_window` sample from ``rng`` in turn.  Raises as `augment_window`.
     """
     window = sample_window(geometry.canvas_size, config, rng)
     if window.box is not None:
@@ -170,7 +169,7 @@ def augment(
 
 
 class Window(NamedTuple):
-    """The part of an image that a training sample shows, ``box`` in xyxy or None for all of it, and the size to resize to."""
+    """The part of an image in a training sample: ``box`` xyxy, None for all of it, and the size that it is resized to."""
 
     box: Box | None
     target: Size
@@ -185,9 +184,9 @@ def crop_to_box(inpt: T, box: Box) -> T:
 def augment_window(
     image: Tensor, geometry: Geometry, target: Size, change: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Geometry]:
-    """Resize a window's pixels to ``target``, then flip, turn and recolour them at random.
+    """Resize the image of a window to ``target``, then flip, rotate and recolour it at random.
 
-    Raises `InputError` for changes of saturation or hue if the image does not have 3 channels.
+    Raises `InputError` for colour changes that need 3 channels if the image has another number.
     """
     image, geometry = resize(image, target), resize(geometry, target)
     if change.horizontal_flip and rng.random() < 0.5:
@@ -201,11 +200,11 @@ def augment_window(
 
 
 def sample_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
-    """Sample scale, jitter and crop for an image of ``(height, width)``, before it is read."""
+    """Sample scale, jitter and crop for an image of ``(height, width)``, which need not be read yet."""
     factor = 1.0
     if config.augment.min_sides is not None:
         side = int(rng.choice(config.augment.min_sides))
-        config = config.model_copy(update={"min_side": side, "max_side": round(LONGEST * side)})
+        config = config.model_copy(update={"min_side": side, "max_side": round(_MAX_ASPECT * side)})
     if config.augment.scale_jitter is not None:
         low, high = np.log(config.augment.scale_jitter)
         factor = float(np.exp(rng.uniform(low, high)))
@@ -219,22 +218,22 @@ def sample_window(source: Size, config: ImageConfig, rng: np.random.Generator) -
 
 
 def _recolour(image: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Change saturation, hue, brightness and contrast at random, and invert; values are 0 to 255, uint8 or float.
+    """Random changes of saturation, hue, brightness and contrast, and inversion, of values 0 to 255, uint8 or float32.
 
-    The channels of an image that does not have 1 or 3 are changed like grey images, all in the same way.  Saturation
-    and hue do not change a grey image.
+    With other than 1 or 3 channels, each channel is changed as a grey image, all in the same way.  Saturation and
+    hue do not change a grey image.
     """
     is_uint8, channels = image.dtype == torch.uint8, image.shape[0]
-    if channels != 3 and any(getattr(change, name) for name in COLOURS):
+    if channels != 3 and any(getattr(change, name) for name in _COLOURS):
         raise InputError(f"image.augment.saturation and hue need images of 3 channels, not {channels}; set both to 0.")
     grey = is_grey(image.numpy())
     values = image if is_uint8 else image / 255
     values = values if channels in (1, 3) else values[:, None]
-    for name, (adjust, neutral) in ADJUST.items():
+    for name, (adjust, neutral) in _ADJUST.items():
         reach = getattr(change, name)
         if reach:
             factor = rng.uniform(neutral - reach, neutral + reach)
-            values = values if grey and name in COLOURS else adjust(values, factor)
+            values = values if grey and name in _COLOURS else adjust(values, factor)
     if change.invert and rng.random() < change.invert:
         values = F.invert(values)
     values = values.view_as(image)

@@ -60,7 +60,7 @@ def sentence(action, *args):
     return message
 
 
-# ---- reading: every mode and depth
+# ---- reading: all modes and bit depths
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -149,8 +149,8 @@ def test_tiff_of_every_layout_keeps_its_numbers_and_gives_any_window(tmp_path, l
 
 
 @pytest.mark.parametrize("layout", ["plain", "tiled", "page tiles", "turned tiles", "samples"])
-def test_percentiles_of_a_thinned_file_are_those_of_the_whole(tmp_path, monkeypatch, layout):
-    monkeypatch.setattr("masklab.images.intensity.SAMPLE", 700)
+def test_percentiles_of_sampled_pixels_are_those_of_the_image(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr("masklab.images.intensity._MAX_SAMPLED", 700)
     path = tmp_path / "a.tif"
     expected = write_tiff(path, layout, np.uint16)
     thin = expected[:, ::3, ::3].reshape(len(expected), -1)  # 6300 / 9 = 700
@@ -170,7 +170,7 @@ def test_other_numbers_become_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_deep_colour_is_turned_upright(tmp_path, orientation):
+def test_deep_colour_is_read_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     write_deep_png(tmp_path / "deep.png", as_type(np.uint16, 3), exif.tobytes().removeprefix(b"Exif\0\0"))
@@ -231,7 +231,7 @@ def test_compressions_that_pillow_must_decode(tmp_path):
     assert "install imagecodecs" in message
 
 
-# ---- numbers to brightness
+# ---- intensity range
 
 
 def test_eight_bits_stay_as_they_are():
@@ -372,7 +372,7 @@ def test_training_and_prediction_share_the_percentiles(tmp_path, tiny_config, cl
 @pytest.mark.parametrize("write", [to_tiff, lambda *args: to_tiff(*args, tile=(16, 32), compression="zlib")])
 def test_a_window_shows_what_the_whole_image_shows_there(tmp_path, monkeypatch, tiny_config, write, percentiles):
     """Crops of files that give windows equal those of files that are read whole, and of the normalised image."""
-    monkeypatch.setattr("masklab.images.intensity.SAMPLE", 1000)
+    monkeypatch.setattr("masklab.images.intensity._MAX_SAMPLED", 1000)
     image = scene(3)
     change = {"horizontal_flip": False, "crop_size": 24}
     config = deep_config(tiny_config, 3, percentiles=percentiles, augment=change)
