@@ -201,7 +201,7 @@ def read_any_run(folder: Path, config: Any) -> dict[str, Any]:
 
     refuse_other_settings(folder, config)
     step = open_run(folder, resume=True).step
-    tensors = torch.load(folder / CHECKPOINT, weights_only=True)["state_dict"]
+    tensors = torch.load(folder / CHECKPOINT, weights_only=True)["network"]
     return {
         "record": read_record(folder),
         "step": step,

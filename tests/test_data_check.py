@@ -426,7 +426,8 @@ def test_sizes_are_those_that_the_network_sees(data):
 AUTO = {"rpn": {"anchor_sizes": "auto", "proposals_test": "auto"}, "box": {"max_detections": "auto"}}
 
 
-def test_auto_is_settled_from_the_training_split(data, capsys):
+def test_auto_is_resolved_from_the_training_split(data, caplog):
+    caplog.set_level("INFO", "masklab")
     config, split = load_recipe("shapes", {"model": AUTO}), Split.find(data, "train")
     resolved = resolve_auto(config, split).model
     measured = measure(split, config.image)
@@ -435,7 +436,7 @@ def test_auto_is_settled_from_the_training_split(data, capsys):
     assert resolved.rpn.proposals_test == 300
     assert resolved.rpn.pre_nms_test >= 600
     assert resolved.rpn.channels == config.model.rpn.channels
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(caplog.messages) == 3
     fixed = load_recipe("shapes").model
     resolved = resolve_auto(load_recipe("shapes"), split).model
     assert (resolved.rpn, resolved.box) == (fixed.rpn, fixed.box)

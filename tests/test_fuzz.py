@@ -745,7 +745,7 @@ def test_run_folders(child, tiny_config, tmp_path):
 
     record = {"checkpoint": "resume.ckpt", "data": {"train": {"annotations_sha256": "ab", "images": 3}}, "starts": []}
     buffer = io.BytesIO()
-    torch.save({"global_step": 2, "state_dict": {"weight": torch.arange(600.0)}}, buffer)
+    torch.save({"global_step": 2, "network": {"weight": torch.arange(600.0)}}, buffer)
     files = {
         "run.json": json.dumps(record).encode(),
         "config.yaml": yaml.safe_dump(tiny_config.model_dump(mode="json"), sort_keys=False).encode(),

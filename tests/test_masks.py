@@ -195,12 +195,12 @@ def test_a_pixel_on_the_edge_of_a_box_is_inside_whatever_the_rounding() -> None:
     first = np.nextafter(np.float32(1000.5), np.float32(2000))
     last = np.nextafter(np.float32(1002.5), np.float32(0))
     for box, size in (((first, 0, last, 1), (1, 1200)), ((0, first, 1, last), (1200, 1))):
-        regions = paste.paste(np.ones((1, 2, 2), np.float32), np.array([box], np.float32), size)
+        regions = paste(np.ones((1, 2, 2), np.float32), np.array([box], np.float32), size)
         assert regions.values.tolist() == [1, 1, 1]
     ramp = np.array([[[0, 1]] * 2], np.float32)
-    thin = paste.paste(ramp, np.array([[2.4, 0, 2.49995, 1]], np.float32), (1, 6))
+    thin = paste(ramp, np.array([[2.4, 0, 2.49995, 1]], np.float32), (1, 6))
     assert thin.values.tolist() == [1]
-    assert paste.paste(ramp, np.array([[2.4, 0, 2.49, 1]], np.float32), (1, 6)).values.size == 0
+    assert paste(ramp, np.array([[2.4, 0, 2.49, 1]], np.float32), (1, 6)).values.size == 0
 
 
 def runs_of(mask: np.ndarray) -> rle.RLE:

@@ -69,13 +69,13 @@ def test_the_best_anchors_are_taken_before_suppression_and_each_mode_has_its_cap
         torch.tensor([[0.0, 9], [0, 8], [0, 7], [0, 6], [0, 5], [0, 4]])[None], torch.zeros(1, 6, 4), anchors
     )
     for train, test in ((3, 5), (5, 3)):
-        rpn = RPN(RPNConfig(pre_nms_train=train, pre_nms_test=test), 8, 8, "exact")
+        rpn = RPN(RPNConfig(pre_nms_train=train, pre_nms_test=test), 8, 8)
         assert rpn.train().propose(output, sizes((40, 40))).num_valid.tolist() == [train - 2]
         assert rpn.eval().propose(output, sizes((40, 40))).num_valid.tolist() == [test - 2]
 
 
 def test_the_rpn_cuts_its_filters_at_nought_and_six():
-    rpn = RPN(RPNConfig(channels=4, anchor_sizes=[16]), 8, 8, "exact")
+    rpn = RPN(RPNConfig(channels=4, anchor_sizes=[16]), 8, 8)
     with torch.no_grad():
         for layer, bias in ((rpn.conv, torch.tensor([-3.0, 2, 6, 50])), (rpn.objectness, 0), (rpn.deltas, 0)):
             layer.weight.fill_(0.0 if layer is rpn.conv else 1.0)
@@ -179,7 +179,7 @@ def test_predict_takes_any_kind_of_image(model, tmp_path):
     image = Image.fromarray(values.transpose(1, 2, 0))
     image.save(tmp_path / "image.png")
     results = predictor(model).predict(
-        [tmp_path / "image.png", str(tmp_path / "image.png"), image, values, torch.tensor(values)]
+        [tmp_path / "image.png", str(tmp_path / "image.png"), image, values, torch.tensor(values)], batch_size=1
     )
     for found in results:
         assert isinstance(found, Instances)

@@ -91,4 +91,4 @@ def tune_threshold(predict: Callable[[ImageRecord], list[dict[str, Any]]], split
     results: list[dict[str, Any]] = []
     for image in track(chosen, "tuning the score threshold"):
         results += predict(image)
-    return tune_score_threshold(overlaps(split.truth, results, [image.image_id for image in chosen]))
+    return tune_score_threshold(overlaps(split.truth_of(chosen), results))
