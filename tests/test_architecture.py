@@ -123,3 +123,14 @@ def test_the_network_and_the_training_step_know_tensors_only():
     assert not {"tifffile", "hotcoco", "lightning", "rich"} & closure
     # torchvision and timm import Pillow and safetensors, masklab's modules do not
     assert not {"PIL", "tifffile", "hotcoco", "safetensors"} & set(own_imports(closure))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_long_file_gives_its_reason(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300 or "long" in ast.get_docstring(ast.parse(text)), "split it, or say why it is long"
+
+
+def test_the_top_level_is_small():
+    names = {p.stem for p in SOURCE.iterdir() if p.name[0] not in "._" and p.suffix in ("", ".py")}
+    assert names == set().union(*ROOMS) - {""}
