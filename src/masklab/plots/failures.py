@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Bytes, Colour, Size
+
+_log = logging.getLogger(__name__)
 
 _COLUMNS = 3
 ORANGE, SKY, YELLOW, _WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
@@ -123,12 +126,12 @@ def show_failures(
         if any(_counts(failures)):
             kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
     matched, missed, wrong, bad = totals.tolist()
-    print(
+    _log.info(
         f"{len(source)} images at score {score:.2f}: {matched} objects found ({bad} badly localised), "
         f"{missed} missed, {wrong} wrong"
     )
     if not kept:
-        print("no failure figures: every image is right.")
+        _log.info("no failure figures: every image is right.")
         return []
     channels = predictor.config.model.backbone.channels
     images = [

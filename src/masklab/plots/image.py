@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from masklab.plots.mask_stages import mask_figure
 from masklab.plots.save import save_png
 from masklab.plots.sub_boxes import sub_box_figure
 from masklab.utils.files import make_folder
+
+_log = logging.getLogger(__name__)
 
 _FIGURES: dict[str, Callable[[Inspection], Image.Image | str]] = {
     "detections": detection_figure,
@@ -32,7 +35,7 @@ def show_image(predictor: Predictor, image: str | Path, output: str | Path, scor
 
     ``NAME_detections.png``, ``NAME_semantic.png``, ``NAME_directions.png``, ``NAME_masks.png`` and
     ``NAME_sub_boxes.png``, NAME being the image's.  A figure of something that the model does not have is
-    left out, and a printed line says so.  Objects count from ``score``, by default the model's own threshold.
+    left out, and a log message gives the reason.  Objects count from ``score``, by default the model's own threshold.
 
     Raises `InputError` for an image that cannot be read and for a folder that cannot be written to.
     """
@@ -44,7 +47,7 @@ def show_image(predictor: Predictor, image: str | Path, output: str | Path, scor
     for name, draw in _FIGURES.items():
         drawn = draw(inspection)
         if isinstance(drawn, str):
-            print(f"no {name} figure: {drawn}")
+            _log.info("no %s figure: %s", name, drawn)
             continue
         written.append(save_png(drawn, output / f"{path.stem}_{name}.png"))
     return written
