@@ -18,7 +18,7 @@ from masklab.evaluation.matching import overlaps
 from masklab.inference.predictor import Predictor
 from masklab.masks import rle
 from masklab.masks.polygons import rle_to_polygons
-from masklab.plots import sheets as panels
+from masklab.plots import sheets
 from masklab.plots.inspection import as_rgb
 from masklab.plots.save import save_png
 from masklab.plots.sheets import CONTENT_WIDTH, GAP
@@ -150,14 +150,14 @@ def _counts(failures: Failures) -> tuple[int, int, int]:
 
 def failure_figure(failures: Failures, image: Bytes) -> Image.Image:
     """One image ``(H, W, 3)`` with its errors marked, beside it the plain image if there is room, and a legend."""
-    size = panels.shown_size(failures.image.size, (1200, CONTENT_WIDTH))
-    half = panels.shown_size(failures.image.size, (1200, (CONTENT_WIDTH - GAP) // 2))
+    size = sheets.shown_size(failures.image.size, (1200, CONTENT_WIDTH))
+    half = sheets.shown_size(failures.image.size, (1200, (CONTENT_WIDTH - GAP) // 2))
     both = half == size or half[0] >= 2 * image.shape[0]
     size = half if both else size
     shown = [marked(failures, image, size, named=True)]
     if both:
-        shown.insert(0, Image.fromarray(panels.scaled(image, size)))
-    return panels.figure(failures.title, panels.row(shown), _legend([failures]))
+        shown.insert(0, Image.fromarray(sheets.scaled(image, size)))
+    return sheets.figure(failures.title, sheets.row(shown), _legend([failures]))
 
 
 def _sheet(kept: Sequence[Failures], images: Sequence[Bytes]) -> Image.Image:
@@ -165,16 +165,16 @@ def _sheet(kept: Sequence[Failures], images: Sequence[Bytes]) -> Image.Image:
     width = (CONTENT_WIDTH - (_COLUMNS - 1) * GAP) // _COLUMNS
     tiles = []
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
-        size = panels.shown_size(failures.image.size, (width, width))
-        tile = panels.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
-        tiles.append(panels.widened(tile, width))
-    rows = [panels.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
-    return panels.figure("The images with the lowest AP(0.5)", *rows, _legend(kept))
+        size = sheets.shown_size(failures.image.size, (width, width))
+        tile = sheets.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
+        tiles.append(sheets.widened(tile, width))
+    rows = [sheets.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
+    return sheets.figure("The images with the lowest AP(0.5)", *rows, _legend(kept))
 
 
 def _legend(kept: Sequence[Failures]) -> Image.Image:
     missed, wrong, bad = np.sum([_counts(failures) for failures in kept], axis=0).tolist()
-    return panels.legend(
+    return sheets.legend(
         [
             (f"{missed} missed: annotated, not found", ORANGE, _SOLID),
             (f"{wrong} wrong: found, not annotated or of another class", SKY, _DASHED),
@@ -186,7 +186,7 @@ def _legend(kept: Sequence[Failures]) -> Image.Image:
 
 def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.Image:
     """The image ``(H, W, 3)`` at ``size`` with the outlines of its errors, and their names and scores if ``named``."""
-    canvas = Image.fromarray(panels.scaled(image, size))
+    canvas = Image.fromarray(sheets.scaled(image, size))
     found, names, objects = failures.found, failures.found.class_names, failures.objects
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
@@ -200,7 +200,7 @@ def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.I
         text = _named(failures.errors.objects[row], "")
         text = f"{names[objects[row].label]} {text}" if len(names) > 1 else text
         marks.append((objects[row].runs, ORANGE, _SOLID, text))
-    draw, labels = ImageDraw.Draw(canvas), panels.Labels(canvas)
+    draw, labels = ImageDraw.Draw(canvas), sheets.Labels(canvas)
     scale = np.array([size[1] / failures.image.size[1], size[0] / failures.image.size[0]])
     for runs, colour, pattern, text in marks:
         rings = (
@@ -209,7 +209,7 @@ def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.I
             else []
         )
         for ring in rings:
-            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
+            sheets.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
         if named and rings:
             labels.add(text, np.concatenate(rings).min(axis=0))
     labels.draw()

@@ -74,15 +74,15 @@ class Inspection:
         """The predictor's network."""
         return self.predictor.model
 
-    def logits(self, branch: str) -> Tensor | None:
+    def logits(self, name: str) -> Tensor | None:
         """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``; None if the model has none."""
-        return getattr(self.maps, branch) if isinstance(self.maps, MaskLogits) else None
+        return getattr(self.maps, name) if isinstance(self.maps, MaskLogits) else None
 
-    def reason_missing(self, branch: str) -> str:
-        """The reason why there are no logits of a ``branch``."""
+    def reason_missing(self, name: str) -> str:
+        """The reason why the model has no ``semantic`` or ``direction`` logits."""
         head = self.model.config.model.mask.head
-        field = f"model.mask.{branch} is false" if head == "masklab" else f"model.mask.head is {head}"
-        return f"this model has no {branch} logits ({field})."
+        field = f"model.mask.{name} is false" if head == "masklab" else f"model.mask.head is {head}"
+        return f"this model has no {name} logits ({field})."
 
     def rois(self, boxes: NDArray[np.float32]) -> Rois:
         """Boxes ``(R, 4)`` in the image's pixels, on the feature maps."""
