@@ -101,19 +101,18 @@ def show_failures(
     output: str | Path,
     split: str = "val",
     worst: int = 9,
-    score: float | None = None,
 ) -> list[Path]:
     """Write the worst images of a split into the folder ``output``; returns the paths of the figures.
 
-    The worst images are those with the lowest AP(0.5) = TP / (TP + FP + FN) of detections with at least ``score``, by
-    default the model's own threshold.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one each.
+    The worst images are those with the lowest AP(0.5) = TP / (TP + FP + FN) of detections with a score
+    of at least ``predictor.threshold``.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one each.
     Images without errors are left out.
 
     Raises `InputError` for data that cannot be used and for a folder that cannot be written to.
     """
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of images to show, at least 1.")
-    score = predictor.threshold if score is None else score
+    score = predictor.threshold
     source = open_split(data, split, predictor.classes)
     output = make_folder(output)
     truth = source.truth

@@ -31,8 +31,9 @@ from masklab.utils.types import Bytes, Floats, Size
 class Inspection:
     """One image with what a model computes for it.
 
-    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those of at least ``score``;
-    ``size`` is (height, width) of the network's input before padding and ``inputs`` ``(1, C, h, w)`` the input after.
+    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those of at least ``score``, the
+    predictor's threshold; ``size`` is (height, width) of the network's input before padding and ``inputs``
+    ``(1, C, h, w)`` the input after.
     """
 
     predictor: Predictor
@@ -47,7 +48,7 @@ class Inspection:
     maps: Any  # the mask head's maps of the whole image
 
     @classmethod
-    def of(cls, predictor: Predictor, name: str, values: NDArray[Any], score: float) -> Inspection:
+    def of(cls, predictor: Predictor, name: str, values: NDArray[Any]) -> Inspection:
         """Run the model on an image ``(C, H, W)`` of any depth."""
         detections = predictor.predict(values)
         with predictor.inference():
@@ -55,6 +56,7 @@ class Inspection:
             features = predictor.model.backbone(inputs)
             maps = predictor.model.mask_head(features.conv4)
         height, width = size[0].tolist()
+        score = predictor.threshold
         found = detections.above(score)
         return cls(
             predictor,
