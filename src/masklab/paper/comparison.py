@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from masklab.paper.tables import TABLES, Row
+from masklab.plots.charts import MEASURED, REFERENCE, rows_chart
 from masklab.utils.files import atomic_write, make_folder
 
 if TYPE_CHECKING:
@@ -171,36 +172,19 @@ def _number(value: float | None, std: float | None = None) -> str:
     return f"{value:.2f}" if std is None else f"{value:.2f} ± {std:.2f}"
 
 
-_MEASURED, _PAPER = "#005aa0", "#963c00"
-
-
 def draw_results(table: str, results: Sequence[Result]) -> Figure:
-    """Chart of the rows, one below the other: every run, mean and standard deviation, and the paper's figures.
+    """Chart of the rows: every run, mean and standard deviation, and the paper's figures (see `rows_chart`).
 
     The measured panels show the mask figure that `order_of` compares, with the model's own boxes and in the annotated
-    ones.  Each run is a hollow mark, the mean a filled one, the bar one standard deviation to each side.
+    ones.
     """
-    from matplotlib.figure import Figure
-
     order = order_of(results)
     key = order.figure if order else "AP75"
     panels = [
-        (f"mask {key}{boxes}: runs, mean, std", _MEASURED, [result.values(f"mask {key}{boxes}") for result in results])
+        (f"mask {key}{boxes}: runs, mean, std", MEASURED, [result.values(f"mask {key}{boxes}") for result in results])
         for boxes in ("", TRUE)
     ]
     if order:
         paper = [[result.row.paper[key]] if key in result.row.paper else [] for result in results]
-        panels.append((f"the paper's mask {key}", _PAPER, paper))
-    figure = Figure(figsize=(2 + 4.4 * len(panels), 1.6 + 0.34 * len(results)), layout="constrained")
-    figure.suptitle(TABLES[table].title)
-    for axes, (title, colour, rows) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        axes.set_title(title, fontsize="medium")
-        axes.grid(axis="x", color="0.85")
-        for place, values in enumerate(rows):
-            axes.plot(values, [place] * len(values), "o", color=colour, markerfacecolor="none")
-            mean, std = mean_and_std(values)
-            if mean is not None:
-                axes.errorbar(mean, place, xerr=std, fmt="o", color=colour)
-        axes.set_yticks(range(len(results)), [result.row.name for result in results])
-        axes.set_ylim(len(results) - 0.5, -0.5)
-    return figure
+        panels.append((f"the paper's mask {key}", REFERENCE, paper))
+    return rows_chart(TABLES[table].title, [result.row.name for result in results], panels)
