@@ -108,7 +108,7 @@ class Predictor:
 
         An image is a file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``.  Its
         intensities are rescaled as in training (see `masklab.images.intensity.rescale_intensity`), and it is resized
-        and normalised as there.  Returns one `Instances` an image, in the image's own pixels, best first; use
+        and normalised as there.  Returns one `Instances` per image, in the image's own pixels, best first; use
         ``instances.above(predictor.threshold)`` for those that count as found.
 
         Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``

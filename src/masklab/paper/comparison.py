@@ -102,7 +102,7 @@ def order_sentence(order: Order, boxes: str = "") -> str:
     """`Order` as a sentence."""
     pairs = order.same + order.other + order.unclear
     noise = (
-        "one run a row gives no standard deviation, so differences may be chance"
+        "one run per row gives no standard deviation, so differences may be chance"
         if order.error is None
         else f"unclear means within {CLEAR:g} standard errors; a run's standard deviation, pooled over the rows, is {order.error:.2f}"
     )

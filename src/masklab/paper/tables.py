@@ -30,7 +30,7 @@ TABLES = {
     "table3": Table("Table 3, number of directions", _rows("table3", "2 4 6 8")),
     "table4": Table("Table 4, mask refinement", _rows("table4", "none conv1 conv12 conv123")),
     "table5": Table(
-        "Table 5, multi-grid rates",
+        "Table 5, multi-grid dilations",
         tuple(f"table5-{mask}-{box}" for mask in ("444", "484", "4816") for box in ("111", "121", "124")),
     ),
     "table6": Table("Table 6, part by part", _rows("table6", "base bc seg mg anc dc rs os16 jft")),
