@@ -30,7 +30,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 from masklab.weights.checkpoint import load_model
 
-UNTUNED_THRESHOLD = 0.5
+_UNTUNED_THRESHOLD = 0.5
 BATCH_PIXELS = 1 << 20  # of the network's input, in one forward pass
 BATCHES_WAITING = 4  # full batches' worth of images that may wait for others of their size
 
@@ -90,7 +90,7 @@ class Predictor:
         for threshold in (self.options.score_threshold, self.model.score_threshold):
             if threshold is not None:
                 return threshold
-        return UNTUNED_THRESHOLD
+        return _UNTUNED_THRESHOLD
 
     @property
     def max_detections(self) -> int:
