@@ -202,7 +202,7 @@ def test_order_without_figures_without_spread_and_by_ap50():
     assert "no such table" in orders([])
     order = order_of(results_of(({"AP50": 2.0}, [1.0]), ({"AP50": 3.0}, [1.1]), ({"AP50": 4.0}, [None])))
     assert (order.figure, order.same, order.other, order.unclear, order.error) == ("AP50", 1, 0, 0, None)
-    assert "one run a row gives no standard deviation" in order_sentence(order)
+    assert "one run per row gives no standard deviation" in order_sentence(order)
 
 
 def test_order_with_own_and_with_true_boxes():

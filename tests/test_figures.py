@@ -61,43 +61,43 @@ def image(tmp_path):
 
 def inspect(model, score=0.0):
     values = np.random.default_rng(0).integers(0, 255, (3, 40, 64), dtype=np.uint8)
-    return Inspection.of(predictor(model), "noise", values, score)
+    return Inspection.of(predictor(model, score_threshold=score), "noise", values)
 
 
 def holds(tensor, colour):
     return bool((np.asarray(tensor) == np.asarray(colour)).all(axis=-1).any())
 
 
-def test_every_figure_is_written(model, image, tmp_path, capsys):
-    written = show_image(predictor(model), image, tmp_path / "figures", score=0.0)
+def test_every_figure_is_written(model, image, tmp_path, caplog):
+    caplog.set_level("INFO", "masklab")
+    written = show_image(predictor(model, score_threshold=0.0), image, tmp_path / "figures")
     assert [path.name for path in written] == [f"disc_{name}.png" for name in SHAPES[:-1]]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in written)
     for path in written:
         with Image.open(path) as written_image:
             assert written_image.mode == "RGB"
             assert 300 < written_image.width <= sheets.PAGE, "no figure is wider than a screen"
-    assert "no sub_boxes figure: this model's box head has a plain crop" in capsys.readouterr().out
+    assert "no sub_boxes figure: this model's box head has a plain crop" in caplog.text
 
 
-def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, capsys):
-    written = show_image(predictor(model), image, tmp_path, score=1.1)
+def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, caplog):
+    caplog.set_level("INFO", "masklab")
+    written = show_image(predictor(model, score_threshold=1.1), image, tmp_path)
     assert [path.stem for path in written] == ["disc_detections", "disc_semantic", "disc_directions"]
-    out = capsys.readouterr().out
-    assert "no masks figure: No detection has a score of 1.10 or more; the best of" in out
+    assert "no masks figure: No detection has a score of 1.10 or more; the best of" in caplog.text
 
 
-def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, capsys):
+def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, caplog):
+    caplog.set_level("INFO", "masklab")
     only_semantic = tiny(tiny_config, classes, mask__direction=False, mask__refine_levels=[])
-    names = [path.stem for path in show_image(predictor(only_semantic), image, tmp_path / "a", 0.0)]
+    names = [path.stem for path in show_image(predictor(only_semantic, score_threshold=0.0), image, tmp_path / "a")]
     assert names == ["disc_detections", "disc_semantic", "disc_masks"]
-    assert (
-        "no directions figure: this model has no direction logits (model.mask.direction is false)"
-        in capsys.readouterr().out
-    )
+    assert "no directions figure: this model has no direction logits (model.mask.direction is false)" in caplog.text
+    caplog.clear()
     only_direction = tiny(tiny_config, classes, mask__semantic=False)
-    names = [path.stem for path in show_image(predictor(only_direction), image, tmp_path / "b", 0.0)]
+    names = [path.stem for path in show_image(predictor(only_direction, score_threshold=0.0), image, tmp_path / "b")]
     assert names == ["disc_detections", "disc_directions", "disc_masks"]
-    assert "model.mask.semantic is false" in capsys.readouterr().out
+    assert "model.mask.semantic is false" in caplog.text
     whole = tiny(tiny_config, classes)
     assert (
         mask_figure(inspect(whole)).width
@@ -106,11 +106,12 @@ def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, c
     )
 
 
-def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, image, tmp_path, capsys):
+def test_other_mask_heads_have_no_maps_to_show(tiny_config, classes, image, tmp_path, caplog):
+    caplog.set_level("INFO", "masklab")
     model = tiny(tiny_config, classes, mask__head="mask_rcnn", mask__refine_levels=[], mask__mask_size=28)
-    names = [path.stem for path in show_image(predictor(model), image, tmp_path, 0.0)]
+    names = [path.stem for path in show_image(predictor(model, score_threshold=0.0), image, tmp_path)]
     assert names == ["disc_detections", "disc_masks"]
-    assert "model.mask.head is mask_rcnn" in capsys.readouterr().out
+    assert "model.mask.head is mask_rcnn" in caplog.text
 
 
 def test_sub_boxes_of_a_deformable_crop(tiny_config, classes):

@@ -61,8 +61,8 @@ def add_show(parser: ArgumentParser) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Draw a data set: a sheet of images with their annotations, counts of classes, sizes of objects and objects an
-    image; and print the anchor sizes and detection limits that suit it."""
+    """Draw a data set: a sheet of images with their annotations, counts of classes, sizes of objects and objects
+    per image; and print the anchor sizes and detection limits that suit it."""
     from masklab.plots.dataset import show_data
 
     show_data(arguments.folder, arguments.output, arguments.split, arguments.recipe)

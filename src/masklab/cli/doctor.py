@@ -12,7 +12,7 @@ from rich.table import Table
 from masklab.utils.errors import InputError
 from masklab.utils.versions import LIBRARIES
 
-KNOWN_BAD = {"lightning": ("2.6.2", "2.6.3")}
+_KNOWN_BAD = {"lightning": ("2.6.2", "2.6.3")}
 
 
 def doctor() -> None:
@@ -26,7 +26,7 @@ def doctor() -> None:
         except PackageNotFoundError:
             found = "missing"
             faults.append(f"{name} is not installed: run `uv sync`")
-        if found in KNOWN_BAD.get(name, ()):
+        if found in _KNOWN_BAD.get(name, ()):
             faults.append(f"{name} {found} is a known bad version: run `uv sync --upgrade-package {name}`")
         table.add_row(name, found)
     for name, check in CHECKS.items():

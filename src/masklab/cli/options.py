@@ -34,8 +34,8 @@ def add_prediction_options(parser: ArgumentParser) -> None:
         "--flips",
         choices=["none", "horizontal", "both", "turns"],
         default="none",
-        help="test-time augmentation: also predict each image mirrored left to right (2 views), top to bottom too "
-        "(both: 4 views), and turned by quarter turns too (turns: 8 views)",
+        help="test-time augmentation: also predict each image flipped horizontally (2 views), also vertically "
+        "(both: 4 views), and also transposed (turns: 8 views)",
     )
     parser.add_argument(
         "--scales",
@@ -48,7 +48,7 @@ def add_prediction_options(parser: ArgumentParser) -> None:
         "--max_detections",
         type=PositiveInt | None,
         default=None,
-        help="largest number of objects an image, if not the model's own",
+        help="largest number of objects per image, if not the model's own",
     )
     parser.add_argument(
         "--precision",

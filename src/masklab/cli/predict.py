@@ -104,14 +104,15 @@ def show(arguments: Namespace) -> None:
     """Draw figures, as PNG files. Of one IMAGE: the objects found, the semantic and the direction logits they are made
     of, how the best masks are assembled, and where a deformable crop samples. With --data instead: the split's worst
     images, with every missed, wrong and badly localised object marked."""
+    from masklab.inference.options import PredictionOptions
     from masklab.inference.predictor import load
     from masklab.plots.failures import show_failures
     from masklab.plots.image import show_image
 
     if (arguments.image is None) == (arguments.data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
-    predictor = load(arguments.model)
+    predictor = load(arguments.model, options=PredictionOptions(score_threshold=arguments.score))
     if arguments.data is None:
-        show_image(predictor, arguments.image, arguments.output, arguments.score)
+        show_image(predictor, arguments.image, arguments.output)
     else:
-        show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst, arguments.score)
+        show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst)

@@ -1,0 +1,1 @@
+"""Annotated data sets: layouts, splits, statistics, checks and conversion."""

@@ -1,0 +1,1 @@
+"""Image files and intensities: decoding, rescaling and resizing."""

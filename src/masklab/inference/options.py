@@ -20,7 +20,7 @@ class PredictionOptions:
     ===================  ==========================================================================================
     ``flips``            flips of test-time augmentation: "none", "horizontal", "both" or "turns" (1, 2, 4, 8 views)
     ``scales``           scales of test-time augmentation, as factors on the size that the model was trained for
-    ``max_detections``   most objects in an image; None takes the model's own number
+    ``max_detections``   largest number of objects per image; None takes the model's own number
     ``score_threshold``  score from which an object counts as found; None takes the model's own threshold
     ``precision``        number format of the convolutions; "auto" takes bf16 where the hardware has it
     ===================  ==========================================================================================

@@ -30,7 +30,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 from masklab.weights.checkpoint import load_model
 
-UNTUNED_THRESHOLD = 0.5
+_UNTUNED_THRESHOLD = 0.5
 BATCH_PIXELS = 1 << 20  # of the network's input, in one forward pass
 BATCHES_WAITING = 4  # full batches' worth of images that may wait for others of their size
 
@@ -90,7 +90,7 @@ class Predictor:
         for threshold in (self.options.score_threshold, self.model.score_threshold):
             if threshold is not None:
                 return threshold
-        return UNTUNED_THRESHOLD
+        return _UNTUNED_THRESHOLD
 
     @property
     def max_detections(self) -> int:
@@ -108,7 +108,7 @@ class Predictor:
 
         An image is a file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``.  Its
         intensities are rescaled as in training (see `masklab.images.intensity.rescale_intensity`), and it is resized
-        and normalised as there.  Returns one `Instances` an image, in the image's own pixels, best first; use
+        and normalised as there.  Returns one `Instances` per image, in the image's own pixels, best first; use
         ``instances.above(predictor.threshold)`` for those that count as found.
 
         Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``

@@ -1,0 +1,1 @@
+"""Masks as run lengths, polygons, label maps and thresholded crops."""

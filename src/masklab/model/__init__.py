@@ -1,0 +1,1 @@
+"""The network, on tensors: backbone, proposals, box head, mask heads, refinement."""

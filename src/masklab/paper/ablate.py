@@ -31,8 +31,8 @@ from masklab.weights.segmentation import check_network
 _log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-SEGMENTATION = "model.backbone.segmentation_weights"
-FROM_IMAGENET = "model.box.from_imagenet"
+_SEGMENTATION = "model.backbone.segmentation_weights"
+_FROM_IMAGENET = "model.box.from_imagenet"
 
 
 class _Run(NamedTuple):
@@ -108,17 +108,17 @@ def row_config(row: Row, start: str, overrides: dict[str, Any], rows: Sequence[R
     the overrides hold another field that a row changes, or if the row does not fit the recipe.
     """
     changes, shared = flatten(row.changes), flatten(overrides)
-    if any(SEGMENTATION in flatten(other.changes) for other in rows) and SEGMENTATION in shared:
-        weights = shared.pop(SEGMENTATION)
-        changes |= {SEGMENTATION: weights} if SEGMENTATION in changes else {}
+    if any(_SEGMENTATION in flatten(other.changes) for other in rows) and _SEGMENTATION in shared:
+        weights = shared.pop(_SEGMENTATION)
+        changes |= {_SEGMENTATION: weights} if _SEGMENTATION in changes else {}
     for other in rows:
         for field in flatten(other.changes).keys() & shared.keys():
             raise InputError(f"{field} is what row {other.name} of the table changes: leave --{field} out.")
     config = validate(merge(load_recipe(start, _nested(shared)).model_dump(), _nested(changes)), f"row {row.name}")
     backbone, own = config.model.backbone, flatten(read_recipe(row.name).changes)
-    if FROM_IMAGENET in own and not (backbone.pretrained or backbone.segmentation_weights):
+    if _FROM_IMAGENET in own and not (backbone.pretrained or backbone.segmentation_weights):
         raise InputError(
-            f"row {row.name} changes {FROM_IMAGENET} but model.backbone.pretrained is false, so there are no weights to "
+            f"row {row.name} changes {_FROM_IMAGENET} but model.backbone.pretrained is false, so there are no weights to "
             "start from: set model.backbone.pretrained to true, or name the rows to run with --rows."
         )
     return config
@@ -146,8 +146,8 @@ def _check_row(name: str, config: Config, classes: ClassTable) -> None:
     weights = config.model.backbone.segmentation_weights
     if weights is not None and not weights.is_file():
         raise InputError(
-            f"row {name}: {SEGMENTATION}: there is no file {weights}; give one that `masklab pretrain` wrote as "
-            f"--{SEGMENTATION} FILE, or name the rows to run with --rows."
+            f"row {name}: {_SEGMENTATION}: there is no file {weights}; give one that `masklab pretrain` wrote as "
+            f"--{_SEGMENTATION} FILE, or name the rows to run with --rows."
         )
     try:
         check_network(config.model)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from masklab.paper.tables import TABLES, Row
+from masklab.plots.charts import MEASURED, REFERENCE, rows_chart
 from masklab.utils.files import atomic_write, make_folder
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ FIGURES = {
     "mask AP50 in true boxes": ("mask_in_true_boxes", "AP50"),
     "mask AP75 in true boxes": ("mask_in_true_boxes", "AP75"),
 }
-TRUE = " in true boxes"
+_TRUE = " in true boxes"
 PAPER = ("AP50", "AP75")
-CLEAR = 2.0  # two means are different if they differ by more than this many standard errors
+_CLEAR = 2.0  # two means are different if they differ by more than this many standard errors
 
 
 class Result(NamedTuple):
@@ -44,7 +45,7 @@ class Result(NamedTuple):
         return [value for run in self.figures if (value := run.get(name)) is not None]
 
 
-class Order(NamedTuple):
+class _Order(NamedTuple):
     """Number of pairs of rows in the ``same`` order as in the paper, in the ``other``, or ``unclear``.
 
     Pairs with equal ``figure`` in the paper do not count.
@@ -66,13 +67,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     )
 
 
-def order_of(results: Sequence[Result], boxes: str = "") -> Order | None:
+def order_of(results: Sequence[Result], boxes: str = "") -> _Order | None:
     """Compare the order of the rows with the paper's, by AP75, or by AP50 if the paper gives no AP75.
 
-    ``boxes`` is `TRUE` for figures measured in the annotated boxes, where only the masks differ.  A pair of rows counts
-    if both have finished runs and their figures in the paper differ.  It is unclear if the two means differ by at most
-    `CLEAR` standard errors of the difference, from the standard deviation of a run pooled over all rows; with one run
-    per row there is no deviation and no pair is unclear unless equal.  Returns None if the paper gives no figures.
+    ``boxes`` is " in true boxes" for figures measured in the annotated boxes, where only the masks differ.  A pair of
+    rows counts if both have finished runs and their figures in the paper differ.  It is unclear if the two means differ
+    by at most 2 standard errors of the difference, from the standard deviation of a run pooled over all rows; with one
+    run per row there is no deviation and no pair is unclear unless equal.  Returns None if the paper gives no figures.
     """
     key = next((key for key in ("AP75", "AP50") if any(key in result.row.paper for result in results)), None)
     if key is None:
@@ -84,26 +85,26 @@ def order_of(results: Sequence[Result], boxes: str = "") -> Order | None:
     counts = {"same": 0, "other": 0, "unclear": 0}
     for (paper, values), (other_paper, other_values) in combinations(rows, 2):
         difference = statistics.fmean(values) - statistics.fmean(other_values)
-        noise = CLEAR * (error or 0.0) * math.sqrt(1 / len(values) + 1 / len(other_values))
+        noise = _CLEAR * (error or 0.0) * math.sqrt(1 / len(values) + 1 / len(other_values))
         if paper != other_paper:
             same = difference * (paper - other_paper) > 0
             counts["unclear" if abs(difference) <= noise else "same" if same else "other"] += 1
-    return Order(key, **counts, error=error)
+    return _Order(key, **counts, error=error)
 
 
 def orders(results: Sequence[Result]) -> str:
     """Sentences on the order of the rows, with the model's own boxes and in the annotated ones."""
-    both = [(order, boxes) for boxes in ("", TRUE) if (order := order_of(results, boxes))]
+    both = [(order, boxes) for boxes in ("", _TRUE) if (order := order_of(results, boxes))]
     return "\n\n".join(order_sentence(*pair) for pair in both) or "The paper has no such table."
 
 
-def order_sentence(order: Order, boxes: str = "") -> str:
-    """`Order` as a sentence."""
+def order_sentence(order: _Order, boxes: str = "") -> str:
+    """The result of `order_of` as a sentence."""
     pairs = order.same + order.other + order.unclear
     noise = (
-        "one run a row gives no standard deviation, so differences may be chance"
+        "one run per row gives no standard deviation, so differences may be chance"
         if order.error is None
-        else f"unclear means within {CLEAR:g} standard errors; a run's standard deviation, pooled over the rows, is {order.error:.2f}"
+        else f"unclear means within {_CLEAR:g} standard errors; a run's standard deviation, pooled over the rows, is {order.error:.2f}"
     )
     return (
         f"Pairs of rows that the paper's mask {order.figure} tells apart: {pairs}; here{boxes} in the same order: {order.same}, "
@@ -171,36 +172,19 @@ def _number(value: float | None, std: float | None = None) -> str:
     return f"{value:.2f}" if std is None else f"{value:.2f} ± {std:.2f}"
 
 
-_MEASURED, _PAPER = "#005aa0", "#963c00"
-
-
 def draw_results(table: str, results: Sequence[Result]) -> Figure:
-    """Chart of the rows, one below the other: every run, mean and standard deviation, and the paper's figures.
+    """Chart of the rows: every run, mean and standard deviation, and the paper's figures (see `rows_chart`).
 
     The measured panels show the mask figure that `order_of` compares, with the model's own boxes and in the annotated
-    ones.  Each run is a hollow mark, the mean a filled one, the bar one standard deviation to each side.
+    ones.
     """
-    from matplotlib.figure import Figure
-
     order = order_of(results)
     key = order.figure if order else "AP75"
     panels = [
-        (f"mask {key}{boxes}: runs, mean, std", _MEASURED, [result.values(f"mask {key}{boxes}") for result in results])
-        for boxes in ("", TRUE)
+        (f"mask {key}{boxes}: runs, mean, std", MEASURED, [result.values(f"mask {key}{boxes}") for result in results])
+        for boxes in ("", _TRUE)
     ]
     if order:
         paper = [[result.row.paper[key]] if key in result.row.paper else [] for result in results]
-        panels.append((f"the paper's mask {key}", _PAPER, paper))
-    figure = Figure(figsize=(2 + 4.4 * len(panels), 1.6 + 0.34 * len(results)), layout="constrained")
-    figure.suptitle(TABLES[table].title)
-    for axes, (title, colour, rows) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        axes.set_title(title, fontsize="medium")
-        axes.grid(axis="x", color="0.85")
-        for place, values in enumerate(rows):
-            axes.plot(values, [place] * len(values), "o", color=colour, markerfacecolor="none")
-            mean, std = mean_and_std(values)
-            if mean is not None:
-                axes.errorbar(mean, place, xerr=std, fmt="o", color=colour)
-        axes.set_yticks(range(len(results)), [result.row.name for result in results])
-        axes.set_ylim(len(results) - 0.5, -0.5)
-    return figure
+        panels.append((f"the paper's mask {key}", REFERENCE, paper))
+    return rows_chart(TABLES[table].title, [result.row.name for result in results], panels)

@@ -13,7 +13,7 @@ from masklab.config.nested import merge
 from masklab.config.recipe import RecipeFile, read_recipe, recipe_names
 
 
-class Table(NamedTuple):
+class _Table(NamedTuple):
     """Title of a table, and its rows in the paper's order."""
 
     title: str
@@ -25,19 +25,19 @@ def _rows(table: str, names: str) -> tuple[str, ...]:
 
 
 TABLES = {
-    "table1": Table("Table 1, mask crop size", _rows("table1", "21 41 81 161 321")),
-    "table2": Table("Table 2, semantic and direction features", _rows("table2", "semantic direction both both-4bins")),
-    "table3": Table("Table 3, number of directions", _rows("table3", "2 4 6 8")),
-    "table4": Table("Table 4, mask refinement", _rows("table4", "none conv1 conv12 conv123")),
-    "table5": Table(
-        "Table 5, multi-grid rates",
+    "table1": _Table("Table 1, mask crop size", _rows("table1", "21 41 81 161 321")),
+    "table2": _Table("Table 2, semantic and direction features", _rows("table2", "semantic direction both both-4bins")),
+    "table3": _Table("Table 3, number of directions", _rows("table3", "2 4 6 8")),
+    "table4": _Table("Table 4, mask refinement", _rows("table4", "none conv1 conv12 conv123")),
+    "table5": _Table(
+        "Table 5, multi-grid dilations",
         tuple(f"table5-{mask}-{box}" for mask in ("444", "484", "4816") for box in ("111", "121", "124")),
     ),
-    "table6": Table("Table 6, part by part", _rows("table6", "base bc seg mg anc dc rs os16 jft")),
-    "heads": Table("Mask heads in one detector", _rows("heads", "masklab unrefined mask_rcnn fcis")),
-    "refinement": Table("Refinement by object or shared", _rows("refinement", "paper shared")),
+    "table6": _Table("Table 6, part by part", _rows("table6", "base bc seg mg anc dc rs os16 jft")),
+    "heads": _Table("Mask heads in one detector", _rows("heads", "masklab unrefined mask_rcnn fcis")),
+    "refinement": _Table("Refinement by object or shared", _rows("refinement", "paper shared")),
 }
-MODELS = Table("Tables 7 and 8, the final models", ("masklab", "masklab-plus", "masklab-plus-jft"))
+MODELS = _Table("Tables 7 and 8, the final models", ("masklab", "masklab-plus", "masklab-plus-jft"))
 _WIDTH = 100
 
 
@@ -55,7 +55,7 @@ def table_rows(table: str) -> list[Row]:
     return [_row(name, TABLES[table]) for name in TABLES[table].rows]
 
 
-def _row(name: str, table: Table) -> Row:
+def _row(name: str, table: _Table) -> Row:
     file = read_recipe(name)
     figures, changes, base = file.paper.get("mask", {}), file.changes, str(file.base)
     while base in table.rows:
@@ -69,7 +69,7 @@ def print_recipes() -> None:
     files = {name: read_recipe(name) for name in recipe_names()}
     tables = [MODELS, *TABLES.values()]
     rest = set(files).difference(*(table.rows for table in tables))
-    _print_group(Table("Recipes", tuple(sorted(rest))), files)
+    _print_group(_Table("Recipes", tuple(sorted(rest))), files)
     for table in tables:
         print()
         _print_group(table, files)
@@ -85,7 +85,7 @@ _NOTE = (
 _COLUMNS = (("mask", "AP", "AP"), ("mask", "AP50", "AP50"), ("mask", "AP75", "AP75"), ("box", "AP", "box AP"))
 
 
-def _print_group(table: Table, files: dict[str, RecipeFile]) -> None:
+def _print_group(table: _Table, files: dict[str, RecipeFile]) -> None:
     paper = [files[row].paper for row in table.rows]
     shown = [column for column in _COLUMNS if any(column[1] in figures.get(column[0], {}) for figures in paper)]
     titles = "".join(f"{title:>8}" for _, _, title in shown)

@@ -1,0 +1,1 @@
+"""Figures of models, data sets and results."""

@@ -1,4 +1,4 @@
-"""Charts of a data set's statistics, drawn with matplotlib: sizes of objects, objects per image and per class."""
+"""Charts drawn with matplotlib: a data set's statistics, and measured figures of the rows of a table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from masklab.utils.types import Doubles, Integers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _DPI = 100
 _BINS = 24
@@ -26,6 +28,7 @@ _MOST_CLASSES = 30  # bars; further classes are counted together
 _LONGEST_NAME = 60  # characters of a class name
 _TOP, _HISTOGRAMS, _ROW = 50, 330, 27  # pixels: heights of the title, of the histograms and of a class's bar
 _BAR, _REST, _LINE = "#{:02x}{:02x}{:02x}".format(*PALETTE[4]), "#8c8c8c", "#{:02x}{:02x}{:02x}".format(*PALETTE[0])
+MEASURED, REFERENCE = "#005aa0", "#963c00"  # colours of panels in `rows_chart`
 
 
 def statistics_chart(title: str, statistics: Statistics, class_names: Sequence[str], scaling: str) -> Image.Image:
@@ -52,6 +55,30 @@ def statistics_chart(title: str, statistics: Statistics, class_names: Sequence[s
         canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     return ImageOps.expand(drawn, GAP, PAPER)
+
+
+def rows_chart(
+    title: str, names: Sequence[str], panels: Sequence[tuple[str, str, Sequence[Sequence[float]]]]
+) -> Figure:
+    """Chart of named rows, one below the other, with panels (title, colour, values of each row) side by side.
+
+    Each value is a hollow mark, the mean of a row a filled one, the bar one sample standard deviation to each side.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 + 4.4 * len(panels), 1.6 + 0.34 * len(names)), layout="constrained")
+    figure.suptitle(title)
+    for axes, (panel, colour, rows) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        axes.set_title(panel, fontsize="medium")
+        axes.grid(axis="x", color="0.85")
+        for place, values in enumerate(rows):
+            axes.plot(values, [place] * len(values), "o", color=colour, markerfacecolor="none")
+            if values:
+                std = stdev(values) if len(values) > 1 else None
+                axes.errorbar(fmean(values), place, xerr=std, fmt="o", color=colour)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+    return figure
 
 
 def _draw_sizes(axes: Axes, statistics: Statistics, scaling: str) -> None:

@@ -125,7 +125,7 @@ def _arrow(draw: ImageDraw.ImageDraw, middle: tuple[float, float], degrees: floa
 
 
 def draw_direction(draw: ImageDraw.ImageDraw, middle: tuple[float, float], direction: int, degrees: float) -> None:
-    """A direction's number, counted from 1, and its _arrow, side by side."""
+    """A direction's number, counted from 1, and its arrow, side by side."""
     x, y = middle
     draw.text(
         (x - 13, y), str(direction + 1), fill="black", font=font(), anchor="mm", stroke_width=2, stroke_fill="white"
@@ -164,7 +164,7 @@ def direction_wheel(table: NDArray[np.int64], directions: int, start: float, sid
 
 
 def sub_box_legend(count: int, side: int) -> Image.Image:
-    """The colours of `plane` where they belong: the places in the box."""
+    """Legend of `sub_box_colours`: each colour at its place in the box."""
     cell = max(1, side // count)
     image = Image.fromarray(sub_box_colours(count).repeat(cell, axis=0).repeat(cell, axis=1))
     draw = ImageDraw.Draw(image)

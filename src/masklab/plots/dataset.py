@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from masklab.training.auto import resolve_image_fields
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
 
+_log = logging.getLogger(__name__)
+
 _MOST_IMAGES = 12
 _COLUMNS = 3
 _MOST_NAMED = 25  # objects of an image: more names would hide the image
@@ -35,15 +38,15 @@ _MOST_NAMED = 25  # objects of an image: more names would hide the image
 def show_data(folder: str | Path, output: str | Path, split: str = "train", recipe: str | None = None) -> list[Path]:
     """Write ``SPLIT_images.png``, ``SPLIT_statistics.png`` and ``SPLIT_suggestion.yaml`` into ``output``.
 
-    The sheet's images are spread evenly from the emptiest to the fullest.  Sizes are in pixels of the network's input,
-    as ``recipe``, by default the paper's settings, scales images; the suggestion is a recipe on top of it.  Returns
-    the paths.  Raises `InputError` for data, a recipe or a folder that cannot be used.
+    The sheet's images are evenly spaced in the order of their numbers of objects.  Sizes are in pixels of the network's
+    input, as ``recipe``, by default the paper's settings, scales images; the suggestion is a recipe on top of it, and is
+    logged.  Returns the paths.  Raises `InputError` for data, a recipe or a folder that cannot be used.
     """
     config = load_recipe(recipe) if recipe else Config()
     source = open_split(folder, split)
     if not len(source):
         raise InputError(f"{source.json_path} holds no images to draw: name another --split.")
-    print(source.summary())
+    _log.info(source.summary())
     config = resolve_image_fields(config, source)
     statistics = measure(source, config.image)
     output = make_folder(output)
@@ -55,7 +58,7 @@ def show_data(folder: str | Path, output: str | Path, split: str = "train", reci
     text = suggestion(statistics, recipe, config.model.rpn.pre_nms_test)
     with atomic_write(written[-1]) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"written: {written[-1]}, a recipe of these lines:\n{text}", end="")
+    _log.info("written: %s, a recipe of these lines:\n%s", written[-1], text.rstrip())
     return written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from masklab.evaluation.matching import overlaps
 from masklab.inference.predictor import Predictor
 from masklab.masks import rle
 from masklab.masks.polygons import rle_to_polygons
-from masklab.plots import sheets as panels
+from masklab.plots import sheets
 from masklab.plots.inspection import as_rgb
 from masklab.plots.save import save_png
 from masklab.plots.sheets import CONTENT_WIDTH, GAP
@@ -27,6 +28,8 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Bytes, Colour, Size
+
+_log = logging.getLogger(__name__)
 
 _COLUMNS = 3
 ORANGE, SKY, YELLOW, _WHITE = PALETTE[5], PALETTE[1], PALETTE[3], (255, 255, 255)
@@ -98,19 +101,18 @@ def show_failures(
     output: str | Path,
     split: str = "val",
     worst: int = 9,
-    score: float | None = None,
 ) -> list[Path]:
     """Write the worst images of a split into the folder ``output``; returns the paths of the figures.
 
-    The worst images are those with the lowest AP(0.5) = TP / (TP + FP + FN) of detections with at least ``score``, by
-    default the model's own threshold.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one each.
+    The worst images are those with the lowest AP(0.5) = TP / (TP + FP + FN) of detections with a score
+    of at least ``predictor.threshold``.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one each.
     Images without errors are left out.
 
     Raises `InputError` for data that cannot be used and for a folder that cannot be written to.
     """
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of images to show, at least 1.")
-    score = predictor.threshold if score is None else score
+    score = predictor.threshold
     source = open_split(data, split, predictor.classes)
     output = make_folder(output)
     truth = source.truth
@@ -123,12 +125,12 @@ def show_failures(
         if any(_counts(failures)):
             kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
     matched, missed, wrong, bad = totals.tolist()
-    print(
+    _log.info(
         f"{len(source)} images at score {score:.2f}: {matched} objects found ({bad} badly localised), "
         f"{missed} missed, {wrong} wrong"
     )
     if not kept:
-        print("no failure figures: every image is right.")
+        _log.info("no failure figures: every image is right.")
         return []
     channels = predictor.config.model.backbone.channels
     images = [
@@ -147,14 +149,14 @@ def _counts(failures: Failures) -> tuple[int, int, int]:
 
 def failure_figure(failures: Failures, image: Bytes) -> Image.Image:
     """One image ``(H, W, 3)`` with its errors marked, beside it the plain image if there is room, and a legend."""
-    size = panels.shown_size(failures.image.size, (1200, CONTENT_WIDTH))
-    half = panels.shown_size(failures.image.size, (1200, (CONTENT_WIDTH - GAP) // 2))
+    size = sheets.shown_size(failures.image.size, (1200, CONTENT_WIDTH))
+    half = sheets.shown_size(failures.image.size, (1200, (CONTENT_WIDTH - GAP) // 2))
     both = half == size or half[0] >= 2 * image.shape[0]
     size = half if both else size
     shown = [marked(failures, image, size, named=True)]
     if both:
-        shown.insert(0, Image.fromarray(panels.scaled(image, size)))
-    return panels.figure(failures.title, panels.row(shown), _legend([failures]))
+        shown.insert(0, Image.fromarray(sheets.scaled(image, size)))
+    return sheets.figure(failures.title, sheets.row(shown), _legend([failures]))
 
 
 def _sheet(kept: Sequence[Failures], images: Sequence[Bytes]) -> Image.Image:
@@ -162,16 +164,16 @@ def _sheet(kept: Sequence[Failures], images: Sequence[Bytes]) -> Image.Image:
     width = (CONTENT_WIDTH - (_COLUMNS - 1) * GAP) // _COLUMNS
     tiles = []
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
-        size = panels.shown_size(failures.image.size, (width, width))
-        tile = panels.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
-        tiles.append(panels.widened(tile, width))
-    rows = [panels.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
-    return panels.figure("The images with the lowest AP(0.5)", *rows, _legend(kept))
+        size = sheets.shown_size(failures.image.size, (width, width))
+        tile = sheets.captioned(marked(failures, values, size, named=False), f"{place}. {failures.title}", width)
+        tiles.append(sheets.widened(tile, width))
+    rows = [sheets.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
+    return sheets.figure("The images with the lowest AP(0.5)", *rows, _legend(kept))
 
 
 def _legend(kept: Sequence[Failures]) -> Image.Image:
     missed, wrong, bad = np.sum([_counts(failures) for failures in kept], axis=0).tolist()
-    return panels.legend(
+    return sheets.legend(
         [
             (f"{missed} missed: annotated, not found", ORANGE, _SOLID),
             (f"{wrong} wrong: found, not annotated or of another class", SKY, _DASHED),
@@ -183,7 +185,7 @@ def _legend(kept: Sequence[Failures]) -> Image.Image:
 
 def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.Image:
     """The image ``(H, W, 3)`` at ``size`` with the outlines of its errors, and their names and scores if ``named``."""
-    canvas = Image.fromarray(panels.scaled(image, size))
+    canvas = Image.fromarray(sheets.scaled(image, size))
     found, names, objects = failures.found, failures.found.class_names, failures.objects
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
@@ -197,7 +199,7 @@ def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.I
         text = _named(failures.errors.objects[row], "")
         text = f"{names[objects[row].label]} {text}" if len(names) > 1 else text
         marks.append((objects[row].runs, ORANGE, _SOLID, text))
-    draw, labels = ImageDraw.Draw(canvas), panels.Labels(canvas)
+    draw, labels = ImageDraw.Draw(canvas), sheets.Labels(canvas)
     scale = np.array([size[1] / failures.image.size[1], size[0] / failures.image.size[0]])
     for runs, colour, pattern, text in marks:
         rings = (
@@ -206,7 +208,7 @@ def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.I
             else []
         )
         for ring in rings:
-            panels.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
+            sheets.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
         if named and rings:
             labels.add(text, np.concatenate(rings).min(axis=0))
     labels.draw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from masklab.plots.save import save_png
 from masklab.plots.sub_boxes import sub_box_figure
 from masklab.utils.files import make_folder
 
+_log = logging.getLogger(__name__)
+
 _FIGURES: dict[str, Callable[[Inspection], Image.Image | str]] = {
     "detections": detection_figure,
     "semantic": semantic_figure,
@@ -27,24 +30,25 @@ _FIGURES: dict[str, Callable[[Inspection], Image.Image | str]] = {
 """Each returns its figure, or the reason why the model has none."""
 
 
-def show_image(predictor: Predictor, image: str | Path, output: str | Path, score: float | None = None) -> list[Path]:
+def show_image(predictor: Predictor, image: str | Path, output: str | Path) -> list[Path]:
     """Write the figures of one image into the folder ``output``; returns their paths.
 
     ``NAME_detections.png``, ``NAME_semantic.png``, ``NAME_directions.png``, ``NAME_masks.png`` and
     ``NAME_sub_boxes.png``, NAME being the image's.  A figure of something that the model does not have is
-    left out, and a printed line says so.  Objects count from ``score``, by default the model's own threshold.
+    left out, and a log message gives the reason.  Objects are those with a score of at least
+    ``predictor.threshold``.
 
     Raises `InputError` for an image that cannot be read and for a folder that cannot be written to.
     """
     path = Path(image)
     values = read_image(path, predictor.config.model.backbone.channels)
     output = make_folder(output)
-    inspection = Inspection.of(predictor, path.name, values, predictor.threshold if score is None else score)
+    inspection = Inspection.of(predictor, path.name, values)
     written = []
     for name, draw in _FIGURES.items():
         drawn = draw(inspection)
         if isinstance(drawn, str):
-            print(f"no {name} figure: {drawn}")
+            _log.info("no %s figure: %s", name, drawn)
             continue
         written.append(save_png(drawn, output / f"{path.stem}_{name}.png"))
     return written

@@ -31,8 +31,9 @@ from masklab.utils.types import Bytes, Floats, Size
 class Inspection:
     """One image with what a model computes for it.
 
-    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those of at least ``score``;
-    ``size`` is (height, width) of the network's input before padding and ``inputs`` ``(1, C, h, w)`` the input after.
+    ``image`` is ``(H, W, 3)`` RGB; ``detections`` are all of them and ``found`` those of at least ``score``, the
+    predictor's threshold; ``size`` is (height, width) of the network's input before padding and ``inputs``
+    ``(1, C, h, w)`` the input after.
     """
 
     predictor: Predictor
@@ -47,7 +48,7 @@ class Inspection:
     maps: Any  # the mask head's maps of the whole image
 
     @classmethod
-    def of(cls, predictor: Predictor, name: str, values: NDArray[Any], score: float) -> Inspection:
+    def of(cls, predictor: Predictor, name: str, values: NDArray[Any]) -> Inspection:
         """Run the model on an image ``(C, H, W)`` of any depth."""
         detections = predictor.predict(values)
         with predictor.inference():
@@ -55,6 +56,7 @@ class Inspection:
             features = predictor.model.backbone(inputs)
             maps = predictor.model.mask_head(features.conv4)
         height, width = size[0].tolist()
+        score = predictor.threshold
         found = detections.above(score)
         return cls(
             predictor,
@@ -74,15 +76,15 @@ class Inspection:
         """The predictor's network."""
         return self.predictor.model
 
-    def logits(self, branch: str) -> Tensor | None:
+    def logits(self, name: str) -> Tensor | None:
         """The ``semantic`` or ``direction`` logits, ``(1, channels, h, w)``; None if the model has none."""
-        return getattr(self.maps, branch) if isinstance(self.maps, MaskLogits) else None
+        return getattr(self.maps, name) if isinstance(self.maps, MaskLogits) else None
 
-    def reason_missing(self, branch: str) -> str:
-        """The reason why there are no logits of a ``branch``."""
+    def reason_missing(self, name: str) -> str:
+        """The reason why the model has no ``semantic`` or ``direction`` logits."""
         head = self.model.config.model.mask.head
-        field = f"model.mask.{branch} is false" if head == "masklab" else f"model.mask.head is {head}"
-        return f"this model has no {branch} logits ({field})."
+        field = f"model.mask.{name} is false" if head == "masklab" else f"model.mask.head is {head}"
+        return f"this model has no {name} logits ({field})."
 
     def rois(self, boxes: NDArray[np.float32]) -> Rois:
         """Boxes ``(R, 4)`` in the image's pixels, on the feature maps."""

@@ -63,7 +63,7 @@ def _classes(inspection: Inspection, maps: Tensor) -> tuple[list[int], str]:
         )
         return [
             label for label, _ in counts[:_MOST_CLASSES]
-        ], f"{note} The branch is trained inside boxes only, so it may be high outside."
+        ], f"{note} The logits are trained inside boxes only, so they may be high outside."
     peaks = maps[0].float().amax(dim=(1, 2))
     best = peaks.topk(min(_MOST_CLASSES, len(peaks))).indices.tolist()
     return best, f"{inspection.summary()}: these are the channels with the highest peaks."

@@ -1,4 +1,4 @@
-"""The objects found, how the masks of the best come about, and where their boxes inspection (paper, Fig. 1 to 5, 8 and 9)."""
+"""Figure of the steps from logits to masks, for the objects with the highest scores (paper, Fig. 1 to 5, 8 and 9)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def mask_figure(inspection: Inspection) -> Image.Image | str:
     for n in range(count):
         tiles = [Image.fromarray(sheets.scaled(shown[n], (side, side))) for _, shown in columns]
         rows.append(sheets.row([_named(inspection, n, side), *tiles]))
-    missing = [
-        inspection.reason_missing(branch) for branch in ("semantic", "direction") if inspection.logits(branch) is None
-    ]
+    missing = [inspection.reason_missing(name) for name in ("semantic", "direction") if inspection.logits(name) is None]
     if inspection.model.refinement is None:
         missing.append("this model has no refinement (model.mask.refine_levels is empty).")
     notes = " ".join(["Boxes are stretched to squares, as the network sees them.", *missing])
@@ -76,12 +74,12 @@ def _crop(inspection: Inspection, n: int, side: int) -> Bytes:
     return np.asarray(image.resize((side, side), Image.Resampling.NEAREST, box=box))
 
 
-def _crops(inspection: Inspection, branch: str, count: int) -> Floats | None:
-    """The logits that the coarse masks of the first objects are made of, ``(count, P, P)``."""
-    maps = inspection.logits(branch)
+def _crops(inspection: Inspection, name: str, count: int) -> Floats | None:
+    """The ``semantic`` or ``direction`` logits of the first objects' coarse masks, ``(count, P, P)``."""
+    maps = inspection.logits(name)
     if maps is None:
         return None
-    if branch == "direction":
+    if name == "direction":
         return np.stack([inspection.pooled(maps, n) for n in range(count)])
     side = inspection.found.masks.shape[-1]
     labels = torch.as_tensor(inspection.found.labels[:count], device=maps.device)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from masklab.results.overlay import is_free
 from masklab.utils.types import Bytes, Colour, Size
 
 PAGE = 1600  # pixels: no figure is wider
@@ -159,8 +160,7 @@ class Labels:
         x = min(max(float(corner[0]), 2), self.image.width - wide - 2)
         y = float(corner[1]) - tall - 2
         box = (x, y if y >= 0 else float(corner[1]) + 4, x + wide, (y if y >= 0 else float(corner[1]) + 4) + tall)
-        apart = all(box[2] < p[0] or box[0] > p[2] or box[3] < p[1] or box[1] > p[3] for p, _ in self.placed)
-        if text and x >= 0 and apart:
+        if text and x >= 0 and is_free(box, (other for other, _ in self.placed)):
             self.placed.append((box, text))
 
     def draw(self) -> None:

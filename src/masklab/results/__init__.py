@@ -1,0 +1,1 @@
+"""Results of a model on an image, and their overlay."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ PALETTE: tuple[Colour, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
+_Rectangle = tuple[float, float, float, float]  # xyxy
 _TINT = 0.45  # weight of the colour inside an object
 _MIN_SIDE = 512  # pixels: shorter images are enlarged
 _MAX_SIDE = 4096  # pixels: no side is enlarged beyond it
@@ -116,7 +117,7 @@ def _annotate(canvas: Image.Image, shown: Instances, colours: list[Colour], fact
     for n in reversed(order):
         x1, y1, x2, y2 = boxes[n]
         draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colours[n])
-    placed: list[tuple[float, float, float, float]] = []
+    placed: list[_Rectangle] = []
     for n in order:
         name = f"{shown.class_names[int(shown.labels[n])]} " if len(shown.class_names) > 1 else ""
         text = f"{name}{shown.scores[n]:.2f}"
@@ -130,10 +131,10 @@ def _annotate(canvas: Image.Image, shown: Instances, colours: list[Colour], fact
 
 def _spot(
     box: list[float],
-    text: tuple[float, float, float, float],
+    text: _Rectangle,
     size: tuple[int, int],
-    placed: list[tuple[float, float, float, float]],
-) -> tuple[float, float, float, float] | None:
+    placed: list[_Rectangle],
+) -> _Rectangle | None:
     """The rectangle of a label: above its box, inside at the top, or below; ``None`` if it would hide too much."""
     wide, tall = text[2] + 6, text[3] + 4
     if box[2] - box[0] < 0.6 * wide or box[3] - box[1] < 1.6 * tall:
@@ -141,8 +142,12 @@ def _spot(
     x = min(max(box[0], 0), size[0] - wide)
     for y in (box[1] - tall, box[1], box[3]):
         spot = (x, y, x + wide, y + tall)
-        free = all(spot[2] <= p[0] or spot[0] >= p[2] or spot[3] <= p[1] or spot[1] >= p[3] for p in placed)
         hides = y == box[1] and box[3] - box[1] < 2.5 * tall
-        if free and not hides and x >= 0 and 0 <= y <= size[1] - tall:
+        if is_free(spot, placed) and not hides and x >= 0 and 0 <= y <= size[1] - tall:
             return spot
     return None
+
+
+def is_free(spot: _Rectangle, placed: Iterable[_Rectangle]) -> bool:
+    """Whether a label's rectangle (x1, y1, x2, y2) overlaps none of those placed before; they may touch."""
+    return all(spot[2] <= p[0] or spot[0] >= p[2] or spot[3] <= p[1] or spot[1] >= p[3] for p in placed)

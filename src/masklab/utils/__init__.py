@@ -1,0 +1,1 @@
+"""Errors, files, types, devices, progress, logging and versions."""

@@ -1,0 +1,1 @@
+"""Weights: safetensors files, checkpoints, transfer and released models."""

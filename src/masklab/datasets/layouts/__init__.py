@@ -1,0 +1,1 @@
+"""Layouts of data set folders, one per file."""

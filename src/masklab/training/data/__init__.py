@@ -1,0 +1,1 @@
+"""Training images and targets: transforms, loading and semantic labels."""
