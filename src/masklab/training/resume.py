@@ -33,12 +33,14 @@ class Start(NamedTuple):
     checkpoint: dict[str, Any] | None
 
 
-def data_and_run(config: Config, data: str | Path | None, output: str | Path | None) -> tuple[Path, Path]:
+def data_and_run(config: Config, data: str | Path | None = None, output: str | Path | None = None) -> tuple[Path, Path]:
     """The folders of the data set and of the run, by default those of the configuration; `InputError` without one."""
     folders = {"data": data or config.data, "output": output or config.output}
     for name, folder in folders.items():
         if folder is None:
-            raise InputError(f"training needs the folder {name}: give it, or set {name} in the configuration.")
+            raise InputError(
+                f"training needs the folder {name}: give it, or set {name} in the configuration (--{name} DIR)."
+            )
     return Path(str(folders["data"])), Path(str(folders["output"]))
 
 
