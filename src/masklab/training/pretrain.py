@@ -38,7 +38,7 @@ from masklab.weights.tensors import read_tensors
 CHECKPOINT = "pretrain.ckpt"
 VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held in memory at a time
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -69,7 +69,7 @@ def pretrain(
     fabric = build_fabric(config.train)
     start = open_run(run, resume, fabric.is_global_zero, CHECKPOINT)
     if fabric.is_global_zero:
-        logger.info(train_split.summary())
+        _log.info(train_split.summary())
     config = resolve_image_fields(config, train_split)
     torch.manual_seed(config.train.seed)
     network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
@@ -170,8 +170,8 @@ def segmentation_scores(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _report(path: Path) -> None:
     notes = json.loads(read_tensors(path, (SEGMENTATION_FORMAT,), "pretrain")[0]["notes"])
     for name, value in notes["IoU"].items():
-        logger.info(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
+        _log.info(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
     figures = ", ".join(
         f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in notes["val"].items()
     )
-    logger.info(f"{path}: {figures} on val at step {notes['step']}; name it as --model.backbone.segmentation_weights")
+    _log.info(f"{path}: {figures} on val at step {notes['step']}; name it as --model.backbone.segmentation_weights")

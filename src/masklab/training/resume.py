@@ -23,7 +23,7 @@ from masklab.utils.files import atomic_write, make_folder
 from masklab.weights.migrate import migrate_checkpoint
 
 CHECKPOINT = "resume.ckpt"
-UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 class Start(NamedTuple):
@@ -76,7 +76,7 @@ def _read_checkpoint(path: Path) -> Start:
                 raise ValueError
         checkpoint = migrate_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
         return Start(int(checkpoint["global_step"]), checkpoint)
-    except (*UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
+    except (*_UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
         raise InputError(
             f"{path} is damaged or not a checkpoint of masklab's: train anew with another --output."
         ) from None

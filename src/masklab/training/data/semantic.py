@@ -73,7 +73,7 @@ def warp(labels: ClassMap, geometry: Geometry) -> ClassMap:
     return np.ascontiguousarray(warped.T) if transposed else warped
 
 
-class SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
+class _SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
     """``dataset[position, index]``: image ``index`` at a position of the training stream, its map, and its id."""
 
     def __init__(self, split: Split, config: Config) -> None:
@@ -100,4 +100,4 @@ def semantic_loader(
 ) -> DataLoader[SemanticBatch]:
     """The batches of steps ``first_step`` to ``config.train.steps``; see `masklab.training.data.loader.stream_loader`."""
     collate = partial(collate_semantic, stride=config.model.backbone.output_stride)
-    return stream_loader(SemanticDataset(split, config), collate, split, config, first_step, share)
+    return stream_loader(_SemanticDataset(split, config), collate, split, config, first_step, share)
