@@ -161,4 +161,4 @@ def read_log(path: Path, last: int) -> list[dict[str, Any]]:
         lines: Iterable[str] = text[: text.rfind("\n") + 1].splitlines()
         return [row for row in csv.DictReader(lines) if int(row["step"]) <= last]
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
-        raise InputError(f"{path} is damaged: remove its bad lines, or give another --output.") from None
+        raise InputError(f"{path} is damaged: remove its bad lines, or give another output folder.") from None

@@ -57,7 +57,7 @@ def write_record(
         if name in data and any(then.get(key) != data[name][key] for key in ("annotations_sha256", "images_sha256")):
             raise InputError(
                 f"{data[name]['annotations']} or its images have changed since {run} was started: "
-                "bring them back to resume it, or give another --output."
+                "bring them back to resume it, or give another output folder."
             )
     starts = [
         *before.get("starts", []),
@@ -84,12 +84,12 @@ def refuse_other_settings(run: Path, config: Config) -> None:
         flatten(config.model_dump(mode="json")),
     )
     if written.is_file() and "train.batch_size" not in there:
-        raise InputError(f"{written} is damaged: bring it back to go on, or give another --output.")
+        raise InputError(f"{written} is damaged: bring it back to go on, or give another output folder.")
     for field, value in here.items():
         if field not in _FREE and value != "auto" and there.get(field, value) != value:
             raise InputError(
                 f"{run} holds a run with {field} {there[field]}, not {value}: give --{field} {there[field]} to go on "
-                "with it, or another --output."
+                "with it, or another output folder."
             )
 
 
@@ -104,7 +104,7 @@ def read_record(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         is_complete = False
     if not is_complete:
-        raise InputError(f"{path} is damaged: bring it back to go on, or give another --output.")
+        raise InputError(f"{path} is damaged: bring it back to go on, or give another output folder.")
     data = {
         name: {_RENAMED_FACTS.get(key, key): value for key, value in facts.items()}
         for name, facts in record["data"].items()

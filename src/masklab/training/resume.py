@@ -54,7 +54,7 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
     checkpoint = run / name
     if not resume:
         if first and ((run / "metrics.csv").exists() or checkpoint.exists()):
-            raise InputError(f"{run} already holds a run: give another --output, or --resume to continue it.")
+            raise InputError(f"{run} already holds a run: give another output folder, or resume the run (--resume).")
         make_folder(run)
         return Start(0, None)
     if first:
@@ -64,7 +64,7 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
         return _read_checkpoint(checkpoint)
     is_empty = run.is_dir() and not any(run.iterdir())
     if read_record(run).get("checkpoint") != name and not is_empty:
-        raise InputError(f"{run} has no {name} to resume from: check --output, or leave --resume out.")
+        raise InputError(f"{run} has no {name} to resume from: check the output folder, or leave resume out.")
     return Start(0, None)
 
 
@@ -78,7 +78,7 @@ def _read_checkpoint(path: Path) -> Start:
         return Start(int(checkpoint["global_step"]), checkpoint)
     except (*_UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
         raise InputError(
-            f"{path} is damaged or not a checkpoint of masklab's: train anew with another --output."
+            f"{path} is damaged or not a checkpoint of masklab's: train anew in another output folder."
         ) from None
 
 
