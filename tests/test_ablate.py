@@ -133,7 +133,9 @@ def test_a_run_stopped_before_or_after_its_checkpoints_goes_on(finished, shapes,
 
 def test_runs_of_other_settings_are_refused(finished, shapes, recipe):
     folder, _ = finished
-    with pytest.raises(InputError, match=r"seed0 holds a run with train\.steps 2, not 3: give .* or another --output"):
+    with pytest.raises(
+        InputError, match=r"seed0 holds a run with train\.steps 2, not 3: give .* or another output folder"
+    ):
         ablate("table3", shapes, folder, 1, recipe, {"train": {"steps": 3}}, ROWS)
 
 

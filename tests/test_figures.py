@@ -371,7 +371,7 @@ def test_bad_words(weights, shapes, tmp_path, capsys):
     assert "name one of the two" in fails(weights, image, "--data", shapes)
     assert "no such data set folder" in fails(weights, "--data", tmp_path / "none")
     assert "--worst is 0" in fails(weights, "--data", shapes, "--worst", "0")
-    assert "name another --output" in fails(weights, image, "--output", image)
+    assert "name another output folder" in fails(weights, image, "--output", image)
 
 
 def simulate(colours, kind):

@@ -11,8 +11,7 @@ import yaml
 from contracts import fails
 from safetensors.torch import load_file, save_file
 
-from masklab.config.migrate import RENAMED as RENAMED_FIELDS
-from masklab.config.migrate import migrate_config
+from masklab.config.migrate import _RENAMED_FIELDS, migrate_config
 from masklab.config.recipe import load_recipe
 from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.inference.predictor import Predictor, load
@@ -92,7 +91,7 @@ def test_every_old_field_is_tried():
     """The file of then holds every field that has been renamed."""
     config = json.loads(OLD["header"]["config"])
     migrated = migrate_config(config)
-    for old, new in RENAMED_FIELDS.items():
+    for old, new in _RENAMED_FIELDS.items():
         # sections are renamed before what is in them
         name = old.rpartition(".")[2]
         section = migrated

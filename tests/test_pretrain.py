@@ -21,7 +21,7 @@ from masklab.model.segmentation import build_segmentation
 from masklab.training import pretrain as module
 from masklab.training.data.semantic import IGNORED, collate_semantic, rasterize, semantic_loader, warp
 from masklab.training.data.transforms import Geometry, quarter_turn
-from masklab.training.pretrain import SegmentationTask, confusion, label_map, pixel_loss, pretrain, segmentation_scores
+from masklab.training.pretrain import SegmentationTask, class_map, confusion, pixel_loss, pretrain, segmentation_scores
 from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, save_model
@@ -216,22 +216,22 @@ class Cells(nn.Module):
         return self.values
 
 
-def test_label_maps_have_cell_i_on_pixel_8_i(tiny_config, monkeypatch):
+def test_class_maps_have_cell_i_on_pixel_8_i(tiny_config, monkeypatch):
     logits = torch.randn(1, 5, 4, 6, generator=torch.Generator().manual_seed(0))
     image = torch.zeros(3, 25, 41, dtype=torch.uint8)
-    labels = label_map(Cells(logits), image, tiny_config)
+    labels = class_map(Cells(logits), image, tiny_config)
     assert torch.equal(labels[::8, ::8], logits[0].argmax(dim=0))
     dense = F.interpolate(logits, size=(25, 41), mode="bilinear", align_corners=True)
     assert torch.equal(labels, dense[0].argmax(dim=0)), "as in training"
     monkeypatch.setattr(module, "VALUES_AT_ONCE", 41 * 5 * 3)
-    assert torch.equal(labels, label_map(Cells(logits), image, tiny_config)), "strip by strip it is the same"
+    assert torch.equal(labels, class_map(Cells(logits), image, tiny_config)), "strip by strip it is the same"
 
 
-def test_label_maps_are_made_at_the_images_own_size(tiny_config):
+def test_class_maps_are_made_at_the_images_own_size(tiny_config):
     """A network input of half the size: own pixel x is at (x + 0.5) / 2 - 0.5."""
     config = changed(tiny_config, image={"scale": 0.5})
     ramp = torch.stack([torch.zeros(3, 4), torch.arange(4.0).expand(3, 4) - 1.2])[None]  # class 1 beyond cell 1.2
-    labels = label_map(Cells(ramp), torch.zeros(3, 34, 50, dtype=torch.uint8), config)
+    labels = class_map(Cells(ramp), torch.zeros(3, 34, 50, dtype=torch.uint8), config)
     assert labels.shape == (34, 50)
     x = (torch.arange(50) + 0.5) / 2 - 0.5
     assert torch.equal(labels, (x / 8 > 1.2).long().expand(34, 50))

@@ -11,7 +11,7 @@ from contracts import assert_finite_and_connected, fails
 from torch import nn
 
 from masklab.cli.app import main
-from masklab.config.migrate import RENAMED
+from masklab.config.migrate import _RENAMED_FIELDS
 from masklab.config.nested import merge
 from masklab.config.recipe import load_recipe, read_recipe, recipe_names
 from masklab.config.schema import validate
@@ -301,7 +301,7 @@ def test_recipes_of_earlier_versions_are_read(tmp_path):
 def test_the_changelog_lists_every_renamed_field():
     text = (Path(__file__).resolve().parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
     listed = {new: old for old, new in re.findall(r"^\| `(\S+)` \| `(\S+)` \|$", text, re.MULTILINE)}
-    renamed = {new: old for old, new in RENAMED.items()}
+    renamed = {new: old for old, new in _RENAMED_FIELDS.items()}
     assert {new: old.replace("pictures.", "image.") for new, old in listed.items()} == renamed
 
 

@@ -208,6 +208,14 @@ def test_packaged_files_are_small_halved_and_complete():
         assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", model_names())
+def test_the_header_of_a_packaged_file_holds_exactly_the_present_fields(name):
+    """No field that reading would migrate, and none that would take its default."""
+    with safe_open(find_weights(name), framework="pt") as opened:
+        stored = json.loads(opened.metadata()["config"])
+    assert stored == load_model(name, "cpu").config.model_dump(mode="json", exclude={"data", "output"})
+
+
 def test_every_packaged_model_has_a_card_of_its_own_figures():
     for name in model_names():
         card = find_weights(name).with_suffix(".md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Training that goes on from a trained model: what is taken over, what starts anew, and what is refused."""
+"""Training that goes on from a trained model: which weights are loaded, which start anew, and what is refused."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_only_what_fits_is_taken(trained, tiny_config, drawn_classes, mask, laye
 
 @pytest.mark.parametrize("names", [("cell",), ("red", "green", "blue", "grey")])
 def test_other_classes_start_anew(trained, tiny_config, names):
-    """As many or fewer; the rest is taken over."""
+    """As many or fewer; the weights of all other layers are loaded."""
     model, new = started(tiny_config, trained, ClassTable(tuple(range(1, len(names) + 1)), names))
     assert new == ["box_head.classes", "box_head.deltas", "mask_head.semantic"]
     theirs = load_model(trained, "cpu").state_dict()
@@ -152,7 +152,7 @@ def test_training_goes_on_from_it(trained, tiny_config, shapes, tmp_path, caplog
     steps = {"start_from": str(source), "steps": 1, "learning_rate": 1e-30, "ema": 0.9}
     with caplog.at_level("INFO", "masklab"):
         train(changed(tiny_config, train=steps), shapes, run)
-    assert f"train.start_from {source}: all layers are taken over" in caplog.messages
+    assert f"train.start_from {source}: weights loaded for all layers" in caplog.messages
     wanted = load_model(trained, "cpu").state_dict()
     for name, value in load_model(run, "cpu").state_dict().items():
         torch.testing.assert_close(value, wanted[name], atol=1e-20, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -11,7 +11,7 @@ from masklab.images.resize import network_size, resize
 from masklab.masks import encode
 from masklab.ops.coordinates import padded_size
 from masklab.training.data.targets import make_targets
-from masklab.training.data.transforms import Geometry, augment, quarter_turn
+from masklab.training.data.transforms import Geometry, augment_window, crop_to_box, quarter_turn, sample_window
 from masklab.utils.errors import InputError
 
 SIZE = (40, 60)
@@ -19,6 +19,14 @@ SIZE = (40, 60)
 
 def generator(seed=0):
     return np.random.default_rng(seed)
+
+
+def augment(image, geometry, config, rng):
+    """An image and its geometry as `masklab.training.data.loader.open_training_image` brings them to the network."""
+    box, target = sample_window(geometry.canvas_size, config, rng)
+    if box is not None:
+        image, geometry = crop_to_box(image, box), crop_to_box(geometry, box)
+    return augment_window(image, geometry, target, config.augment, rng)
 
 
 def ramp(size):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masklab.cli.options import given_fields, recipe_help
-from masklab.utils.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -44,7 +43,7 @@ def train(arguments: Namespace) -> None:
     from masklab.training.train import train
 
     config = given_fields(arguments, f"recipe {arguments.recipe}")
-    train(config, *_folders(config), resume=arguments.resume)
+    train(config, resume=arguments.resume)
 
 
 def pretrain(arguments: Namespace) -> None:
@@ -55,14 +54,7 @@ def pretrain(arguments: Namespace) -> None:
     from masklab.training.pretrain import pretrain
 
     config = given_fields(arguments, f"recipe {arguments.recipe}")
-    pretrain(config, *_folders(config), resume=arguments.resume)
-
-
-def _folders(config: Config) -> tuple[Path, Path]:
-    """Data folder and output folder of the configuration; `InputError` names the option of a missing one."""
-    if config.data is None or config.output is None:
-        raise InputError(f"training needs a folder: give {'--data' if config.data is None else '--output'} DIR.")
-    return config.data, config.output
+    pretrain(config, resume=arguments.resume)
 
 
 def add_ablate(parser: ArgumentParser) -> None:
@@ -96,12 +88,13 @@ def ablate(arguments: Namespace) -> None:
     figures beside the paper's. Fields that all rows share can be changed as for `masklab train`, for example
     --train.steps 1000. Run the same command again to continue after an interruption."""
     from masklab.paper.ablate import ablate
+    from masklab.training.resume import data_and_run
 
     start = start_recipe(arguments)
     changed = given_fields(arguments, f"recipe {_start(arguments)}")
     ablate(
         arguments.table,
-        *_folders(changed),
+        *data_and_run(changed),
         arguments.seeds,
         arguments.recipe,
         _changes(changed.model_dump(include={"model", "image", "train"}), start.model_dump()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-RENAMED = {
+_RENAMED_FIELDS = {
     "pictures": "image",
     "image.augment.crop": "image.augment.crop_size",
     "model.rpn.rate": "model.rpn.dilation",
@@ -21,7 +21,7 @@ RENAMED = {
 
 def migrate_config(values: dict[str, Any]) -> dict[str, Any]:
     """Nested fields under their present names; a section with both names of a field is left for `validate` to refuse."""
-    for old, new in RENAMED.items():
+    for old, new in _RENAMED_FIELDS.items():
         values = _rename(values, old.split("."), new.rpartition(".")[2])
     model = values.get("model")
     if isinstance(model, dict) and model.get("coord_mode") == "exact":  # the only convention since

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from masklab.config.fields import Above0, Count, Section
-from masklab.utils.types import Auto
+from masklab.utils.types import Auto, DistanceMetric, SubBoxes
 
 
 class BackboneConfig(Section):
@@ -56,7 +56,7 @@ class BackboneConfig(Section):
 
 
 class RPNConfig(Section):
-    """Region proposal network (the paper's section 3.1)."""
+    """Region proposal network (the paper's section 4.1)."""
 
     anchor_sizes: Annotated[list[Above0], Field(min_length=1)] | Auto = Field([64.0, 128.0, 256.0, 512.0])
     """Side of the square anchor at each scale, in pixels of the network's input; auto derives them from the training objects."""
@@ -109,7 +109,7 @@ class BoxConfig(Section):
     """Dilation of each unit of the box head's conv5; null is 1 everywhere."""
     from_imagenet: bool = True
     """Initialise the box head's conv5 from the backbone's weights, of ImageNet or of segmentation_weights ("BC" in the paper); false initialises it at random."""
-    deformable: Literal["grid", "cell"] | None = None
+    deformable: SubBoxes | None = None
     """Deformable crop ("DC" in the paper), which shifts each 2 x 2 sub-box by a learned offset: grid starts from the sampling grid of the plain crop, cell from 7 x 7 equal cells; null is the plain crop."""
     deformable_scale: float = Field(0.1, gt=0)
     """An offset of 1 shifts a sub-box by this fraction of the box's side."""
@@ -154,7 +154,7 @@ class MaskConfig(Section):
     """Number of directions."""
     distance_bins: int = Field(4, ge=1)
     """Number of distance bins in each direction."""
-    distance_metric: Literal["linf", "l2_side", "l2_corner"] = "linf"
+    distance_metric: DistanceMetric = "linf"
     """Metric of the distance from the box centre: maximum norm (squares), or Euclidean in units of half the side or of half the diagonal (circles)."""
     start_degrees: float = 0.0
     """Angle at which the first direction begins, in degrees."""
@@ -178,13 +178,13 @@ class MaskConfig(Section):
     """Jitter of the boxes in which masks are trained: each side is shifted in or out by up to this fraction of the box; 0 uses the ground-truth boxes (paper)."""
 
     @model_validator(mode="after")
-    def _something_to_see(self) -> MaskConfig:
+    def _has_logits(self) -> MaskConfig:
         if not (self.semantic or self.direction):
             raise ValueError("semantic and direction are both false, so there is no mask to predict: set one of them")
         return self
 
     @model_validator(mode="after")
-    def _parts_of_one_head(self) -> MaskConfig:
+    def _check_head_fields(self) -> MaskConfig:
         if self.head != "masklab" and self.refine_levels:
             raise ValueError(
                 f"head {self.head} has no refinement but refine_levels is not empty: set refine_levels to []"

@@ -21,7 +21,7 @@ ORIENTATION = 274  # EXIF's tag and TIFF's
 _MAX_DECODED_BYTES = 2**30  # decoded at once: a few bytes of a compressed file may claim any size
 
 
-class Pixels(Protocol):
+class _Pixels(Protocol):
     """Pixels ``(H, W, C)`` that are sliced by rows and columns: an array, or TIFF tiles that are decoded then."""
 
     @property
@@ -36,7 +36,7 @@ class Pixels(Protocol):
 class Opened(NamedTuple):
     """An image ``(H, W, C)`` of which parts can be decoded; ``channels`` is C without alpha."""
 
-    values: Pixels
+    values: _Pixels
     channels: int
 
     @property

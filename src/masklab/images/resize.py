@@ -38,6 +38,6 @@ def network_image(image: Tensor, config: ImageConfig, factor: float = 1.0) -> Te
     return normalise(resize(rescale_intensity(image, config), size), config)
 
 
-def resize(inpt: T, size: Size) -> T:
+def resize(value: T, size: Size) -> T:
     """Resize an image ``(C, H, W)``, or a `Geometry` of the training data, to ``size``: bilinear, antialiased when shrinking."""
-    return F.resize(inpt, list(size), antialias=True)
+    return F.resize(value, list(size), antialias=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from masklab.masks.rle import RLE, bounds, window
 from masklab.utils.types import Size
 
-Ring = NDArray[np.int64]
-Polygon = list[Ring]
+_Ring = NDArray[np.int64]
+Polygon = list[_Ring]
 
 
 def rle_to_polygons(rle: RLE, size: Size) -> list[Polygon]:
@@ -57,7 +57,7 @@ def _corners(region: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.i
     return x, y, above_left[y, x] ^ second
 
 
-def _rings(region: NDArray[np.bool_]) -> Iterator[Ring]:
+def _rings(region: NDArray[np.bool_]) -> Iterator[_Ring]:
     """Closed paths along the region's edge, with the region at their right."""
     x, y, up = _corners(region)
     across, along = np.arange(len(x)) ^ 1, np.empty(len(x), np.int64)
@@ -78,7 +78,7 @@ def _rings(region: NDArray[np.bool_]) -> Iterator[Ring]:
         yield points[path if inside[start] else path[::-1]]
 
 
-def _simple(ring: Ring) -> Iterator[Ring]:
+def _simple(ring: _Ring) -> Iterator[_Ring]:
     """Split a ring that touches itself at a corner into rings that do not."""
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
@@ -94,13 +94,13 @@ def _simple(ring: Ring) -> Iterator[Ring]:
     yield np.array(path, np.int64)
 
 
-def _signed_area(ring: Ring) -> int:
+def _signed_area(ring: _Ring) -> int:
     """Number of pixels inside a ring, negative when it runs counter-clockwise on the screen."""
     x, y = ring.T
     return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) // 2
 
 
-def _surrounds(ring: Ring, hole: Ring) -> bool:
+def _surrounds(ring: _Ring, hole: _Ring) -> bool:
     """Whether the ring encloses the hole: whether the pixel left of the hole's first pixel is inside."""
     x, y = hole[np.lexsort(hole.T)[0]]
     next_y = np.roll(ring[:, 1], -1)

@@ -45,7 +45,7 @@ def _group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // _CHANNELS_PER_GROUP), channels)
 
 
-NORMS = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": _group_norm}
+_NORMS = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": _group_norm}
 
 
 class Backbone(nn.Module):
@@ -124,7 +124,7 @@ def build_backbone(
             "give the tensors of segmentation_weights: masklab.weights.segmentation.initial_model reads them"
         )
     pretrained = config.pretrained and load_pretrained and segmentation is None
-    arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": NORMS[config.norm]}
+    arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": _NORMS[config.norm]}
     if config.width != 1:
         arguments["channels"] = tuple(round(c * config.width) for c in (64, 128, 256, 512))
     if pretrained and config.weights is not None:

@@ -26,22 +26,21 @@ class PartCost(NamedTuple):
 def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[str, PartCost]:
     """Cost of one prediction, by part, with as many proposals and detections as the configuration allows.
 
-    ``size`` is (height, width) of the network's input, taken as it is: in ``exact`` mode an input is padded
-    to a multiple of the stride plus one, which adds a row and a column of cells.  Nothing is computed: the model is
-    on the meta device.
+    ``size`` is (height, width) of the network's input and is not padded here; the input of an image is padded to a
+    multiple of the stride plus one.  Nothing is computed: the model is on the meta device.
     """
     classes = ClassTable(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
     with torch.device("meta"):
         model = build_model(config, classes, load_pretrained=False).eval()
         inputs = torch.empty(1, config.model.backbone.channels, *size)
-    backbone, head, branch = model.backbone, model.box_head, model.mask_head
-    proposals, detections = model.rpn.proposals_test, head.max_detections
+    backbone, box_head, mask_head = model.backbone, model.box_head, model.mask_head
+    proposals, detections = model.rpn.proposals_test, box_head.max_detections
     half = config.model.box.roi_size // 2
     with torch.no_grad():
         features: Features = backbone(inputs)
-        conv5 = branch.conv5(features.conv4)
+        conv5 = mask_head.conv5(features.conv4)
         crops = torch.empty(proposals, features.conv4.shape[1], half, half, device="meta")
-        pooled = torch.empty(proposals, head.classes.in_features, device="meta")
+        pooled = torch.empty(proposals, box_head.classes.in_features, device="meta")
         parts: dict[str, list[tuple[nn.Module, Tensor]]] = {
             "conv1-conv3": [
                 (backbone.conv1, inputs),
@@ -49,22 +48,22 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
                 (backbone.conv3, features.conv2),
             ],
             "conv4": [(backbone.conv4, features.conv3)],
-            "mask conv5": [(branch.conv5, features.conv4)],
-            "mask maps": [(layer, conv5) for layer in branch.map_layers()],
+            "mask conv5": [(mask_head.conv5, features.conv4)],
+            "mask maps": [(layer, conv5) for layer in mask_head.map_layers()],
             "region proposal network": [(model.rpn, features.conv4)],
-            "box head conv5": [(head.conv5, crops)],
-            "box head linear": [(head.classes, pooled), (head.deltas, pooled)],
+            "box head conv5": [(box_head.conv5, crops)],
+            "box head linear": [(box_head.classes, pooled), (box_head.deltas, pooled)],
         }
-        if head.offsets is not None:
-            parts["deformable crop offsets"] = [(head.offsets, crops.flatten(1))]
+        if box_head.offsets is not None:
+            parts["deformable crop offsets"] = [(box_head.offsets, crops.flatten(1))]
         costs = {name: _cost(modules) for name, modules in parts.items()}
         images = torch.zeros(detections, dtype=torch.long, device="meta")
-        rois, maps = Rois(torch.empty(detections, 4, device="meta"), images), branch(features.conv4)
+        rois, maps = Rois(torch.empty(detections, 4, device="meta"), images), mask_head(features.conv4)
         with FlopCounterMode(display=False) as counter:
-            coarse = branch.coarse_masks(maps, rois, images)
-        own = _parameters(branch) - sum(costs[name].parameters for name in ("mask conv5", "mask maps"))
+            coarse = mask_head.coarse_masks(maps, rois, images)
+        own = _parameters(mask_head) - sum(costs[name].parameters for name in ("mask conv5", "mask maps"))
         # the 1 x 1 convolution computed as a weighted sum: one multiply-add per sample and logit
-        summed = branch.coarse.weight.numel() * coarse.numel() if isinstance(branch, MaskLabHead) else 0
+        summed = mask_head.coarse.weight.numel() * coarse.numel() if isinstance(mask_head, MaskLabHead) else 0
         costs["coarse masks"] = PartCost(own, counter.get_total_flops() / 2 + summed)
         if model.refinement is not None:
             with FlopCounterMode(display=False) as counter:

@@ -26,7 +26,7 @@ MaskHead = MaskLabHead | MaskRCNNHead | FCISHead
 class MaskMaps(NamedTuple):
     """The maps that all masks of a batch are cropped from: those of the mask head and those of the refinement."""
 
-    branch: Any
+    head: Any
     refinement: list[Tensor]
 
 
@@ -103,7 +103,7 @@ class MaskLab(nn.Module):
         masks = torch.zeros(*boxes.shape[:2], mask_size, mask_size, device=boxes.device)
         for some in zip(image.split(BOXES_AT_ONCE), row.split(BOXES_AT_ONCE), strict=True):
             rois = self.rois(boxes[some], some[0], images)
-            mask = self.mask_head.coarse_masks(maps.branch, rois, labels[some])
+            mask = self.mask_head.coarse_masks(maps.head, rois, labels[some])
             if self.refinement is not None:
                 mask = self.refinement(mask, maps.refinement, rois)
             masks[some] = mask.sigmoid()

@@ -71,7 +71,7 @@ class SharedRefinement(nn.Module):
             layer(getattr(features, level)) for layer, level in zip(self.reduce, self.levels, strict=True)
         )
         for other in others:
-            # the first and last cells of all levels have the same positions (see `Rois`)
+            # the first and last cells of all levels have the same positions (`masklab.ops.coordinates`)
             total += F.interpolate(other, total.shape[-2:], mode="bilinear", align_corners=True)
         return [self.mix(F.relu_(total))]
 

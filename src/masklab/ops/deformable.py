@@ -5,16 +5,13 @@ R boxes, N images, C channels, H x W cells, P samples a side, A = P / 2 sub-boxe
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from masklab.ops.coordinates import sample_positions
 from masklab.ops.crop import sample_map
 from masklab.ops.rois import Rois
-
-SubBoxes = Literal["grid", "cell"]
+from masklab.utils.types import SubBoxes
 
 
 def deformable_crop_and_resize(features: Tensor, rois: Rois, offsets: Tensor, sub_boxes: SubBoxes) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-DistanceMetric = Literal["linf", "l2_side", "l2_corner"]
+from masklab.utils.types import DistanceMetric
+
 _ROUNDING = 1e-6  # multiples of 45 degrees must fall on one side of their boundary, whatever atan2 rounds to
 
 

@@ -27,12 +27,12 @@ from masklab.training.task import InstanceTask
 from masklab.utils.errors import InputError
 from masklab.utils.files import read_yaml
 
-NUM_SAMPLED = 20  # images, evenly spaced over the split
-DEEP_PERCENTILES = (0.1, 99.9)
-MIN_STD = 0.01  # of a channel that is almost constant
-MAX_MEMORY_USED = 0.9  # share of the GPU's memory: other images may be larger or have more objects
+_NUM_SAMPLED = 20  # images, evenly spaced over the split
+_DEEP_PERCENTILES = (0.1, 99.9)
+_MIN_STD = 0.01  # of a channel that is almost constant
+_MAX_MEMORY_USED = 0.9  # share of the GPU's memory: other images may be larger or have more objects
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def resolve_image_fields(config: Config, split: Split) -> Config:
@@ -46,19 +46,19 @@ def resolve_image_fields(config: Config, split: Split) -> Config:
     Raises `InputError` for images that cannot be read or that differ in their number of channels.
     """
     backbone, rule = config.model.backbone, config.image
-    paths = [image.path for image in split.evenly_spaced(NUM_SAMPLED)]
+    paths = [image.path for image in split.evenly_spaced(_NUM_SAMPLED)]
     formats = {path: channels_and_dtype(path) for path in paths}
     deep = [path for path, (_, dtype) in formats.items() if dtype not in (np.uint8, np.bool_)]
     if deep and rule.value_range is None and rule.percentiles is None:
-        rule = rule.model_copy(update={"percentiles": DEEP_PERCENTILES})
-        logger.info(f"image.percentiles {list(DEEP_PERCENTILES)}: {deep[0].name} holds {formats[deep[0]][1]}")
+        rule = rule.model_copy(update={"percentiles": _DEEP_PERCENTILES})
+        _log.info(f"image.percentiles {list(_DEEP_PERCENTILES)}: {deep[0].name} holds {formats[deep[0]][1]}")
     if backbone.in_channels == "auto":
         channels = _common_channels({path: channels for path, (channels, _) in formats.items()})
         backbone = backbone.model_copy(update={"in_channels": channels})
         if channels != 3:
             mean, std = _moments(paths, channels, rule)
             rule = rule.model_copy(update={"mean": mean, "std": std})
-            logger.info(f"model.backbone.in_channels {channels}, image.mean {mean}, image.std {std}")
+            _log.info(f"model.backbone.in_channels {channels}, image.mean {mean}, image.std {std}")
     return config.model_copy(update={"image": rule, "model": config.model.model_copy(update={"backbone": backbone})})
 
 
@@ -84,7 +84,7 @@ def _moments(paths: list[Path], channels: int, rule: ImageConfig) -> tuple[list[
         )
         sums += torch.stack((values.mean(dim=1), values.square().mean(dim=1)))
     mean, square = sums / len(paths)
-    std = (square - mean.square()).clamp(min=0).sqrt().clamp(min=MIN_STD)
+    std = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_MIN_STD)
     return [round(m, 4) for m in mean.tolist()], [round(s, 4) for s in std.tolist()]
 
 
@@ -108,19 +108,17 @@ def resolve_auto(config: Config, split: Split) -> Config:
                 "give a list of sides in pixels."
             )
         rpn = rpn.model_copy(update={"anchor_sizes": statistics.anchor_sizes})
-        logger.info(
-            f"model.rpn.anchor_sizes {statistics.anchor_sizes} from the sizes of {len(statistics.sides)} objects"
-        )
+        _log.info(f"model.rpn.anchor_sizes {statistics.anchor_sizes} from the sizes of {len(statistics.sides)} objects")
     if box.max_detections == "auto":
         box = box.model_copy(update={"max_detections": statistics.max_detections})
-        logger.info(
+        _log.info(
             f"model.box.max_detections {box.max_detections}: the fullest image has {statistics.per_image.max(initial=0)} objects"
         )
     if rpn.proposals_test == "auto":
         proposals = proposals_for(resolved(box.max_detections, "model.box.max_detections"))
         before = max(rpn.pre_nms_test, 2 * proposals)
         rpn = rpn.model_copy(update={"proposals_test": proposals, "pre_nms_test": before})
-        logger.info(f"model.rpn.proposals_test {proposals}, model.rpn.pre_nms_test {before}")
+        _log.info(f"model.rpn.proposals_test {proposals}, model.rpn.pre_nms_test {before}")
     return config.model_copy(update={"model": config.model.model_copy(update={"rpn": rpn, "box": box})})
 
 
@@ -142,7 +140,7 @@ def resolve_batch_size(config: Config, split: Split, resumed: Path | None, num_p
     size = 1
     while 2 * size <= len(split) and fits(_with_batch_size(config, 2 * size), split):
         size *= 2
-    logger.info(f"train.batch_size: {size}")
+    _log.info(f"train.batch_size: {size}")
     return _with_batch_size(config, size)
 
 
@@ -152,7 +150,7 @@ def fits(config: Config, split: Split) -> bool:
     try:
         try_steps(config, split, torch.device("cuda"))
         total: int = torch.cuda.get_device_properties("cuda").total_memory
-        return torch.cuda.max_memory_reserved() <= MAX_MEMORY_USED * total
+        return torch.cuda.max_memory_reserved() <= _MAX_MEMORY_USED * total
     except torch.cuda.OutOfMemoryError:
         return False
     finally:

@@ -18,7 +18,7 @@ from masklab.config.train import TrainConfig
 from masklab.utils.device import default_device
 from masklab.utils.errors import InputError
 
-TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # numbers of processes of srun, mpirun, mpiexec
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # numbers of processes of srun, mpirun, mpiexec
 
 
 def build_fabric(settings: TrainConfig) -> Fabric:
@@ -30,16 +30,16 @@ def build_fabric(settings: TrainConfig) -> Fabric:
     for name in ("lightning.fabric", "lightning.pytorch"):  # whichever was imported last logs for both
         logging.getLogger(name).setLevel(logging.WARNING)
     environment, devices, nodes = os.environ, settings.devices, settings.nodes
-    launcher: ClusterEnvironment = LightningEnvironment()  # named, as Fabric would take over the tasks of a SLURM job
+    launcher: ClusterEnvironment = LightningEnvironment()  # explicit, or Fabric uses the tasks of a SLURM job
     if "TORCHELASTIC_RUN_ID" in environment:
         devices = int(environment["LOCAL_WORLD_SIZE"])
         nodes = int(environment["WORLD_SIZE"]) // devices
         launcher = TorchElasticEnvironment()
     else:
-        tasks = max(int(environment.get(name, 1)) for name in TASKS)
+        tasks = max(int(environment.get(name, 1)) for name in _TASKS)
         if tasks > 1 and not (tasks == nodes and "NODE_RANK" in environment):
             raise InputError(
-                f"{tasks} processes were started, and not by torchrun: let srun or mpirun start torchrun, once a machine."
+                f"{tasks} processes were started, and not by torchrun: let srun or mpirun start torchrun, once per machine."
             )
     return Fabric(accelerator=default_device().type, devices=devices, num_nodes=nodes, plugins=launcher)
 

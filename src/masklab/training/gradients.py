@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from masklab.training.task import Task
 from masklab.utils.device import autocast
 
-AnyBatch = TypeVar("AnyBatch")
+_AnyBatch = TypeVar("_AnyBatch")
 
 
 class BatchGradients:
@@ -82,7 +82,7 @@ class BatchGradients:
         return losses, torch.autograd.grad(total, _trainable_parameters(self.task.network), allow_unused=True)
 
 
-def split_batch(batch: AnyBatch, parts: int) -> list[AnyBatch]:
+def split_batch(batch: _AnyBatch, parts: int) -> list[_AnyBatch]:
     """Split a batch into at most ``parts`` of nearly equal size, in order."""
     fields = batch._asdict() if hasattr(batch, "_asdict") else vars(batch)
     images = len(fields["image_ids"])

@@ -22,10 +22,10 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
 
 LOG = "metrics.csv"
-EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name
-SHOWN = ("loss", "mask", "box")
+_EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name
+_SHOWN = ("loss", "mask", "box")
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -55,7 +55,7 @@ class RunLog:
         """Log the losses of a step."""
         self._write(step, row)
         left = timedelta(seconds=round((time.monotonic() - self.began) / (step - self.first) * (self.steps - step)))
-        shown = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row) + f"  {row['GiB']:.1f} GiB"
+        shown = "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row) + f"  {row['GiB']:.1f} GiB"
         self._show(f"step {step}/{self.steps}  {shown}  {left} left", shown)
 
     def write_figures(self, step: int, row: dict[str, float]) -> None:
@@ -85,13 +85,13 @@ class RunLog:
         if self.in_terminal:
             self.bar.update(self.task, shown=in_bar)
         else:
-            logger.info(line)
+            _log.info(line)
 
 
 def check_loggers(names: Sequence[str]) -> None:
     """Raise `InputError` for a logger whose package is not installed."""
     for name in names:
-        if name in EXTERNAL and find_spec(name) is None:
+        if name in _EXTERNAL and find_spec(name) is None:
             raise InputError(
                 f"train.loggers names {name} but the package {name} is not installed: install it, or leave {name} out."
             )
@@ -161,4 +161,4 @@ def read_log(path: Path, last: int) -> list[dict[str, Any]]:
         lines: Iterable[str] = text[: text.rfind("\n") + 1].splitlines()
         return [row for row in csv.DictReader(lines) if int(row["step"]) <= last]
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
-        raise InputError(f"{path} is damaged: remove its bad lines, or give another --output.") from None
+        raise InputError(f"{path} is damaged: remove its bad lines, or give another output folder.") from None

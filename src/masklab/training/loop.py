@@ -143,7 +143,7 @@ def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str
         broken = ", ".join(f"{name} = {value.item()}" for name, value in losses.items() if not value.isfinite())
         raise BrokenLossError(
             f"step {step}: {broken} on images {', '.join(map(str, image_ids))}; look at these images, "
-            "lower train.learning_rate or set train.precision=float32."
+            "lower train.learning_rate or set train.precision to float32."
         )
 
 

@@ -20,6 +20,7 @@ from masklab.config.schema import Config
 from masklab.datasets.open import open_split
 from masklab.images.resize import network_image
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation
+from masklab.ops.coordinates import pixel_positions
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.rois import Rois
 from masklab.training.auto import resolve_image_fields
@@ -37,7 +38,7 @@ from masklab.weights.tensors import read_tensors
 CHECKPOINT = "pretrain.ckpt"
 VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held in memory at a time
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -68,7 +69,7 @@ def pretrain(
     fabric = build_fabric(config.train)
     start = open_run(run, resume, fabric.is_global_zero, CHECKPOINT)
     if fabric.is_global_zero:
-        logger.info(train_split.summary())
+        _log.info(train_split.summary())
     config = resolve_image_fields(config, train_split)
     torch.manual_seed(config.train.seed)
     network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
@@ -101,7 +102,7 @@ class SegmentationTask(Task):
         for index in indices:
             image = torch.from_numpy(self.val.read(index, self.config.model.backbone.channels))
             wanted = torch.from_numpy(rasterize(self.val.objects(index), len(names) - 1)).to(device)
-            counts += confusion(label_map(network, image, self.config), wanted, len(names))
+            counts += confusion(class_map(network, image, self.config), wanted, len(names))
         iou, accuracy = segmentation_scores(all_reduce_sum(counts).cpu())
         self.class_iou = dict(zip(names, iou.tolist(), strict=True))
         return {
@@ -118,16 +119,16 @@ class SegmentationTask(Task):
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross entropy of logits (N, K + 1, h, w) against maps (N, H, W) uint8: the mean over known pixels.
 
-    The logits are interpolated to the pixels, cell ``i`` at pixel ``stride * i``; ``H`` and ``W`` are a multiple of
-    the stride plus 1.  The loss of a batch without known pixels is 0.
+    ``H`` and ``W`` are a multiple of the stride plus 1.  The loss of a batch without known pixels is 0.
     """
+    # the outermost cells lie on the outermost pixels (`masklab.ops.coordinates`)
     dense = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=True)
     total = F.cross_entropy(dense, labels.long(), ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 @torch.inference_mode()
-def label_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Tensor:
+def class_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Tensor:
     """The most probable class (H, W) int64 of every pixel of an image (C, H, W), at the image's own size.
 
     ``network`` must be in evaluation mode.  Logits are interpolated some rows at a time, so that memory does not grow
@@ -145,7 +146,7 @@ def label_map(network: SegmentationNetwork, image: Tensor, config: Config) -> Te
     for top in range(0, height, step):
         bottom = min(top + step, height)
         # samples lie on a box's edges: here the centres of the strip's outermost pixels
-        box = torch.tensor([[0.5, top + 0.5, width - 0.5, bottom - 0.5]], device=device) * scale
+        box = pixel_positions(torch.tensor([[0, top, width - 1, bottom - 1]], device=device)) * scale
         rois = Rois.from_pixels(
             box, torch.zeros(1, dtype=torch.long, device=device), (images.shape[2], images.shape[3])
         )
@@ -169,8 +170,8 @@ def segmentation_scores(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _report(path: Path) -> None:
     notes = json.loads(read_tensors(path, (SEGMENTATION_FORMAT,), "pretrain")[0]["notes"])
     for name, value in notes["IoU"].items():
-        logger.info(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
+        _log.info(f"  {name:20} {'-' if value is None else f'{value:.3f}'}")
     figures = ", ".join(
         f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in notes["val"].items()
     )
-    logger.info(f"{path}: {figures} on val at step {notes['step']}; name it as --model.backbone.segmentation_weights")
+    _log.info(f"{path}: {figures} on val at step {notes['step']}; name it as --model.backbone.segmentation_weights")

@@ -22,10 +22,10 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, read_yaml
 from masklab.utils.versions import versions
 
-RECORD = "run.json"
-RENAMED = {"pictures": "images", "pictures_sha256": "images_sha256"}  # version 0.1 -> now
+_RECORD = "run.json"
+_RENAMED_FACTS = {"pictures": "images", "pictures_sha256": "images_sha256"}  # version 0.1 -> now
 # fields that do not change the result, and may change when a run is resumed
-FREE = (
+_FREE = (
     "data",
     "output",
     "train.workers",
@@ -43,7 +43,7 @@ def write_record(
 ) -> None:
     """Write the resolved configuration, how the run was started and on which data it is trained.
 
-    ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `fingerprint`) and one entry of
+    ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `_fingerprint`) and one entry of
     ``starts`` for each time the run was started or resumed: step, time, command, versions and device.
     ``split.json`` lists the images of each split.
 
@@ -51,13 +51,13 @@ def write_record(
     """
     if step:
         refuse_other_settings(run, config)
-    data = {name: fingerprint(split) for name, split in splits.items()}
+    data = {name: _fingerprint(split) for name, split in splits.items()}
     before = read_record(run) if step else {}
     for name, then in before.get("data", {}).items():
         if name in data and any(then.get(key) != data[name][key] for key in ("annotations_sha256", "images_sha256")):
             raise InputError(
                 f"{data[name]['annotations']} or its images have changed since {run} was started: "
-                "bring them back to resume it, or give another --output."
+                "bring them back to resume it, or give another output folder."
             )
     starts = [
         *before.get("starts", []),
@@ -70,7 +70,7 @@ def write_record(
             "versions": versions(),
         },
     ]
-    _write(run / RECORD, json.dumps({"checkpoint": checkpoint, "data": data, "starts": starts}, indent=2) + "\n")
+    _write(run / _RECORD, json.dumps({"checkpoint": checkpoint, "data": data, "starts": starts}, indent=2) + "\n")
     _write(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_lists(splits, run / "split.json")
 
@@ -84,18 +84,18 @@ def refuse_other_settings(run: Path, config: Config) -> None:
         flatten(config.model_dump(mode="json")),
     )
     if written.is_file() and "train.batch_size" not in there:
-        raise InputError(f"{written} is damaged: bring it back to go on, or give another --output.")
+        raise InputError(f"{written} is damaged: bring it back to go on, or give another output folder.")
     for field, value in here.items():
-        if field not in FREE and value != "auto" and there.get(field, value) != value:
+        if field not in _FREE and value != "auto" and there.get(field, value) != value:
             raise InputError(
                 f"{run} holds a run with {field} {there[field]}, not {value}: give --{field} {there[field]} to go on "
-                "with it, or another --output."
+                "with it, or another output folder."
             )
 
 
 def read_record(run: Path) -> dict[str, Any]:
     """The content of ``run.json``, empty where there is none; `InputError` for a damaged one."""
-    path = run / RECORD
+    path = run / _RECORD
     if not path.is_file():
         return {}
     try:
@@ -104,14 +104,15 @@ def read_record(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         is_complete = False
     if not is_complete:
-        raise InputError(f"{path} is damaged: bring it back to go on, or give another --output.")
+        raise InputError(f"{path} is damaged: bring it back to go on, or give another output folder.")
     data = {
-        name: {RENAMED.get(key, key): value for key, value in facts.items()} for name, facts in record["data"].items()
+        name: {_RENAMED_FACTS.get(key, key): value for key, value in facts.items()}
+        for name, facts in record["data"].items()
     }
     return {**record, "data": data}
 
 
-def fingerprint(split: Split) -> dict[str, Any]:
+def _fingerprint(split: Split) -> dict[str, Any]:
     """SHA-256 of a split's annotations, and of the names and sizes in bytes of its images."""
     images = hashlib.sha256()
     for image in split.images:

@@ -23,7 +23,7 @@ from masklab.utils.files import atomic_write, make_folder
 from masklab.weights.migrate import migrate_checkpoint
 
 CHECKPOINT = "resume.ckpt"
-UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 class Start(NamedTuple):
@@ -33,12 +33,14 @@ class Start(NamedTuple):
     checkpoint: dict[str, Any] | None
 
 
-def data_and_run(config: Config, data: str | Path | None, output: str | Path | None) -> tuple[Path, Path]:
+def data_and_run(config: Config, data: str | Path | None = None, output: str | Path | None = None) -> tuple[Path, Path]:
     """The folders of the data set and of the run, by default those of the configuration; `InputError` without one."""
     folders = {"data": data or config.data, "output": output or config.output}
     for name, folder in folders.items():
         if folder is None:
-            raise InputError(f"training needs the folder {name}: give it, or set {name} in the configuration.")
+            raise InputError(
+                f"training needs the folder {name}: give it, or set {name} in the configuration (--{name} DIR)."
+            )
     return Path(str(folders["data"])), Path(str(folders["output"]))
 
 
@@ -52,7 +54,7 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
     checkpoint = run / name
     if not resume:
         if first and ((run / "metrics.csv").exists() or checkpoint.exists()):
-            raise InputError(f"{run} already holds a run: give another --output, or --resume to continue it.")
+            raise InputError(f"{run} already holds a run: give another output folder, or resume the run (--resume).")
         make_folder(run)
         return Start(0, None)
     if first:
@@ -62,7 +64,7 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
         return _read_checkpoint(checkpoint)
     is_empty = run.is_dir() and not any(run.iterdir())
     if read_record(run).get("checkpoint") != name and not is_empty:
-        raise InputError(f"{run} has no {name} to resume from: check --output, or leave --resume out.")
+        raise InputError(f"{run} has no {name} to resume from: check the output folder, or leave resume out.")
     return Start(0, None)
 
 
@@ -74,9 +76,9 @@ def _read_checkpoint(path: Path) -> Start:
                 raise ValueError
         checkpoint = migrate_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
         return Start(int(checkpoint["global_step"]), checkpoint)
-    except (*UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
+    except (*_UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
         raise InputError(
-            f"{path} is damaged or not a checkpoint of masklab's: train anew with another --output."
+            f"{path} is damaged or not a checkpoint of masklab's: train anew in another output folder."
         ) from None
 
 

@@ -26,9 +26,9 @@ from masklab.weights.checkpoint import read_notes, save_model
 from masklab.weights.segmentation import check_network, initial_model
 from masklab.weights.transfer import load_matching, load_start
 
-TUNING_IMAGES = 30
+_TUNING_IMAGES = 30
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     fabric = build_fabric(config.train)
     start = open_run(run, resume, fabric.is_global_zero)
     if fabric.is_global_zero:
-        logger.info(train_split.summary())
+        _log.info(train_split.summary())
     config = resolve_auto(config, train_split)
     other = load_start(config) if start.checkpoint is None else None
     config = resolve_batch_size(config, train_split, None if start.checkpoint is None else run, fabric.world_size)
@@ -69,7 +69,7 @@ def train(
         kept = load_matching(model, other)
         if fabric.is_global_zero:
             but = f" but {', '.join(kept)}" if kept else ""
-            logger.info(f"train.start_from {config.train.start_from}: all layers are taken over{but}")
+            _log.info(f"train.start_from {config.train.start_from}: weights loaded for all layers{but}")
     batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
     fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
     return _tune(run, train_split) if fabric.is_global_zero else load(run)
@@ -87,7 +87,7 @@ def _tune(run: Path, split: Split) -> Predictor:
 
 def tune_threshold(predict: Callable[[ImageRecord], list[dict[str, Any]]], split: Split) -> float:
     """The best score threshold on images evenly spaced over a split; ``predict`` gives an image's COCO results."""
-    chosen = split.evenly_spaced(TUNING_IMAGES)
+    chosen = split.evenly_spaced(_TUNING_IMAGES)
     results: list[dict[str, Any]] = []
     for image in track(chosen, "tuning the score threshold"):
         results += predict(image)

@@ -43,7 +43,7 @@ def make_folder(output: str | Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{output} cannot be a folder to write to ({error.strerror}): name another --output."
+            f"{output} cannot be a folder to write to ({error.strerror}): name another output folder."
         ) from None
     return output
 

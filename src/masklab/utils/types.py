@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Auto = Literal["auto"]
 Precision = Literal["auto", "bf16", "fp16", "float32"]
+SubBoxes = Literal["grid", "cell"]
+DistanceMetric = Literal["linf", "l2_side", "l2_corner"]
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

@@ -19,8 +19,8 @@ from masklab.utils.errors import InputError
 from masklab.weights.migrate import migrate_tensors
 from masklab.weights.tensors import header_value, read_tensors, write_tensors
 
-FORMAT = "masklab 2"
-READABLE = (FORMAT, "masklab 1")
+_FORMAT = "masklab 2"
+_READABLE = (_FORMAT, "masklab 1")
 _MODELS = Path(__file__).parent / "released"
 
 
@@ -35,7 +35,7 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
     config["model"]["backbone"] |= {"weights": None, "segmentation_weights": None}
     config["train"]["start_from"] = None
     header = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "config": json.dumps(config),
         "classes": json.dumps({"ids": model.classes.ids, "names": model.classes.names}),
         "score_threshold": json.dumps(model.score_threshold),
@@ -77,7 +77,7 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
     """
     place = torch.device(device or default_device())
     path = find_weights(model)
-    header, tensors = read_tensors(path, READABLE, "train")
+    header, tensors = read_tensors(path, _READABLE, "train")
     settings, tensors = migrate_config(header_value(header, "config", dict, path)), migrate_tensors(tensors)
     config = validate(settings, str(path))
     threshold = header_value(header, "score_threshold", object, path)
@@ -96,7 +96,7 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
 def read_notes(model: str | Path) -> dict[str, Any]:
     """The ``notes`` that were saved with the weights."""
     path = find_weights(model)
-    notes: dict[str, Any] = header_value(read_tensors(path, READABLE, "train")[0], "notes", dict, path)
+    notes: dict[str, Any] = header_value(read_tensors(path, _READABLE, "train")[0], "notes", dict, path)
     return notes
 
 
@@ -138,7 +138,7 @@ def describe(model: str | Path) -> str:
     Raises `InputError` as `load_model` does for a file that cannot be used.
     """
     path = find_weights(model)
-    header, tensors = read_tensors(path, READABLE, "train")
+    header, tensors = read_tensors(path, _READABLE, "train")
     facts = {
         "weights": str(path),
         "bytes": path.stat().st_size,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-RENAMED = {
+_RENAMED_TENSORS = {
     "rpn.codes.": "rpn.deltas.",
     "box_classifier.codes.": "box_head.deltas.",
     "box_classifier.": "box_head.",
@@ -22,7 +22,7 @@ def migrate_tensors(tensors: Mapping[str, T], prefix: str = "") -> dict[str, T]:
 
 
 def _present(name: str, prefix: str) -> str:
-    for old, new in RENAMED.items():
+    for old, new in _RENAMED_TENSORS.items():
         if name.startswith(prefix + old):
             return prefix + new + name[len(prefix + old) :]
     return name

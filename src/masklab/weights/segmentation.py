@@ -31,7 +31,7 @@ def initial_model(config: Config, classes: ClassTable, load_pretrained: bool = T
     ``load_pretrained=False`` leaves both out, for weights that are loaded afterwards.  Raises `InputError` for a
     configuration that cannot be built and for weights that cannot be loaded.
     """
-    return build_model(config, classes, load_pretrained, read_segmentation(config.model.backbone, load_pretrained))
+    return build_model(config, classes, load_pretrained, _read_segmentation(config.model.backbone, load_pretrained))
 
 
 def check_network(model: ModelConfig, load_pretrained: bool = True) -> None:
@@ -44,10 +44,10 @@ def check_network(model: ModelConfig, load_pretrained: bool = True) -> None:
         make_conv5 = build_backbone(config, load_pretrained=False)[1]
     make_conv5(model.mask.dilations)
     make_conv5(model.box.dilations, dense=True)
-    read_segmentation(config, load_pretrained)
+    _read_segmentation(config, load_pretrained)
 
 
-def read_segmentation(config: BackboneConfig, load_pretrained: bool = True) -> dict[str, Tensor] | None:
+def _read_segmentation(config: BackboneConfig, load_pretrained: bool = True) -> dict[str, Tensor] | None:
     """The tensors of ``config.segmentation_weights``; None where it names no file or ``load_pretrained`` is false.
 
     Raises `InputError` for a file that is missing, damaged or made for another backbone.

@@ -24,12 +24,12 @@ from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Box
 
-Example = tuple[Tensor, Targets, "int | str"]
+_Example = tuple[Tensor, Targets, "int | str"]
 
 ORDER, AUGMENTATION, SAMPLING = 1, 2, 3  # streams of random numbers, which must differ
 
 
-class InstanceDataset(Dataset[Example]):
+class InstanceDataset(Dataset[_Example]):
     """The images of a split as ``(image, Targets, image_id)``; ``image`` is ``(C, H, W)`` float32, normalised.
 
     ``dataset[position, index]`` is image ``index`` at a position of the training stream; its random numbers depend
@@ -43,7 +43,7 @@ class InstanceDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Example:
+    def __getitem__(self, key: int | tuple[int, int]) -> _Example:
         position, index = key if isinstance(key, tuple) else (key, key)
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -141,7 +141,7 @@ class _Loader(DataLoader[Any]):
             raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from None
 
 
-def collate(samples: list[Example], stride: int) -> Batch:
+def collate(samples: list[_Example], stride: int) -> Batch:
     """One batch of some images and their targets; see `pad_images`."""
     images, sizes = pad_images([image for image, _, _ in samples], stride)
     return Batch(images, sizes, [targets for _, targets, _ in samples], [image_id for _, _, image_id in samples])

@@ -18,10 +18,11 @@ from masklab.config.schema import Config
 from masklab.datasets.objects import Objects
 from masklab.datasets.split import Split
 from masklab.masks import rle
+from masklab.ops.coordinates import pixel_positions
 from masklab.training.data.loader import open_training_image, pad_images, stream_loader
 from masklab.training.data.transforms import Geometry
 
-LabelMap = NDArray[np.uint8]
+ClassMap = NDArray[np.uint8]
 
 IGNORED = 255
 MOST_CLASSES = IGNORED - 1  # background takes one more number
@@ -35,7 +36,7 @@ class SemanticBatch(NamedTuple):
     image_ids: list[int | str]
 
 
-def rasterize(objects: Objects, background: int) -> LabelMap:
+def rasterize(objects: Objects, background: int) -> ClassMap:
     """The class of every pixel of an image, ``(H, W)`` (paper, section 4.2, "Seg").
 
     Small objects cover large ones, and all of them cover crowd regions, which are 255; a crowd without a mask fills
@@ -49,7 +50,7 @@ def rasterize(objects: Objects, background: int) -> LabelMap:
     return labels
 
 
-def _fill(labels: LabelMap, box: NDArray[np.float32], runs: NDArray[np.int64] | None, value: int) -> None:
+def _fill(labels: ClassMap, box: NDArray[np.float32], runs: NDArray[np.int64] | None, value: int) -> None:
     left, top = np.floor(box[:2]).astype(int).tolist()
     right, bottom = np.ceil(box[2:]).astype(int).tolist()
     inside = labels[top:bottom, left:right]
@@ -60,11 +61,11 @@ def _fill(labels: LabelMap, box: NDArray[np.float32], runs: NDArray[np.int64] | 
         inside[rle.window(runs, (height, width), (left, top, right, bottom)).astype(bool)] = value
 
 
-def warp(labels: LabelMap, geometry: Geometry) -> LabelMap:
+def warp(labels: ClassMap, geometry: Geometry) -> ClassMap:
     """Apply the transforms of an image to its map (H, W): an output pixel gets the class at its centre in the source."""
     height, width = geometry.canvas_size
     across, down, transposed = geometry.axes_to_source(
-        *(np.arange(side, dtype=np.float64) + 0.5 for side in (width, height))
+        *(pixel_positions(np.arange(side, dtype=np.float64)) for side in (width, height))
     )
     columns = np.clip(across.astype(np.int64), 0, labels.shape[1] - 1)
     rows = np.clip(down.astype(np.int64), 0, labels.shape[0] - 1)
@@ -72,7 +73,7 @@ def warp(labels: LabelMap, geometry: Geometry) -> LabelMap:
     return np.ascontiguousarray(warped.T) if transposed else warped
 
 
-class SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
+class _SemanticDataset(Dataset[tuple[Tensor, Tensor, "int | str"]]):
     """``dataset[position, index]``: image ``index`` at a position of the training stream, its map, and its id."""
 
     def __init__(self, split: Split, config: Config) -> None:
@@ -99,4 +100,4 @@ def semantic_loader(
 ) -> DataLoader[SemanticBatch]:
     """The batches of steps ``first_step`` to ``config.train.steps``; see `masklab.training.data.loader.stream_loader`."""
     collate = partial(collate_semantic, stride=config.model.backbone.output_stride)
-    return stream_loader(SemanticDataset(split, config), collate, split, config, first_step, share)
+    return stream_loader(_SemanticDataset(split, config), collate, split, config, first_step, share)

@@ -144,28 +144,15 @@ for _functional in (
     v2.functional.register_kernel(_functional, Geometry)(_refuse)
 
 
-def quarter_turn(inpt: Any, turns: int) -> Any:
+def quarter_turn(value: Any, turns: int) -> Any:
     """Rotate an image ``(..., H, W)`` or a `Geometry` counter-clockwise by ``turns`` times 90 degrees."""
-    if not isinstance(inpt, Geometry):
-        rotated = torch.rot90(inpt, turns, (-2, -1))
-        return tv_tensors.wrap(rotated, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else rotated
+    if not isinstance(value, Geometry):
+        rotated = torch.rot90(value, turns, (-2, -1))
+        return tv_tensors.wrap(rotated, like=value) if isinstance(value, tv_tensors.TVTensor) else rotated
     for _ in range(turns % 4):
-        height, width = inpt.canvas_size
-        inpt = inpt.after([[0, -1, width], [1, 0, 0], [0, 0, 1]], (width, height))
-    return inpt
-
-
-def augment(
-    image: Tensor, geometry: Geometry, config: ImageConfig, rng: np.random.Generator
-) -> tuple[Tensor, Geometry]:
-    """Bring an image ``(C, H, W)`` of values 0 to 255 to the network's scale with the configured random changes.
-
-    `sample_window` and `augment_window` sample from ``rng`` in turn.  Raises as `augment_window`.
-    """
-    window = sample_window(geometry.canvas_size, config, rng)
-    if window.box is not None:
-        image, geometry = crop_to_box(image, window.box), crop_to_box(geometry, window.box)
-    return augment_window(image, geometry, window.target, config.augment, rng)
+        height, width = value.canvas_size
+        value = value.after([[0, -1, width], [1, 0, 0], [0, 0, 1]], (width, height))
+    return value
 
 
 class Window(NamedTuple):
@@ -175,10 +162,10 @@ class Window(NamedTuple):
     target: Size
 
 
-def crop_to_box(inpt: T, box: Box) -> T:
+def crop_to_box(value: T, box: Box) -> T:
     """Crop an image ``(C, H, W)`` or a `Geometry` to a box of whole pixels."""
     x1, y1, x2, y2 = box
-    return F.crop(inpt, y1, x1, y2 - y1, x2 - x1)
+    return F.crop(value, y1, x1, y2 - y1, x2 - x1)
 
 
 def augment_window(
