@@ -16,7 +16,7 @@ from hotcoco import mask
 from numpy.typing import NDArray
 
 from masklab.datasets.ground_truth import GroundTruth, Region
-from masklab.evaluation.inputs import by_class, read_inputs
+from masklab.evaluation.inputs import EvaluationInputs, by_class, read_inputs
 from masklab.utils.errors import InputError
 
 _IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -70,7 +70,11 @@ def overlaps(
     grows with the number of objects, not with its square.
     Raises `InputError` as `read_inputs` does.
     """
-    inputs = read_inputs(ground_truth, results, image_ids)
+    return overlaps_of(read_inputs(ground_truth, results, image_ids))
+
+
+def overlaps_of(inputs: EvaluationInputs) -> Overlaps:
+    """`overlaps` of inputs that are read already."""
     detections = inputs.detections
     rows, columns = by_class(detections), by_class(inputs.objects)
     in_crowd = np.zeros(len(detections), bool)
