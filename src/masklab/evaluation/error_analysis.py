@@ -47,7 +47,7 @@ def analyse_errors(
         by_image[region.image_id].append(region)
     given: list[dict[str, Any]] = []
     overlaps: list[Floats] = []
-    for index, image in enumerate(track(source.images, "error_analysis")):
+    for index, image in enumerate(track(source.images, "analysing errors")):
         values = source.read(index, predictor.config.model.backbone.channels)
         objects = source.objects(index)
         boxes = predictor.segment(values, objects.boxes, objects.labels)

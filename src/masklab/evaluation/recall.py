@@ -20,7 +20,7 @@ from masklab.evaluation.matching import Bools, Floats
 from masklab.ops.boxes import box_iou
 
 STAGES = ("proposals", "detections", "found")
-_RECALL_AT = (0.5, 0.75)
+RECALL_AT = (0.5, 0.75)  # box IoU
 _NEAR_DISTANCE = 0.5  # of an object's side
 _ROWS_AT_ONCE = 1024
 
@@ -86,7 +86,7 @@ def recall_table(gaps: Floats, overlaps: Floats) -> dict[str, dict[str, Any]]:
     return {
         name: {"objects": int(group.sum())}
         | {
-            stage: {f"{least:.2f}": _share(row[group] >= least) for least in _RECALL_AT}
+            stage: {f"{least:.2f}": _share(row[group] >= least) for least in RECALL_AT}
             for stage, row in zip(STAGES, overlaps, strict=True)
         }
         for name, group in groups.items()
