@@ -14,11 +14,12 @@ from masklab.datasets.split import Split
 from masklab.evaluation.coco import coco_metrics, coco_metrics_of
 from masklab.evaluation.errors import find_errors
 from masklab.evaluation.inputs import EvaluationInputs
-from masklab.evaluation.matching import Floats, Overlaps
+from masklab.evaluation.matching import Overlaps
 from masklab.evaluation.oracle import with_annotated_masks
 from masklab.evaluation.recall import STAGES, Boxes, neighbour_gaps, recall_table, stage_overlaps, xyxy
 from masklab.inference.predictor import Predictor
 from masklab.utils.progress import track
+from masklab.utils.types import Doubles
 
 
 def analyse_errors(
@@ -46,7 +47,7 @@ def analyse_errors(
     for region in inputs.detections:
         by_image[region.image_id].append(region)
     given: list[dict[str, Any]] = []
-    overlaps: list[Floats] = []
+    overlaps: list[Doubles] = []
     for index, image in enumerate(track(source.images, "analysing errors")):
         values = source.read(index, predictor.config.model.backbone.channels)
         objects = source.objects(index)

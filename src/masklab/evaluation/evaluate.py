@@ -79,7 +79,7 @@ def evaluate(
         "model": name,
         "data": str(source.json_path),
         "split": split,
-        "drawn": source.note or None,
+        "held_out": source.note or None,
         "ground_truth_boxes": ground_truth_boxes,
         "flips": predictor.options.flips,
         "scales": list(predictor.options.scales),

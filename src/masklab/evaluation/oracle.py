@@ -10,7 +10,7 @@ from masklab.evaluation.inputs import EvaluationInputs, by_class
 from masklab.evaluation.recall import xyxy
 from masklab.ops.boxes import box_iou
 
-_SAME_OBJECT = 0.5  # box IoU from which a detection is given the annotated mask
+_MASK_SWAP_IOU = 0.5  # box IoU from which a detection is given the annotated mask
 
 
 def with_annotated_masks(inputs: EvaluationInputs) -> EvaluationInputs:
@@ -30,7 +30,7 @@ def with_annotated_masks(inputs: EvaluationInputs) -> EvaluationInputs:
         )
         taken: set[int] = set()
         for row, share, closest in zip(detections, *(values.tolist() for values in shares.max(dim=1)), strict=True):
-            if share >= _SAME_OBJECT and closest not in taken:
+            if share >= _MASK_SWAP_IOU and closest not in taken:
                 taken.add(closest)
                 detected[row] = replace(detected[row], mask=objects[columns[key][closest]].mask)
     return replace(inputs, detections=detected)
