@@ -411,7 +411,7 @@ def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
     target = tmp_path / "figures.json"
     words = [str(run), "--data", str(shapes), "--output", str(target), "--max_detections", "1"]
     assert main(["evaluate", *words]) == 0
-    assert "4 of 4 images reached the cap of 1" in capsys.readouterr().out
+    assert "4 of 4 images reached the maximum of 1 detections" in capsys.readouterr().out
     assert json.loads(target.read_text())["measured"]["max_detections"] == 1
     assert "max_detections" in fails(capsys, "evaluate", str(run), "--data", str(shapes), "--max_detections", "0")
 

@@ -454,7 +454,7 @@ def test_label_images_there_and_back(tmp_path):
     convert(tmp_path / "src", tmp_path / "dst", 0.4, 3)
     lists = json.loads((tmp_path / "dst/split.json").read_text())
     assert set(lists) == {"train", "val"}
-    assert "seed 3" in lists["val"]["drawn"]
+    assert "seed 3" in lists["val"]["held_out"]
     seen = set()
     for name in ("train", "val"):
         split = Split.find(tmp_path / "dst", name)

@@ -17,10 +17,12 @@ from rich.console import Console
 from masklab.cli.app import main
 from masklab.datasets.objects import Objects
 from masklab.datasets.split import Split
-from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation import inputs as evaluation_inputs
+from masklab.evaluation.coco import coco_metrics, coco_metrics_of
 from masklab.evaluation.errors import ERROR_TYPES, find_errors
 from masklab.evaluation.evaluate import evaluate
-from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.evaluation.inputs import read_inputs
+from masklab.evaluation.matching import matching_metrics, overlaps, overlaps_of
 from masklab.evaluation.oracle import with_annotated_masks
 from masklab.evaluation.recall import Boxes, neighbour_gaps, recall_table, stage_overlaps
 from masklab.evaluation.report import print_report
@@ -249,17 +251,21 @@ def test_annotated_masks_by_hand():
         crowds=["....................#..#"],
     )
     before = json.dumps([truth, results])
-    changed = with_annotated_masks(truth, results)
+    inputs = read_inputs(truth, results)
+    own, detections = coco_area([entry["segmentation"] for entry in results]), list(inputs.detections)
+    changed = with_annotated_masks(inputs)
     assert json.dumps([truth, results]) == before
-    own = coco_area([entry["segmentation"] for entry in results])
-    assert coco_area([entry["segmentation"] for entry in changed]) == [10, *own[1:]]
-    assert with_annotated_masks(truth, []) == []
-    assert with_annotated_masks(scene([], [])[0], results) == results
+    assert inputs.detections == detections
+    assert coco_area([region.mask for region in changed.detections]) == [10, *own[1:]]
+    assert [replace(region, mask={}) for region in changed.detections] == [replace(r, mask={}) for r in detections]
+    assert with_annotated_masks(read_inputs(truth, [])).detections == []
+    assert with_annotated_masks(read_inputs(scene([], [])[0], results)).detections == detections
     results[1]["score"] = 0.95
-    assert coco_area([entry["segmentation"] for entry in with_annotated_masks(truth, results)])[:2] == [8, 10]
+    changed = with_annotated_masks(read_inputs(truth, results))
+    assert coco_area([region.mask for region in changed.detections])[:2] == [8, 10]
     for detection, area in (("#####", 10), ("####", 4)):  # a box IoU of a half is enough, of 4 / 10 is not
-        changed = with_annotated_masks(*scene(["##########"], [detection]))
-        assert coco_area([entry["segmentation"] for entry in changed]) == [area]
+        changed = with_annotated_masks(read_inputs(*scene(["##########"], [detection])))
+        assert coco_area([region.mask for region in changed.detections]) == [area]
 
 
 def coco_area(masks):
@@ -346,15 +352,29 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     assert "scales holds 9" in capsys.readouterr().err
 
 
-def test_each_annotation_is_decoded_once(weights, shapes, monkeypatch):
+def test_each_annotation_is_decoded_once_and_each_result_read_once(weights, shapes, tmp_path, monkeypatch):
+    """Two sets of results, the model's own and those in the annotated boxes, on grey and coloured images."""
+    folder = tmp_path / "both"
+    shutil.copytree(shapes, folder)
+    grey = Split.find(folder, "val").images[0].path
+    Image.open(grey).convert("L").convert("RGB").save(grey)
     decoded, decode = [], coco_segmentation.rle_from_segmentation
+    sets, read_results = [], evaluation_inputs._read_results
 
     def counted(segmentation, size):
         decoded.append(segmentation["counts"])
         return decode(segmentation, size)
 
+    def read(truth, results, chosen):
+        sets.append(results)
+        return read_results(truth, results, chosen)
+
     monkeypatch.setattr(coco_segmentation, "rle_from_segmentation", counted)
-    evaluate(weights, shapes, error_analysis=True)
+    monkeypatch.setattr(evaluation_inputs, "_read_results", read)
+    assert {"by_colour", "error_analysis"} <= evaluate(weights, folder, error_analysis=True).keys()
+    assert len(sets) == 2
+    assert sets[0]
+    assert sets[0] != sets[1]
     annotations = json.loads((shapes / "val.json").read_text())["annotations"]
     assert sorted(decoded) == sorted(a["segmentation"]["counts"] for a in annotations)
 
@@ -406,9 +426,27 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     assert "by_colour" not in evaluate(model, folder), "of one kind only"
 
 
+def test_inputs_of_some_images_are_those_read_for_them():
+    truth, results = scene(["####", ".....####"], ["####", "......###"], ["..........####"])
+    truth["images"] += [{"id": number, "height": 1, "width": WIDTH} for number in (7, 3, "b", 12)]
+    truth["annotations"] += [entry | {"id": 10 + entry["id"], "image_id": 7} for entry in truth["annotations"]]
+    results += [entry | {"image_id": "b"} for entry in results] + [entry | {"image_id": 7} for entry in results]
+    inputs = read_inputs(truth, results)
+    for chosen in ([12, 7], ["b", 1], [3], [], [1, 3, 7, 12, "b"]):
+        some, expected = inputs.subset(chosen), read_inputs(truth, results, chosen)
+        assert list(some.images.items()) == list(expected.images.items())
+        assert (some.sizes, some.class_names) == (expected.sizes, expected.class_names)
+        assert some.detections == expected.detections
+        plain = [[replace(region, runs=None) for region in each.objects] for each in (some, expected)]
+        assert plain[0] == plain[1]
+        assert coco_metrics_of(some, 50) == coco_metrics(truth, results, 50, chosen)
+        assert matching_metrics(overlaps_of(some), 0.5) == matching_metrics(overlaps(truth, results, chosen), 0.5)
+    fails(["image_ids names 5"], lambda: inputs.subset([5]))
+
+
 def test_coco_metrics_of_annotated_masks_and_boxes_are_perfect():
     """Boxes as annotated with bad masks: the annotated masks bring AP to 1."""
     truth, results = scene(["##########", "............####"], ["##########", "............####"])
     results[0]["segmentation"] = row("###")["segmentation"]
     assert coco_metrics(truth, results, 100)["mask"]["AP"] < 0.6
-    assert coco_metrics(truth, with_annotated_masks(truth, results), 100)["mask"]["AP"] == pytest.approx(1)
+    assert coco_metrics_of(with_annotated_masks(read_inputs(truth, results)), 100)["mask"]["AP"] == pytest.approx(1)

@@ -7,7 +7,6 @@ training, evaluation and figures take what is read here.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,6 +17,7 @@ from typing import Any, TypeGuard
 from masklab.datasets.problems import EMPTY, MALFORMED, MALFORMED_CROWD, OUTSIDE, UNKNOWN_CATEGORY, Problem, Sink
 from masklab.masks import coco_segmentation, rle
 from masklab.utils.errors import InputError
+from masklab.utils.files import leaves_folder
 from masklab.utils.types import Size
 
 _FARTHEST = 2**31  # pixels: larger coordinates are malformed
@@ -196,8 +196,7 @@ def _file_name(entry: dict[str, Any], source: str | Path, folder: Path) -> str:
         raise InputError(
             f"{source}: image {image_id} has file_name {name!r}, which holds control characters; correct the file."
         )
-    parts = re.split(r"[/\\]", name)
-    if ".." in parts or parts[0] == "" or ":" in parts[0]:
+    if leaves_folder(name):
         raise InputError(f"{source}: image {image_id} has file_name {name!r}, which leaves {folder}; correct the file.")
     return name
 

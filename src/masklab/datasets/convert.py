@@ -35,7 +35,7 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
     """Write a JSON list of the images of each split, and how it was held out if it was."""
     lists = {
         name: {
-            "drawn": split.note or None,
+            "held_out": split.note or None,
             "images": [image.path.relative_to(split.folder).as_posix() for image in split.images],
         }
         for name, split in splits.items()

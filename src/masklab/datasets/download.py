@@ -48,7 +48,7 @@ def download(
     if name not in sets:
         raise InputError(f"{name} is not a data set that can be downloaded: name one of {', '.join(sets)}.")
     folder = Path(folder)
-    print(sets[name].terms)
+    logger.info("%s", sets[name].terms)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for archive in sets[name].archives:

@@ -23,7 +23,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # beside COCO's
+LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # besides COCO's
 
 
 def open_split(

@@ -135,7 +135,7 @@ class Split:
         return GroundTruth.build(read, self.categories.ids, self.categories.names)
 
     def evenly_spaced(self, most: int) -> list[ImageRecord]:
-        """At most so many images, evenly spread over the split."""
+        """At most ``most`` images, evenly spaced over the split."""
         count = min(most, len(self))
         return [self.images[i * len(self) // count] for i in range(count)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from masklab.utils.errors import InputError
+from masklab.utils.files import leaves_folder
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
@@ -58,9 +58,8 @@ def unpack(path: Path, folder: Path, makes: str) -> None:
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
     """Refuse names that leave the folder, and links."""
-    parts = re.split(r"[/\\]", member.filename)
     link = stat.S_ISLNK(member.external_attr >> 16)
-    if link or ".." in parts or parts[0] == "" or ":" in parts[0]:
+    if link or leaves_folder(member.filename):
         path.unlink()
         raise InputError(
             f"{path} holds {member.filename!r}, which {'is a link' if link else 'leaves the folder'}, and was removed: "

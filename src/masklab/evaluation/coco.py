@@ -47,9 +47,13 @@ def coco_metrics(
 
     Raises `InputError` for ``max_detections`` below 1 and as `read_inputs` does.
     """
+    return coco_metrics_of(read_inputs(ground_truth, results, image_ids), max_detections)
+
+
+def coco_metrics_of(inputs: EvaluationInputs, max_detections: int) -> dict[str, Any]:
+    """`coco_metrics` of inputs that are read already.  Raises `InputError` for ``max_detections`` below 1."""
     if max_detections < 1:
         raise InputError(f"max_detections is {max_detections}: give 1 or more.")
-    inputs = read_inputs(ground_truth, results, image_ids)
     all_max_detections = sorted({_COCO_MAX_DETECTIONS, max_detections})
     at, at_100 = all_max_detections.index(max_detections), all_max_detections.index(_COCO_MAX_DETECTIONS)
     truth = _hotcoco_ground_truth(inputs)

@@ -9,23 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from masklab.datasets.ground_truth import Region
 from masklab.datasets.split import Split
-from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.coco import coco_metrics, coco_metrics_of
 from masklab.evaluation.errors import find_errors
-from masklab.evaluation.matching import Floats, Overlaps
+from masklab.evaluation.inputs import EvaluationInputs
+from masklab.evaluation.matching import Overlaps
 from masklab.evaluation.oracle import with_annotated_masks
 from masklab.evaluation.recall import STAGES, Boxes, neighbour_gaps, recall_table, stage_overlaps, xyxy
 from masklab.inference.predictor import Predictor
 from masklab.utils.progress import track
+from masklab.utils.types import Doubles
 
 
 def analyse_errors(
     predictor: Predictor,
     source: Split,
-    results: Sequence[dict[str, Any]],
+    inputs: EvaluationInputs,
     shared: Overlaps,
 ) -> dict[str, Any]:
-    """Analyse the errors of ``results``, those of a predictor; ``shared`` are their overlaps.
+    """Analyse the errors of a predictor whose results are in ``inputs``; ``shared`` are their overlaps.
 
     ===================  ==============================================================================
     key                  value
@@ -40,31 +43,30 @@ def analyse_errors(
 
     Raises `InputError` for images that cannot be read.
     """
-    by_image: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in results:
-        by_image[entry["image_id"]].append(entry)
+    by_image: defaultdict[int | str, list[Region]] = defaultdict(list)
+    for region in inputs.detections:
+        by_image[region.image_id].append(region)
     given: list[dict[str, Any]] = []
-    overlaps: list[Floats] = []
-    for index, image in enumerate(track(source.images, "error_analysis")):
+    overlaps: list[Doubles] = []
+    for index, image in enumerate(track(source.images, "analysing errors")):
         values = source.read(index, predictor.config.model.backbone.channels)
         objects = source.objects(index)
         boxes = predictor.segment(values, objects.boxes, objects.labels)
         given += boxes.to_coco(image.image_id)
-        found = _boxes_of(by_image[image.image_id], source)
+        found = _boxes_of(by_image[image.image_id])
         overlaps.append(stage_overlaps(objects, predictor.propose(values), found, predictor.threshold))
-    as_found = with_annotated_masks(source.truth, results)
     gaps = np.concatenate([np.zeros(0), *(neighbour_gaps(source.objects(k).boxes) for k in range(len(source)))])
     return {
         "annotated_boxes": coco_metrics(source.truth, given, max(1, source.most_objects))["mask"],
-        "annotated_masks": coco_metrics(source.truth, as_found, predictor.max_detections)["mask"],
+        "annotated_masks": coco_metrics_of(with_annotated_masks(inputs), predictor.max_detections)["mask"],
         "recall": recall_table(gaps, np.concatenate([np.zeros((len(STAGES), 0)), *overlaps], axis=1)),
         "errors": find_errors(shared, predictor.threshold).counts(),
     }
 
 
-def _boxes_of(entries: Sequence[dict[str, Any]], source: Split) -> Boxes:
+def _boxes_of(detections: Sequence[Region]) -> Boxes:
     return Boxes(
-        xyxy([entry["bbox"] for entry in entries], torch.float32),
-        torch.tensor([source.categories.labels[entry["category_id"]] for entry in entries], dtype=torch.long),
-        torch.tensor([entry["score"] for entry in entries]),
+        xyxy([region.box for region in detections], torch.float32),
+        torch.tensor([region.label for region in detections], dtype=torch.long),
+        torch.tensor([region.score for region in detections]),
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.evaluation.matching import Bools, Floats, Ints, Overlaps, match
+from masklab.evaluation.matching import Overlaps, match
+from masklab.utils.types import Bools, Doubles, Integers
 
 LOCALISATION_IOU = 0.75  # IoU below which a matched object counts as badly localised
 _BACKGROUND_IOU = 0.1  # IoU from which an unmatched detection is an attempt at an unmatched object
@@ -35,9 +36,9 @@ class Errors:
 
     detections: _ErrorTypes
     objects: _ErrorTypes
-    matched: Ints
-    owners: Ints
-    ious: Floats
+    matched: Integers
+    owners: Integers
+    ious: Doubles
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each of `ERROR_TYPES` the number of ``detections`` and ``objects``."""
@@ -93,9 +94,9 @@ def find_errors(overlaps: Overlaps, score_threshold: float) -> Errors:
 class _Pairs:
     """Overlapping detections and objects by rising IoU; whether most of the object is covered, of the detection inside."""
 
-    detections: Ints
-    objects: Ints
-    ious: Floats
+    detections: Integers
+    objects: Integers
+    ious: Doubles
     covers: Bools
     inside: Bools
 
@@ -109,7 +110,9 @@ def _pairs(overlaps: Overlaps, counted: Bools) -> _Pairs:
     return _Pairs(detections, objects, ious, 2 * shared > other, 2 * shared > own)
 
 
-def _mark_merged(pairs: _Pairs, matched: Ints, owners: Ints, detections: _ErrorTypes, objects: _ErrorTypes) -> None:
+def _mark_merged(
+    pairs: _Pairs, matched: Integers, owners: Integers, detections: _ErrorTypes, objects: _ErrorTypes
+) -> None:
     holder = np.full(len(objects), -1)
     holder[owners] = matched
     own, free = holder[pairs.objects] == pairs.detections, holder[pairs.objects] == -1

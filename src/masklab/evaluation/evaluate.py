@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.open import open_split
-from masklab.evaluation.coco import coco_metrics
+from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
-from masklab.evaluation.matching import matching_metrics, overlaps
+from masklab.evaluation.inputs import EvaluationInputs, read_inputs
+from masklab.evaluation.matching import matching_metrics, overlaps_of
 from masklab.images.intensity import is_grey
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
@@ -38,8 +38,7 @@ def evaluate(
     ``colour`` the number of ``images`` and ``objects``, ``mask`` and ``matching``.
 
     ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.
-    ``error_analysis`` adds a section of this name (see `analyse_errors`)
-    and takes three times as long in all.
+    ``error_analysis`` adds a section of this name (see `analyse_errors`) and takes three times as long in all.
 
     Raises `InputError` for data or weights that cannot be used.
     """
@@ -49,12 +48,11 @@ def evaluate(
     predictor = model if isinstance(model, Predictor) else load(model)
     predictor = predictor if options is None else Predictor(predictor.model, options)
     source = open_split(data, split, predictor.classes)
-    truth = source.truth
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
-    max_seen = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
+    max_detections = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
     for index, image in enumerate(track(source.images, "predicting")):
         values = source.read(index, predictor.config.model.backbone.channels)
         if ground_truth_boxes:
@@ -62,25 +60,26 @@ def evaluate(
             found = predictor.segment(values, objects.boxes, objects.labels)
         else:
             found = predictor.predict(values)
-            at_max_detections += len(found) == max_seen
+            at_max_detections += len(found) == max_detections
         by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
         results += found.to_coco(image.image_id)
     seconds = time.perf_counter() - began
-    metrics = coco_metrics(truth, results, max_seen)
-    shared = overlaps(truth, results)
+    inputs = read_inputs(source.truth, results)
+    metrics = coco_metrics_of(inputs, max_detections)
+    shared = overlaps_of(inputs)
     metrics["matching"] = matching_metrics(shared, predictor.threshold)
     if all(by_colour.values()):
         metrics["by_colour"] = {
-            colour: _part(truth, results, max_seen, image_ids, predictor.threshold)
+            colour: _part(inputs.subset(image_ids), max_detections, predictor.threshold)
             for colour, image_ids in by_colour.items()
         }
     if error_analysis:
-        metrics["error_analysis"] = analyse_errors(predictor, source, results, shared)
+        metrics["error_analysis"] = analyse_errors(predictor, source, inputs, shared)
     metrics["measured"] = {
         "model": name,
         "data": str(source.json_path),
         "split": split,
-        "drawn": source.note or None,
+        "held_out": source.note or None,
         "ground_truth_boxes": ground_truth_boxes,
         "flips": predictor.options.flips,
         "scales": list(predictor.options.scales),
@@ -96,14 +95,12 @@ def evaluate(
     return metrics
 
 
-def _part(
-    truth: GroundTruth, results: list[dict[str, Any]], max_seen: int, image_ids: list[int | str], threshold: float
-) -> dict[str, Any]:
+def _part(inputs: EvaluationInputs, max_detections: int, threshold: float) -> dict[str, Any]:
     """The metrics of some of the images."""
-    metrics = coco_metrics(truth, results, max_seen, image_ids)
+    metrics = coco_metrics_of(inputs, max_detections)
     return {
-        "images": len(image_ids),
+        "images": len(inputs.images),
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "mask": metrics["mask"],
-        "matching": matching_metrics(overlaps(truth, results, image_ids), threshold),
+        "matching": matching_metrics(overlaps_of(inputs), threshold),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,18 @@ class EvaluationInputs:
     objects: list[Region]
     detections: list[Region]
 
+    def subset(self, image_ids: Iterable[int | str]) -> EvaluationInputs:
+        """The inputs of some of the images.  Raises `InputError` for an image that is not among them."""
+        chosen = _choose(self.images, image_ids)
+        images = {image_id: place for place, image_id in enumerate(chosen)}
+        return EvaluationInputs(
+            images=images,
+            sizes=[self.sizes[self.images[image_id]] for image_id in chosen],
+            class_names=self.class_names,
+            objects=[region for region in self.objects if region.image_id in images],
+            detections=[region for region in self.detections if region.image_id in images],
+        )
+
 
 def by_class(regions: Sequence[Region]) -> defaultdict[tuple[int | str, int], list[int]]:
     """The rows of ``regions`` by image and class."""
@@ -52,7 +64,7 @@ def read_inputs(
     finite and for RLE masks of another size than their image.
     """
     truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)
-    chosen = _choose(truth, image_ids)
+    chosen = _choose(truth.sizes, image_ids)
     return EvaluationInputs(
         images={image_id: place for place, image_id in enumerate(chosen)},
         sizes=[truth.sizes[image_id] for image_id in chosen],
@@ -62,9 +74,9 @@ def read_inputs(
     )
 
 
-def _choose(truth: GroundTruth, wanted: Iterable[int | str] | None) -> list[int | str]:
-    chosen = set(truth.sizes if wanted is None else wanted)
-    missing = chosen.difference(truth.sizes)
+def _choose(images: Collection[int | str], wanted: Iterable[int | str] | None) -> list[int | str]:
+    chosen = set(images if wanted is None else wanted)
+    missing = chosen.difference(images)
     if missing:
         raise InputError(f"image_ids names {next(iter(missing))!r}, which the ground truth lacks: leave it out.")
     return sorted(chosen, key=lambda identifier: (isinstance(identifier, str), identifier))

@@ -13,18 +13,14 @@ from typing import Any
 
 import numpy as np
 from hotcoco import mask
-from numpy.typing import NDArray
 
 from masklab.datasets.ground_truth import GroundTruth, Region
-from masklab.evaluation.inputs import by_class, read_inputs
+from masklab.evaluation.inputs import EvaluationInputs, by_class, read_inputs
 from masklab.utils.errors import InputError
+from masklab.utils.types import Bools, Doubles, Integers
 
 _IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 _SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,16 @@ class Overlaps:
     =====================  ========  =======  ==========================================================
     """
 
-    objects: Ints
-    scores: Floats
-    images: Ints
-    areas: Ints
+    objects: Integers
+    scores: Doubles
+    images: Integers
+    areas: Integers
     in_crowd: Bools
-    object_areas: Ints
+    object_areas: Integers
     crowds: Bools
-    pair_detections: Ints
-    pair_objects: Ints
-    pair_ious: Floats
+    pair_detections: Integers
+    pair_objects: Integers
+    pair_ious: Doubles
 
 
 def overlaps(
@@ -70,7 +66,11 @@ def overlaps(
     grows with the number of objects, not with its square.
     Raises `InputError` as `read_inputs` does.
     """
-    inputs = read_inputs(ground_truth, results, image_ids)
+    return overlaps_of(read_inputs(ground_truth, results, image_ids))
+
+
+def overlaps_of(inputs: EvaluationInputs) -> Overlaps:
+    """`overlaps` of inputs that are read already."""
     detections = inputs.detections
     rows, columns = by_class(detections), by_class(inputs.objects)
     in_crowd = np.zeros(len(detections), bool)
@@ -92,7 +92,7 @@ def overlaps(
     )
 
 
-def _areas(regions: list[Region]) -> Ints:
+def _areas(regions: list[Region]) -> Integers:
     return np.asarray(mask.area([region.mask for region in regions]), np.int64)
 
 
@@ -151,7 +151,9 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     }
 
 
-def match(overlaps: Overlaps, score_threshold: float, iou: float = _IOU_THRESHOLDS[0]) -> tuple[Ints, Ints, Floats]:
+def match(
+    overlaps: Overlaps, score_threshold: float, iou: float = _IOU_THRESHOLDS[0]
+) -> tuple[Integers, Integers, Doubles]:
     """The pairs behind `matching_metrics` at one threshold: detections, objects and their IoU, ``(m,)`` each.
 
     Numbers are those of `Overlaps`.
@@ -188,7 +190,7 @@ def _kaggle_mean(overlaps: Overlaps, score_threshold: float) -> float:
     return _by_threshold(_image_mean(counts))["mean"] or 0.0
 
 
-def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> Ints:
+def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> Integers:
     """TP, FP and FN of each threshold and image: ``(T, N, 3)``."""
     images, in_crowd = overlaps.images, overlaps.in_crowd
     total = len(overlaps.objects)
@@ -203,7 +205,7 @@ def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> 
     return np.stack(rows)
 
 
-def _matched(detections: Ints, objects: Ints, in_crowd: Bools) -> tuple[Ints, Ints]:
+def _matched(detections: Integers, objects: Integers, in_crowd: Bools) -> tuple[Integers, Integers]:
     """The pairs of a largest one-to-one matching, as detections and objects; detections outside crowds come first."""
     if not len(detections):
         return detections, objects
@@ -247,12 +249,12 @@ def _search(start: int, candidates: dict[int, list[int]], owner: dict[int, int],
     return None
 
 
-def _ratio(counts: Ints) -> float | None:
+def _ratio(counts: Integers) -> float | None:
     total = int(counts.sum())
     return int(counts[0]) / total if total else None
 
 
-def _image_mean(counts: Ints) -> list[float | None]:
+def _image_mean(counts: Integers) -> list[float | None]:
     """Mean over the images of TP / (TP + FP + FN), 1 where there is nothing, for each threshold."""
     if not counts.shape[1]:
         return [None] * len(counts)

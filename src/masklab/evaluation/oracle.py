@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from masklab.datasets.ground_truth import GroundTruth
-from masklab.evaluation.inputs import by_class, read_inputs
+from masklab.evaluation.inputs import EvaluationInputs, by_class
 from masklab.evaluation.recall import xyxy
 from masklab.ops.boxes import box_iou
 
-_SAME_OBJECT = 0.5  # box IoU from which a detection is given the annotated mask
+_MASK_SWAP_IOU = 0.5  # box IoU from which a detection is given the annotated mask
 
 
-def with_annotated_masks(
-    ground_truth: GroundTruth | dict[str, Any], results: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """COCO ``results`` with the annotated masks of the objects that they detect; the argument is not changed.
+def with_annotated_masks(inputs: EvaluationInputs) -> EvaluationInputs:
+    """The inputs with the annotated masks of the objects that are detected; the argument is not changed.
 
     A detection gets the mask of the object of its image and class with which its box has the largest IoU, if that is
     0.5 or more and no detection with a better score has that object; all others keep their own.  Crowds are left out.
     """
-    inputs = read_inputs(ground_truth, results)
     objects = [region for region in inputs.objects if not region.crowd]
     rows, columns = by_class(inputs.detections), by_class(objects)
-    changed = [dict(entry) for entry in results]
+    detected = list(inputs.detections)
     for key in rows.keys() & columns.keys():
         detections = sorted(rows[key], key=lambda row: -inputs.detections[row].score)
         shares = box_iou(
@@ -35,7 +30,7 @@ def with_annotated_masks(
         )
         taken: set[int] = set()
         for row, share, closest in zip(detections, *(values.tolist() for values in shares.max(dim=1)), strict=True):
-            if share >= _SAME_OBJECT and closest not in taken:
+            if share >= _MASK_SWAP_IOU and closest not in taken:
                 taken.add(closest)
-                changed[row]["segmentation"] = objects[columns[key][closest]].mask
-    return changed
+                detected[row] = replace(detected[row], mask=objects[columns[key][closest]].mask)
+    return replace(inputs, detections=detected)

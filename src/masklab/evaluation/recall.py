@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from masklab.datasets.objects import Objects
-from masklab.evaluation.matching import Bools, Floats
 from masklab.ops.boxes import box_iou
+from masklab.utils.types import Bools, Doubles
 
 STAGES = ("proposals", "detections", "found")
-_RECALL_AT = (0.5, 0.75)
+RECALL_AT = (0.5, 0.75)  # box IoU
 _NEAR_DISTANCE = 0.5  # of an object's side
 _ROWS_AT_ONCE = 1024
 
@@ -39,7 +39,7 @@ class Boxes:
     scores: Tensor
 
 
-def stage_overlaps(objects: Objects, proposals: Tensor, found: Boxes, threshold: float) -> Floats:
+def stage_overlaps(objects: Objects, proposals: Tensor, found: Boxes, threshold: float) -> Doubles:
     """The largest box IoU of each object at each stage, ``(3, G)``, 0 where there is no box.
 
     The stages are the ``proposals`` (R, 4); the detections ``found`` of the object's class, which classification and
@@ -53,7 +53,7 @@ def stage_overlaps(objects: Objects, proposals: Tensor, found: Boxes, threshold:
     return np.stack([np.pad(shares.numpy(), ((0, 0), (0, 1))).max(axis=1) for shares in (proposed, detected, counted)])
 
 
-def neighbour_gaps(boxes: NDArray[np.float32]) -> Floats:
+def neighbour_gaps(boxes: NDArray[np.float32]) -> Doubles:
     """Distance ``(G,)`` of each of ``boxes`` (G, 4) to the nearest other, in units of its side, the root of its area.
 
     0 where they touch or overlap, infinite for a single box.
@@ -69,7 +69,7 @@ def neighbour_gaps(boxes: NDArray[np.float32]) -> Floats:
     return gaps
 
 
-def recall_table(gaps: Floats, overlaps: Floats) -> dict[str, dict[str, Any]]:
+def recall_table(gaps: Doubles, overlaps: Doubles) -> dict[str, dict[str, Any]]:
     """Share of the objects that have a box, by stage, IoU and distance of the nearest other object.
 
     ``gaps`` ``(G,)`` are those of `neighbour_gaps`, ``overlaps`` ``(3, G)`` those of `stage_overlaps`.  The keys are
@@ -86,7 +86,7 @@ def recall_table(gaps: Floats, overlaps: Floats) -> dict[str, dict[str, Any]]:
     return {
         name: {"objects": int(group.sum())}
         | {
-            stage: {f"{least:.2f}": _share(row[group] >= least) for least in _RECALL_AT}
+            stage: {f"{least:.2f}": _share(row[group] >= least) for least in RECALL_AT}
             for stage, row in zip(STAGES, overlaps, strict=True)
         }
         for name, group in groups.items()

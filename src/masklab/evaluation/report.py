@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from masklab.evaluation.errors import ERROR_TYPES
+from masklab.evaluation.recall import RECALL_AT, STAGES
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
 
@@ -21,10 +23,9 @@ _COCO_COLUMNS = {
     "APs": "small",
     "APm": "medium",
     "APl": "large",
-    "AP_max100": "AP, 100 an image",
+    "AP_max100": "AP, 100 per image",
 }
 _WAYS = {"kaggle": "Kaggle DSB2018", "stardist": "StarDist", "cellpose": "Cellpose"}
-_STAGES = [(stage, least) for stage in ("proposals", "detections", "found") for least in ("0.50", "0.75")]
 _SHOWN_THRESHOLDS = ("0.50", "0.60", "0.70", "0.80", "0.90", "mean")
 
 
@@ -53,7 +54,7 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
     measured = metrics.get("measured", {})
     if measured.get("images_at_max_detections"):
         console.print(
-            f"{measured['images_at_max_detections']} of {measured['images']} images reached the cap of "
+            f"{measured['images_at_max_detections']} of {measured['images']} images reached the maximum of "
             f"{measured['max_detections']} detections: measure again with a larger --max_detections to see if it matters."
         )
 
@@ -148,7 +149,7 @@ def _recall_table(analysis: dict[str, Any]) -> Table:
     recall = analysis["recall"]
     table = _table("Where boxes are lost", caption, ["", *recall])
     table.add_row("objects", *[str(group["objects"]) for group in recall.values()])
-    for stage, least in _STAGES:
+    for stage, least in product(STAGES, (f"{iou:.2f}" for iou in RECALL_AT)):
         table.add_row(f"{stage} {least}", *[_number(group[stage][least]) for group in recall.values()])
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def make_folder(output: str | Path) -> Path:
             f"{output} cannot be a folder to write to ({error.strerror}): name another output folder."
         ) from None
     return output
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a relative path from a file is absolute or may lead out of its folder, on any operating system."""
+    parts = re.split(r"[/\\]", name)
+    return ".." in parts or parts[0] == "" or ":" in parts[0]
 
 
 def file_to_write(path: str | Path) -> Path:

@@ -14,7 +14,7 @@ from masklab.masks.rle import RLE
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-_SAME_OBJECT = 0.95  # IoU above which two objects of one category are the same
+_DUPLICATE_IOU = 0.95  # IoU above which two objects of one category are the same
 
 
 def check_annotations(split: LenientSplit, images: Sequence[ImageRecord]) -> None:
@@ -58,11 +58,11 @@ def duplicates(masks: Sequence[RLE], labels: Iterable[int], size: Size) -> list[
     for row in range(1, len(masks)):
         sides = np.minimum(boxes[:row, 2:], boxes[row, 2:]) - np.maximum(boxes[:row, :2], boxes[row, :2])
         most = np.minimum(np.minimum(areas[:row], areas[row]), sides.clip(0).prod(axis=1))
-        possible = (classes[:row] == classes[row]) & (most > _SAME_OBJECT * (areas[:row] + areas[row] - most))
+        possible = (classes[:row] == classes[row]) & (most > _DUPLICATE_IOU * (areas[:row] + areas[row] - most))
         for other in np.flatnonzero(possible).tolist():
             shared = _shared(masks[other], masks[row])
             iou = float(shared / (areas[other] + areas[row] - shared))
-            if iou > _SAME_OBJECT:
+            if iou > _DUPLICATE_IOU:
                 found.append((row, other, iou))
                 break
     return found

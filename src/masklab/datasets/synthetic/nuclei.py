@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from masklab.utils.types import Size
-
-_Floats = NDArray[np.float64]
+from masklab.utils.types import Doubles, Size
 
 _HALF_AXES = (7.0, 13.0)  # smallest and largest longer half-axis in pixels
 _ROUNDNESS = (0.7, 1.0)  # shorter half-axis over longer
@@ -48,7 +46,7 @@ def draw_nuclei(count: int = 32, seed: int = 0, size: Size = (256, 256)) -> tupl
 
 def _draw(
     rng: np.random.Generator,
-    light: _Floats,
+    light: Doubles,
     labels: NDArray[np.int32],
     centre: tuple[float, float],
     radius: float,
@@ -75,7 +73,7 @@ def _draw(
     return True
 
 
-def _clouds(rng: np.random.Generator, size: Size, cell: int) -> _Floats:
+def _clouds(rng: np.random.Generator, size: Size, cell: int) -> Doubles:
     """Smooth noise ``(H, W)`` in about -0.5..0.5, with features ``cell`` pixels wide."""
     coarse = rng.random((size[0] // cell + 2, size[1] // cell + 2)).astype(np.float32)
     smooth = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)

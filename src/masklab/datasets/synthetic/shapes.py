@@ -20,9 +20,7 @@ from PIL import Image
 from masklab.masks import encode, rle
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_folder
-from masklab.utils.types import Size
-
-_Floats = NDArray[np.float64]
+from masklab.utils.types import Doubles, Size
 
 CLASSES = ("disc", "box", "triangle", "ring")
 _HUES = (0.02, 0.30, 0.58, 0.82)
@@ -36,7 +34,7 @@ _MIN_VISIBLE = 0.6  # smallest share of an object that later ones leave visible
 class _Scene:
     """An image being drawn: colours ``(H, W, 3)`` in 0..1 and, at each pixel, the topmost object or -1."""
 
-    colours: _Floats
+    colours: Doubles
     owner: NDArray[np.int64]
     classes: list[int]
     areas: list[int]
@@ -119,7 +117,7 @@ def _draw_scene(rng: np.random.Generator, size: Size, objects: int) -> _Scene:
     return scene
 
 
-def _background(rng: np.random.Generator, size: Size) -> _Floats:
+def _background(rng: np.random.Generator, size: Size) -> Doubles:
     """Smooth coloured noise with fine grain, ``(H, W, 3)``."""
     coarse = Image.fromarray(rng.integers(60, 150, (5, 6, 3), dtype=np.uint8))
     clouds = np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC), np.float64) / 255
@@ -154,7 +152,7 @@ def _draw_object(scene: _Scene, rng: np.random.Generator, y: float, x: float, ra
     return True
 
 
-def _depth(label: int, u: _Floats, v: _Floats, radius: float, shape: float) -> _Floats:
+def _depth(label: int, u: Doubles, v: Doubles, radius: float, shape: float) -> Doubles:
     """Distance in pixels from the shape's border, positive inside; ``shape`` is its slenderness."""
     distance = np.hypot(u, v)
     if CLASSES[label] == "disc":
@@ -168,7 +166,7 @@ def _depth(label: int, u: _Floats, v: _Floats, radius: float, shape: float) -> _
     return np.minimum(np.minimum(sides[0], sides[1]), sides[2])
 
 
-def _colour(rng: np.random.Generator, label: int) -> _Floats:
+def _colour(rng: np.random.Generator, label: int) -> Doubles:
     """A bright colour ``(3,)`` with a hue near the class's."""
     hue = _HUES[label] + rng.normal(0, 0.04)
     pure = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
