@@ -45,7 +45,7 @@ def rasterize(objects: Objects, background: int) -> LabelMap:
     for box, runs in zip(objects.ignored, objects.crowds, strict=True):
         _fill(labels, box, runs, IGNORED)
     for row in np.argsort(-objects.areas, kind="stable").tolist():
-        _fill(labels, objects.boxes[row], objects.runs(row), int(objects.labels[row]))
+        _fill(labels, objects.boxes[row], objects.rle(row), int(objects.labels[row]))
     return labels
 
 
