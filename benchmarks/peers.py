@@ -415,7 +415,7 @@ def crop_masks(objects: Objects, rows: np.ndarray, geometry: Geometry) -> np.nda
     view = (left, top, int(columns.max()) + 1, int(lines.max()) + 1)
     masks = np.zeros((len(rows), height, width), np.uint8)
     for mask, row in zip(masks, rows.tolist(), strict=True):
-        bits = rle.window(objects.runs(row), objects.size, view)[np.ix_(lines - top, columns - left)]
+        bits = rle.window(objects.rle(row), objects.size, view)[np.ix_(lines - top, columns - left)]
         mask[:] = bits.T if transposed else bits
     return masks
 

@@ -159,7 +159,7 @@ def _read_splits(folder: Path) -> tuple[dict[str, Any], int]:
         for index, image in enumerate(split.images):
             objects = split.objects(index)
             values = split.read(index, None)
-            masks = [objects.runs(row) for row in range(len(objects))]
+            masks = [objects.rle(row) for row in range(len(objects))]
             images.append((image.path.name, values, objects.boxes, objects.labels, masks, objects.ignored))
         measured = read_inputs(split.truth, [])
         places = measured.images

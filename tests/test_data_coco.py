@@ -280,7 +280,7 @@ def test_split_as_written(tmp_path):
     assert objects.boxes.tolist() == [[2, 3, 6, 9]]
     assert objects.labels.tolist() == [1]
     assert objects.areas.tolist() == [24]
-    mask = rle.window(objects.runs(0), (20, 30), (0, 0, 30, 20))
+    mask = rle.window(objects.rle(0), (20, 30), (0, 0, 30, 20))
     assert mask.sum() == 24
     assert mask[3:9, 2:6].all()
     assert len(split.objects(1)) == 0
@@ -305,7 +305,7 @@ def test_polygons_keep_parts_and_rle_keeps_holes(tmp_path):
         add(segmentation=parts)(values)
 
     objects = Split.find(write_split(tmp_path, change), "train").objects(0)
-    assert (rle.window(objects.runs(1), (20, 30), (0, 0, 30, 20)) == holed).all()
+    assert (rle.window(objects.rle(1), (20, 30), (0, 0, 30, 20)) == holed).all()
     assert objects.boxes[2].tolist() == [2, 3, 24, 12]
     assert objects.areas.tolist() == [24, 38, 24 + 8]
 

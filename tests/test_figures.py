@@ -349,7 +349,7 @@ def test_the_worst_come_first_and_the_right_ones_never(model, shapes, tmp_path, 
             source.categories.names,
             source.categories.ids,
         )
-        return replace(found, encoded=[objects.runs(row) for row in range(shown)])
+        return replace(found, _rle=[objects.rle(row) for row in range(shown)])
 
     monkeypatch.setattr(perfect, "predict", predict)
     written = show_failures(perfect, shapes, tmp_path)

@@ -56,7 +56,7 @@ def masks(split, index):
     """The masks of an image as whole bitmaps: a slow, plain way."""
     height, width = split.images[index].size
     objects = split.objects(index)
-    return [rle.window(objects.runs(row), (height, width), (0, 0, width, height)) for row in range(len(objects))]
+    return [rle.window(objects.rle(row), (height, width), (0, 0, width, height)) for row in range(len(objects))]
 
 
 def expected(labels):
@@ -272,7 +272,7 @@ def test_yolo_polygons_are_coco_polygons(tmp_path):
         ours, theirs = split.objects(index), same.objects(index)
         assert len(ours) == (3, 1, 0)[index]
         assert ours.labels.tolist() == theirs.labels.tolist()
-        assert ours.flat_runs.tolist() == theirs.flat_runs.tolist()
+        assert ours.flat_rle.tolist() == theirs.flat_rle.tolist()
 
 
 @pytest.mark.parametrize(
@@ -416,10 +416,10 @@ def test_coco_without_val(tmp_path, shapes):
     assert len(val) == 2
     assert names_of(train) | names_of(val) == names_of(source)
     assert not names_of(train) & names_of(val)
-    objects = {p.path.name: source.objects(k).flat_runs.tolist() for k, p in enumerate(source.images)}
+    objects = {p.path.name: source.objects(k).flat_rle.tolist() for k, p in enumerate(source.images)}
     for split in (train, val):
         for k, p in enumerate(split.images):
-            assert split.objects(k).flat_runs.tolist() == objects[p.path.name]
+            assert split.objects(k).flat_rle.tolist() == objects[p.path.name]
     assert len(open_split(shapes, "train")) == len(source)
 
 

@@ -399,14 +399,14 @@ def test_grey_and_colour_images_are_measured_apart(tiny_config, shapes, tmp_path
     for image in source.images[:3]:
         Image.open(image.path).convert("L").convert("RGB").save(image.path)
     model, colour = predictor(build_model(tiny_config, source.categories)), source.objects(3)
-    runs = [colour.runs(n) for n in range(len(colour))]
+    runs = [colour.rle(n) for n in range(len(colour))]
 
     def predict(values):
         shown = 0 if (values[0] == values[1]).all() else len(colour)
         masks, scores = np.ones((shown, 3, 3), np.float32), np.ones(shown, np.float32)
         names, ids = source.categories.names, source.categories.ids
         found = Instances(source.images[3].size, colour.boxes[:shown], scores, colour.labels[:shown], masks, names, ids)
-        return replace(found, encoded=runs[:shown])
+        return replace(found, _rle=runs[:shown])
 
     monkeypatch.setattr(model, "predict", predict)
     metrics = evaluate(model, folder)
@@ -437,7 +437,7 @@ def test_inputs_of_some_images_are_those_read_for_them():
         assert list(some.images.items()) == list(expected.images.items())
         assert (some.sizes, some.class_names) == (expected.sizes, expected.class_names)
         assert some.detections == expected.detections
-        plain = [[replace(region, runs=None) for region in each.objects] for each in (some, expected)]
+        plain = [[replace(region, rle=None) for region in each.objects] for each in (some, expected)]
         assert plain[0] == plain[1]
         assert coco_metrics_of(some, 50) == coco_metrics(truth, results, 50, chosen)
         assert matching_metrics(overlaps_of(some), 0.5) == matching_metrics(overlaps(truth, results, chosen), 0.5)

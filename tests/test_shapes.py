@@ -39,7 +39,7 @@ def test_masks_are_the_visible_parts(drawn):
     for index in range(len(split)):
         objects, covered = split.objects(index), np.zeros((96, 128), int)
         for row in range(len(objects)):
-            covered += rle.window(objects.runs(row), (96, 128), (0, 0, 128, 96))
+            covered += rle.window(objects.rle(row), (96, 128), (0, 0, 128, 96))
         assert covered.max(initial=0) <= 1
         boxes = objects.boxes
         left, right = (
@@ -58,7 +58,7 @@ def test_objects_differ_from_the_background(drawn):
         image, objects = split.read(index, 3).astype(float), split.objects(index)
         covered = np.zeros((96, 128), bool)
         for row in range(len(objects)):
-            covered |= rle.window(objects.runs(row), (96, 128), (0, 0, 128, 96)) > 0
+            covered |= rle.window(objects.rle(row), (96, 128), (0, 0, 128, 96)) > 0
         evenly_spaced = image.max(axis=0) - image.min(axis=0)
         assert evenly_spaced[covered].mean() > evenly_spaced[~covered].mean() + 20
 

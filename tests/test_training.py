@@ -555,7 +555,7 @@ def test_masks_are_read_where_their_targets_were_taken(one_of_each, tiny_config,
         index = next(i for i, image in enumerate(one_of_each.images) if image.image_id == image_id)
         objects = one_of_each.objects(index)
         for row, label in enumerate(objects.labels):
-            maps[n, label] = torch.from_numpy(rle.window(objects.runs(row), objects.size, (0, 0, 112, 96)))
+            maps[n, label] = torch.from_numpy(rle.window(objects.rle(row), objects.size, (0, 0, 112, 96)))
     model.mask_head = Truth(torch.nn.functional.pad(maps, (0, 1, 0, 1), mode="replicate"))
     moved = torch.cat([(t.mask_boxes - t.boxes[t.mask_rows]).abs().amax(dim=1) for t in images.targets])
     assert len(moved) > 10

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 from masklab.datasets.problems import EMPTY, MALFORMED, MALFORMED_CROWD, OUTSIDE, UNKNOWN_CATEGORY, Problem, Sink
 from masklab.masks import coco_segmentation, rle
+from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
 from masklab.utils.files import leaves_folder
 from masklab.utils.types import Size
@@ -43,7 +44,7 @@ class Annotation:
     ``annotation_id``   the file's own, None where it has none
     ``label``           ``0..K-1``, None for an unknown category
     ``crowd``           a crowd region: neither an object nor background
-    ``runs``            run lengths of the mask, perhaps of no pixel; None for a malformed mask
+    ``rle``             run lengths of the mask, perhaps of no pixel; None for a malformed mask
     ``box``             ``xyxy``, tight around the mask; without mask, ``bbox`` inside the image; or None
     ``bbox``            COCO's ``[x, y, width, height]`` as annotated; where malformed, that of the mask
     ``area``            pixels as annotated; where malformed, those of the mask
@@ -54,7 +55,7 @@ class Annotation:
     annotation_id: int | str | None
     label: int | None
     crowd: bool
-    runs: rle.RLE | None
+    rle: RLE | None
     box: tuple[float, ...] | None
     bbox: list[float]
     area: float
@@ -147,7 +148,7 @@ def read_annotation(
         annotation_id=id_of(annotation),
         label=label,
         crowd=crowd,
-        runs=runs,
+        rle=runs,
         box=box,
         bbox=[float(value) for value in (given if is_box(given) else (x1, y1, x2 - x1, y2 - y1))],
         area=float(area if _is_area(area) else 0 if runs is None else rle.area(runs)),
@@ -211,7 +212,7 @@ def _side(entry: dict[str, Any], key: str, source: str | Path) -> int:
     return int(value)
 
 
-def _read_mask(annotation: dict[str, Any], size: Size) -> tuple[rle.RLE | None, str, str]:
+def _read_mask(annotation: dict[str, Any], size: Size) -> tuple[RLE | None, str, str]:
     """Run lengths, and the problem with them and a clause on it where there is one."""
     crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):

@@ -12,6 +12,7 @@ import numpy as np
 from masklab.datasets.annotations import Annotation, ImageRecord, group_by_image, read_annotation, read_images
 from masklab.datasets.problems import EMPTY, OUTSIDE, PROBLEMS, SKIPPED, Problem
 from masklab.masks import rle
+from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
@@ -23,7 +24,7 @@ class Region:
     """One annotated object or one detection.
 
     ``mask`` is compressed RLE of the whole image, as COCO's dictionary, and ``box`` COCO's ``[x, y, width, height]``
-    in pixels.  ``area``, in pixels, ``crowd`` and ``runs``, the run lengths, describe annotations, ``score`` detections.
+    in pixels.  ``area``, in pixels, ``crowd`` and ``rle``, the run lengths, describe annotations, ``score`` detections.
     """
 
     image_id: int | str
@@ -33,7 +34,7 @@ class Region:
     area: float = 0.0
     crowd: bool = False
     score: float = 1.0
-    runs: rle.RLE | None = None
+    rle: RLE | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class GroundTruth:
             for image, group in zip(images, groups, strict=True)
         ]
         for annotation in chain(*annotations):
-            if annotation.runs is None or annotation.label is None:
+            if annotation.rle is None or annotation.label is None:
                 number = annotation.annotation_id
                 raise InputError(
                     f"{_SOURCE}: annotation {number} has no readable mask or no known category: correct it."
@@ -126,7 +127,7 @@ def without_short_polygons(segmentation: Any, size: Size) -> Any:
 
 
 def _regions(image: ImageRecord, annotations: Iterable[Annotation]) -> list[Region]:
-    measured = [(a, a.runs, a.label) for a in annotations if a.runs is not None and a.label is not None]
+    measured = [(a, a.rle, a.label) for a in annotations if a.rle is not None and a.label is not None]
     strings = rle.rle_to_strings([runs for _, runs, _ in measured])
     return [
         Region(
@@ -136,7 +137,7 @@ def _regions(image: ImageRecord, annotations: Iterable[Annotation]) -> list[Regi
             box=annotation.bbox,
             area=annotation.area,
             crowd=annotation.crowd,
-            runs=runs,
+            rle=runs,
         )
         for (annotation, runs, label), counts in zip(measured, strings, strict=True)
     ]

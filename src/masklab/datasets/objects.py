@@ -24,8 +24,8 @@ class Objects:
     ``boxes``       ``(G, 4)``   float32  ``xyxy``, tight around each mask
     ``labels``      ``(G,)``     int64    ``0..K-1``
     ``areas``       ``(G,)``     int64    pixels of each mask
-    ``run_ends``    ``(G,)``     int64    where each mask's run lengths end in ``flat_runs``
-    ``flat_runs``   ``(sum,)``   int32    the run lengths of all masks, one after the other
+    ``rle_ends``    ``(G,)``     int64    where each mask's run lengths end in ``flat_rle``
+    ``flat_rle``    ``(sum,)``   int32    the run lengths of all masks, one after the other
     ``ignored``     ``(I, 4)``   float32  crowd regions
     ==============  ===========  =======  ======================================================
 
@@ -37,18 +37,18 @@ class Objects:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     areas: NDArray[np.int64]
-    run_ends: NDArray[np.int64]
-    flat_runs: NDArray[Any]
+    rle_ends: NDArray[np.int64]
+    flat_rle: NDArray[Any]
     ignored: NDArray[np.float32]
     crowds: tuple[NDArray[np.int64] | None, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def runs(self, row: int) -> NDArray[np.int64]:
+    def rle(self, row: int) -> NDArray[np.int64]:
         """Run lengths of one object's mask, int64."""
-        start = self.run_ends[row - 1] if row else 0
-        return self.flat_runs[start : self.run_ends[row]].astype(np.int64)
+        start = self.rle_ends[row - 1] if row else 0
+        return self.flat_rle[start : self.rle_ends[row]].astype(np.int64)
 
     @classmethod
     def build(
@@ -67,8 +67,8 @@ class Objects:
             boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
             labels=np.asarray(labels, np.int64),
             areas=np.asarray([rle.area(runs) for runs in masks], np.int64),
-            run_ends=np.cumsum([len(runs) for runs in masks], dtype=np.int64),
-            flat_runs=flat.astype(np.int32 if size[0] * size[1] < 2**31 else np.int64),
+            rle_ends=np.cumsum([len(runs) for runs in masks], dtype=np.int64),
+            flat_rle=flat.astype(np.int32 if size[0] * size[1] < 2**31 else np.int64),
             ignored=np.asarray(ignored or [], np.float32).reshape(-1, 4),
             crowds=tuple(crowds or [None] * len(ignored or [])),
         )

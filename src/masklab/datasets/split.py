@@ -157,7 +157,7 @@ def _as_objects(image: ImageRecord, annotations: Iterable[Annotation]) -> Object
     ignored: list[tuple[float, ...]] = []
     crowds: list[rle.RLE | None] = []
     for annotation in annotations:
-        runs, label = annotation.runs, annotation.label
+        runs, label = annotation.rle, annotation.label
         if annotation.problem:
             continue
         if annotation.crowd and annotation.box is not None:

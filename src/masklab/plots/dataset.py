@@ -93,7 +93,7 @@ def _tile(source: Split, index: int, config: ImageConfig) -> Image.Image:
     width = (CONTENT_WIDTH - (_COLUMNS - 1) * GAP) // _COLUMNS
     ratio = width / max(image.size)
     size = (max(1, round(image.size[0] * ratio)), max(1, round(image.size[1] * ratio)))
-    masks = [objects.runs(row) for row in range(len(objects))]
+    masks = [objects.rle(row) for row in range(len(objects))]
     canvas, _ = tinted(values, masks, objects.boxes, max(1, math.ceil(ratio)))
     canvas = Image.fromarray(sheets.scaled(np.asarray(canvas), size))
     scale = np.array([size[1] / image.size[1], size[0] / image.size[0]])

@@ -189,16 +189,16 @@ def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.I
     found, names, objects = failures.found, failures.found.class_names, failures.objects
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
-        marks.append((objects[row].runs, _WHITE, _SOLID, ""))
-        marks.append((found.run_lengths[detection], YELLOW, _DOTTED, f"IoU {iou:.2f}"))
+        marks.append((objects[row].rle, _WHITE, _SOLID, ""))
+        marks.append((found.rle[detection], YELLOW, _DOTTED, f"IoU {iou:.2f}"))
     for detection in failures.wrong:
         text = _named(failures.errors.detections[detection], f"{found.scores[detection]:.2f}")
         text = f"{names[int(found.labels[detection])]} {text}" if len(names) > 1 else text
-        marks.append((found.run_lengths[detection], SKY, _DASHED, text))
+        marks.append((found.rle[detection], SKY, _DASHED, text))
     for row in failures.missed:
         text = _named(failures.errors.objects[row], "")
         text = f"{names[objects[row].label]} {text}" if len(names) > 1 else text
-        marks.append((objects[row].runs, ORANGE, _SOLID, text))
+        marks.append((objects[row].rle, ORANGE, _SOLID, text))
     draw, labels = ImageDraw.Draw(canvas), sheets.Labels(canvas)
     scale = np.array([size[1] / failures.image.size[1], size[0] / failures.image.size[0]])
     for runs, colour, pattern, text in marks:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.masks import label_map, polygons, rle, threshold
+from masklab.masks.rle import RLE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +27,6 @@ class Instances:
     ``masks``         ``(n, P, P)``   float32    probability of foreground over the box
     ``class_names``   ``(K,)``        str        name of each class
     ``category_ids``  ``(K,)``        int        the data set's own id of each class
-    ``encoded``       ``(n,)``        list       run lengths of the masks; None until they are computed
     ================  ==============  =========  ==================================================
 
     The foreground of an object is where its mask, resized to the image's pixels, is above 0.5.  It is computed once,
@@ -40,7 +40,7 @@ class Instances:
     masks: NDArray[np.float32]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    encoded: list[rle.RLE] | None = None
+    _rle: list[RLE] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -73,37 +73,37 @@ class Instances:
             scores=self.scores[kept],
             labels=self.labels[kept],
             masks=self.masks[kept],
-            encoded=None if self.encoded is None else [self.encoded[k] for k in kept.tolist()],
+            _rle=None if self._rle is None else [self._rle[k] for k in kept.tolist()],
         )
 
     @property
-    def run_lengths(self) -> list[rle.RLE]:
+    def rle(self) -> list[RLE]:
         """Run lengths of every mask in the original image (see `masklab.masks.rle`)."""
-        if self.encoded is None:
+        if self._rle is None:
             encoded = threshold.encode_masks(self.masks, self.boxes, self.size)
-            object.__setattr__(self, "encoded", encoded)  # a cache, so the dataclass stays frozen to its users
+            object.__setattr__(self, "_rle", encoded)  # a cache, so the dataclass stays frozen to its users
             return encoded
-        return self.encoded
+        return self._rle
 
     def rles(self) -> list[dict[str, Any]]:
         """COCO's ``{"size": [height, width], "counts": str}``, one per object."""
-        return rle.rle_to_coco(self.run_lengths, self.size)
+        return rle.rle_to_coco(self.rle, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:
         """For each object its polygons: a list of rings, the outer one first, then its holes.
 
         A ring is an ``(m, 2)`` int64 array of corners ``(x, y)`` in pixels, along the pixels' edges.
         """
-        return [polygons.rle_to_polygons(each, self.size) for each in self.run_lengths]
+        return [polygons.rle_to_polygons(each, self.size) for each in self.rle]
 
     def label_map(self) -> NDArray[np.int32]:
         """``(H, W)`` int32: 0 is background, 1 the best-scored object, and so on; the better one on top."""
-        return label_map.label_map(self.run_lengths, self.scores, self.size)
+        return label_map.label_map(self.rle, self.scores, self.size)
 
     def mask(self, n: int) -> NDArray[np.bool_]:
         """Object ``n`` as a full ``(H, W)`` bool image."""
         height, width = self.size
-        return rle.window(self.run_lengths[n], self.size, (0, 0, width, height)).view(bool)
+        return rle.window(self.rle[n], self.size, (0, 0, width, height)).view(bool)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of a COCO results file: plain numbers and strings, ready for ``json.dumps``.

@@ -46,7 +46,7 @@ def overlay(
         raise ValueError(f"the image is {image.shape} but the instances' size is {instances.size}")
     shown = instances.above(min_score)
     factor = max(1, min(-(-_MIN_SIDE // min(instances.size)), _MAX_SIDE // max(instances.size))) if enlarge else 1
-    canvas, colours = tinted(image, shown.run_lengths, shown.boxes, factor)
+    canvas, colours = tinted(image, shown.rle, shown.boxes, factor)
     if len(shown) <= MOST_LABELLED and min(instances.size) >= LEAST_LABELLED:
         _annotate(canvas, shown, colours, factor)
     return canvas

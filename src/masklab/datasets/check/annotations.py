@@ -38,7 +38,7 @@ def _check_ids(split: LenientSplit) -> None:
 
 def _check_duplicates(split: LenientSplit, image: ImageRecord, annotations: Iterable[Annotation]) -> None:
     objects = [a for a in annotations if not a.crowd and not a.problem]
-    masks = [a.runs for a in objects if a.runs is not None]
+    masks = [a.rle for a in objects if a.rle is not None]
     labels = [a.label for a in objects if a.label is not None]
     for later, first, iou in duplicates(masks, labels, image.size):
         detail = f"IoU {iou:.2f} with annotation {objects[first].annotation_id}"

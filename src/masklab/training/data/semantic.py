@@ -46,7 +46,7 @@ def rasterize(objects: Objects, background: int) -> ClassMap:
     for box, runs in zip(objects.ignored, objects.crowds, strict=True):
         _fill(labels, box, runs, IGNORED)
     for row in np.argsort(-objects.areas, kind="stable").tolist():
-        _fill(labels, objects.boxes[row], objects.runs(row), int(objects.labels[row]))
+        _fill(labels, objects.boxes[row], objects.rle(row), int(objects.labels[row]))
     return labels
 
 

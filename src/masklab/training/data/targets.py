@@ -80,7 +80,7 @@ def _cut(objects: Objects, row: int, box: Doubles, view: Doubles) -> tuple[Doubl
         return np.zeros(4), 0.0
     left, top = np.floor(box[:2]).astype(int).tolist()
     right, bottom = np.ceil(box[2:]).astype(int).tolist()
-    bits = rle.window(objects.runs(row), objects.size, (left, top, right, bottom))
+    bits = rle.window(objects.rle(row), objects.size, (left, top, right, bottom))
     xs, ys = np.flatnonzero(bits.any(axis=0)), np.flatnonzero(bits.any(axis=1))
     if len(xs) == 0:
         return np.zeros(4), 0.0
@@ -112,7 +112,7 @@ def _sample_masks(
     height, width = objects.size
     across, down = pixel_indices(across).clip(0, width - 1), pixel_indices(down).clip(0, height - 1)
     for k, row in enumerate(rows.tolist()):
-        sampled = _bilinear(objects.runs(row), objects.size, across[k], down[k])
+        sampled = _bilinear(objects.rle(row), objects.size, across[k], down[k])
         masks[k] = sampled.T if transposed else sampled
     return masks
 
