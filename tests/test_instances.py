@@ -56,7 +56,7 @@ def test_repr_says_what_was_found() -> None:
 
 def test_arrays_must_belong_together() -> None:
     good = instances(3)
-    with pytest.raises(ValueError, match="belong together"):
+    with pytest.raises(ValueError, match="one row per object"):
         Instances(SIZE, good.boxes[:2], good.scores, good.labels, good.masks, ("a", "b", "c"), (1, 2, 3))
     with pytest.raises(ValueError, match="labels"):
         Instances(SIZE, good.boxes, good.scores, good.labels + 3, good.masks, ("a", "b", "c"), (1, 2, 3))

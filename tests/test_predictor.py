@@ -231,3 +231,40 @@ def test_load_gives_a_predictor_of_the_file(model, tmp_path):
 def test_the_door_of_the_package_builds_the_module(tiny_config, classes):
     assert isinstance(masklab.build_model(tiny_config, classes), masklab.MaskLab)
     assert not hasattr(masklab.MaskLab, "predict")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (None, ["NoneType", "give an array or a file name"]),
+        (np.zeros((40, 50, 3), np.uint8), ["(40, 50, 3)", "move its channels to the front"]),
+        (np.zeros((4, 40, 50), np.uint8), ["(3, height, width)", "convert it or give its file name"]),
+        (np.zeros((3, 40, 50), np.float64), ["float64", "convert it"]),
+    ],
+)
+def test_what_is_no_image_is_refused_with_the_next_step(model, image, words):
+    fails(words, predictor(model).predict, image)
+
+
+def test_an_array_that_cannot_be_written_to_is_an_image(model, recwarn):
+    values = noise(40, 56)
+    values.flags.writeable = False
+    predictor(model).predict(values)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "words"),
+    [
+        ([[1, 1, 9, 9]] * 3, [0, 0], ["3 boxes", "one per box"]),
+        ([[1, 1, 9, 9]], [3], ["labels are from 3 to 3", "0 to 2"]),
+        ([[1, 1, 9, 9], [5, 5, 1, 9]], [0, 0], ["box 1", "x1 < x2"]),
+    ],
+)
+def test_boxes_without_sense_are_refused(model, boxes, labels, words):
+    fails(words, predictor(model).segment, noise(40, 56), np.array(boxes), np.array(labels))
+
+
+def test_a_predictor_says_what_it_is(model):
+    assert "3 classes, threshold 0.50" in repr(predictor(model))
+    assert {"load", "train", "evaluate"} <= set(dir(masklab))

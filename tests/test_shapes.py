@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from contracts import fails
 from PIL import Image
 
 from masklab.datasets.split import Split
@@ -89,3 +90,8 @@ def test_what_exists_is_not_overwritten(tmp_path):
         draw_shapes(tmp_path / "file", {"train": 1})
     with pytest.raises(InputError, match="at least 32 x 32"):
         draw_shapes(tmp_path / "small", {"train": 1}, size=(16, 90))
+
+
+def test_a_negative_number_of_images_is_refused(tmp_path):
+    fails(["val is to have -2 images", "0 or more"], draw_shapes, tmp_path / "set", {"train": 2, "val": -2})
+    assert not (tmp_path / "set").exists()

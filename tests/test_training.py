@@ -315,8 +315,11 @@ def test_a_broken_loss_names_step_image_and_loss():
     check_finite({"box": torch.tensor(1.0)}, 12, [5])
 
 
-def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path):
+def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path, caplog):
+    caplog.set_level("INFO", "masklab")
     model = train(tiny_config, shapes, tmp_path / "run")
+    assert "tuning the score threshold of the best weights on 8 training images" in caplog.text
+    assert f"best.safetensors: score threshold {model.threshold:.2f}, mask_AP 0." in caplog.messages[-1]
     for name in ("best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"):
         assert (tmp_path / "run" / name).is_file(), name
     assert list((tmp_path / "run").glob("events.out.tfevents*"))

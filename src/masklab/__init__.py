@@ -56,6 +56,10 @@ __version__ = version("masklab")
 __all__ = sorted(_HOMES)
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: ``import masklab`` itself costs nothing."""
     if name not in _HOMES:

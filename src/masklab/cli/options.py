@@ -28,8 +28,6 @@ def add_output(parser: ArgumentParser, default: str) -> None:
 
 def add_prediction_options(parser: ArgumentParser) -> None:
     """Test-time augmentation, number of detections and precision."""
-    from jsonargparse.typing import PositiveInt
-
     parser.add_argument(
         "--flips",
         choices=["none", "horizontal", "both", "turns"],
@@ -46,7 +44,7 @@ def add_prediction_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max_detections",
-        type=PositiveInt | None,
+        type=int | None,
         default=None,
         help="largest number of objects per image, if not the model's own",
     )

@@ -54,17 +54,20 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
     target = output / "predictions.json"
     with atomic_write(target) as temporary:
         temporary.write_text(json.dumps(results))
-    _log.info(
-        f"{len(images) - broken} images, {shown} objects of score {predictor.threshold:.2f} or more "
-        f"({len(results)} detections in all): {target} and an overlay each"
-    )
+    if broken < len(images):
+        _log.info(
+            f"{len(images) - broken} images, {shown} objects of score {predictor.threshold:.2f} or more "
+            f"({len(results)} detections in all): {target} and an overlay each"
+        )
     if full:
         _log.info(
             f"{full} of {len(images)} images reached the maximum of {predictor.max_detections} detections, so "
             "others may be missing: predict again with a larger --max_detections."
         )
     if broken:
-        raise InputError(f"{broken} of {len(images)} images could not be read: replace those named above.")
+        raise InputError(
+            f"{broken} of {len(images)} images could not be used, for the reasons above: correct or replace them."
+        )
     return target
 
 

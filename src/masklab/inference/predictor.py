@@ -69,6 +69,11 @@ class Predictor:
         self.options = PredictionOptions() if options is None else options
         check_precision(self.options.precision, self.device, "precision")
 
+    def __repr__(self) -> str:
+        return (
+            f"Predictor({len(self.classes)} classes, threshold {self.threshold:.2f}, on {self.device}; {self.options})"
+        )
+
     @property
     def device(self) -> torch.device:
         """The device that the model is on."""
@@ -131,11 +136,13 @@ class Predictor:
         """Masks of objects whose boxes are known, from any detector.
 
         ``boxes`` is ``(n, 4)`` ``xyxy`` in the image's own pixels, ``labels`` ``(n,)`` in ``0..K-1``.  Returns
-        `Instances` in the same order, with score 1.  Raises `InputError` for an image that cannot be read.
+        `Instances` in the same order, with score 1.  Raises `InputError` for an image that cannot be read, for boxes
+        without area and for labels that are not one class of the model per box.
         """
         values = self._read(image)
         given = torch.as_tensor(boxes, dtype=torch.float32, device=self.device).view(-1, 4)
         classes = torch.as_tensor(labels, dtype=torch.long, device=self.device)
+        _check_boxes(given, classes, len(self.classes))
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
             masks = self._mean_masks(views, given, classes, _size(values))
@@ -270,6 +277,16 @@ def _size(image: Tensor) -> Size:
     return image.shape[1], image.shape[2]
 
 
+def _check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
+    if labels.shape != boxes.shape[:1]:
+        raise InputError(f"there are {len(boxes)} boxes but labels of shape {tuple(labels.shape)}: give one per box.")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise InputError(f"labels are from {labels.min()} to {labels.max()}: give classes from 0 to {num_classes - 1}.")
+    flat = (~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero().flatten().tolist()
+    if flat:
+        raise InputError(f"box {flat[0]} is {boxes[flat[0]].tolist()}: give x1, y1, x2, y2 with x1 < x2 and y1 < y2.")
+
+
 def _as_tensor(image: ImageLike, channels: int) -> Tensor:
     if isinstance(image, Image.Image):
         image = from_pillow(image, channels)
@@ -277,13 +294,20 @@ def _as_tensor(image: ImageLike, channels: int) -> Tensor:
         image = read_image(image, channels)
     if not isinstance(image, Tensor):  # NumPy arrays may have negative strides or a foreign byte order
         array = np.asarray(image)
-        image = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+        if array.dtype.kind not in "uif":
+            raise InputError(
+                f"an image cannot be {type(image).__name__} of {array.dtype}: give an array or a file name."
+            )
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        image = torch.from_numpy(array if array.flags.writeable else array.copy())
     values = image
     if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
         values = values.expand(3, -1, -1)
     if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels or not values.numel():
+        last = values.dim() == 3 and values.shape[2] == channels
+        advice = "move its channels to the front" if last else "convert it or give its file name"
         raise InputError(
             f"an image must be uint8, uint16 or float32 of shape ({channels}, height, width), "
-            f"not {values.dtype} of shape {tuple(values.shape)}: convert it or give its file name."
+            f"not {str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}: {advice}."
         )
     return values

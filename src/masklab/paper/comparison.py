@@ -120,7 +120,8 @@ def print_results(table: str, results: Sequence[Result]) -> None:
         shown.add_column(name, justify="right" if place else "left", no_wrap=not place)
     for cells in rows:
         shown.add_row(*cells)
-    Console().print(shown)
+    console = Console()
+    console.print(shown, width=None if console.is_terminal else 200)
 
 
 def write_results(folder: Path, table: str, about: str, results: Sequence[Result]) -> None:

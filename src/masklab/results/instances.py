@@ -46,11 +46,15 @@ class Instances:
         n = len(self.boxes)
         shapes = (self.boxes.shape, self.scores.shape, self.labels.shape, self.masks.shape[:1])
         if shapes != ((n, 4), (n,), (n,), (n,)) or self.masks.ndim != 3:
-            raise ValueError(f"boxes, scores, labels and masks do not belong together: {shapes}")
+            raise ValueError(
+                f"boxes, scores, labels and masks have shapes {shapes}: give one row per object in each, and masks (n, P, P)."
+            )
         if len(self.class_names) != len(self.category_ids):
             raise ValueError(f"{len(self.class_names)} class names but {len(self.category_ids)} category ids")
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
-            raise ValueError(f"labels must lie in 0..{len(self.class_names) - 1}")
+            raise ValueError(
+                f"labels are from {self.labels.min()} to {self.labels.max()}: give 0 to {len(self.class_names) - 1}."
+            )
 
     def __len__(self) -> int:
         """Number of objects."""

@@ -70,6 +70,8 @@ def train(
         if fabric.is_global_zero:
             but = f" but {', '.join(kept)}" if kept else ""
             _log.info(f"train.start_from {config.train.start_from}: weights loaded for all layers{but}")
+    if start.step >= config.train.steps and fabric.is_global_zero:
+        _log.info(f"{run} has all its {config.train.steps} steps already")
     batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
     fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
     return _tune(run, train_split) if fabric.is_global_zero else load(run)
@@ -77,11 +79,16 @@ def train(
 
 def _tune(run: Path, split: Split) -> Predictor:
     """Tune the score threshold of a run's best weights and store it with them."""
-    predictor = load(run)
+    best = run / "best.safetensors"
+    predictor, notes = load(run), read_notes(run)
+    _log.info(f"tuning the score threshold of the best weights on {min(_TUNING_IMAGES, len(split))} training images")
     predictor.model.score_threshold = tune_threshold(
         lambda image: predictor.predict(image.path).to_coco(image.image_id), split
     )
-    save_model(predictor.model, run / "best.safetensors", read_notes(run))
+    save_model(predictor.model, best, notes)
+    figure = notes.get("val", {}).get(InstanceTask.figure)
+    reached = "" if figure is None else f", {InstanceTask.figure} {figure:.3f} on val at step {notes['step']}"
+    _log.info(f"{best}: score threshold {predictor.threshold:.2f}{reached}; name {run} as the model of other verbs")
     return predictor
 
 

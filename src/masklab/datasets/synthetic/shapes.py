@@ -47,13 +47,17 @@ def draw_shapes(
 
     ``images`` is the number of images of each split, by default 160 for train and 40 for val; ``size`` is
     ``(height, width)``.  An image holds 3 to 10 objects, later ones over earlier ones; a mask is the visible part.
-    One image in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is not empty, or for images
-    smaller than 32 pixels.
+    One image in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is not empty, for a negative
+    number of images or for images smaller than 32 pixels.
     """
     if min(size) < 32:
         raise InputError(f"images of {size[0]} x {size[1]} are too small to draw on; use at least 32 x 32.")
+    images = {"train": 160, "val": 40} if images is None else images
+    for split, count in images.items():
+        if count < 0:
+            raise InputError(f"{split} is to have {count} images: give 0 or more.")
     with atomic_folder(folder) as temporary:
-        for split, count in ({"train": 160, "val": 40} if images is None else images).items():
+        for split, count in images.items():
             _draw_split(temporary, split, count, seed, size)
     return Path(folder)
 
