@@ -9,7 +9,7 @@ from masklab.cli.app import main
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "masklab"
 DOCS = ROOT / "docs"
-FILE = re.compile(r"[\w./-]+\.(py|yaml)")
+FILE = re.compile(r"[\w./-]+\.(py|yaml|md)")
 
 
 def quoted(text):

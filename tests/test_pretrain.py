@@ -138,8 +138,9 @@ def test_painting_equals_painting_whole_masks():
     ],
 )
 def test_a_map_follows_its_image(change):
-    labels = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (7, 10)).astype(np.uint8))
-    np.testing.assert_array_equal(warp(labels.numpy(), change(Geometry.identity((7, 10)))), change(labels[None])[0])
+    for size in ((7, 10), (15, 8)):
+        labels = torch.from_numpy(np.random.default_rng(0).integers(0, 9, size).astype(np.uint8))
+        np.testing.assert_array_equal(warp(labels.numpy(), change(Geometry.identity(size))), change(labels[None])[0])
 
 
 def test_a_resized_map_takes_the_nearest_pixel():

@@ -322,6 +322,11 @@ def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path
     assert f"best.safetensors: score threshold {model.threshold:.2f}, mask_AP 0." in caplog.messages[-1]
     for name in ("best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"):
         assert (tmp_path / "run" / name).is_file(), name
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert all(0.1 < float(row["GiB"]) < 100 for row in rows if row["GiB"])
+    assert [float(row["learning_rate"]) for row in rows if row["learning_rate"]] == [
+        pytest.approx(1e-3 * learning_rate_factor(step, tiny_config.train)) for step in range(1, 5)
+    ]
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
     assert model.model.score_threshold is not None
     loaded = load_model(tmp_path / "run")

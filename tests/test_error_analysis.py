@@ -342,6 +342,10 @@ def test_limits_from_the_command_line(weights, shapes, tmp_path, capsys):
     recall, count = error_analysis["recall"], len(truth["annotations"])
     assert recall["all"]["objects"] == sum(recall[group]["objects"] for group in ("touching", "near", "apart")) == count
     assert recall["all"]["detections"]["0.50"] >= recall["all"]["found"]["0.50"]
+    for stage in ("proposals", "detections", "found"):
+        for least in ("0.50", "0.75"):
+            (row,) = (line for line in out.splitlines() if f"{stage} {least}" in line)
+            assert f"{recall['all'][stage][least]:.3f}" in row
     assert sum(kind["objects"] for kind in error_analysis["errors"].values()) == count
     for width in (80, 100):
         text = printed(metrics, width)
