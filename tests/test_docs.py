@@ -45,7 +45,7 @@ def names_in(path):
 
 
 def home(file):
-    return next((path for path in (PACKAGE / file, ROOT / file) if path.is_file()), None)
+    return next((path for path in (PACKAGE / file, ROOT / file, DOCS / file) if path.is_file()), None)
 
 
 def faults(text):

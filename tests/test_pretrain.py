@@ -364,8 +364,10 @@ def test_a_pretrained_backbone_is_no_model(run):
         load_model(run)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "masklab")
     whole = pretrain(tiny_config, shapes, tmp_path / "whole")
+    assert "train.json: 8 images" in caplog.text
 
     with monkeypatch.context() as patch:
         broken_at(patch, 3)
@@ -417,3 +419,8 @@ def test_command_line(shapes, tmp_path, capsys, caplog):
     assert "triangle" in out
     assert main(["pretrain", "shapes", "--output", str(tmp_path / "other")]) == 2
     assert "--data DIR" in capsys.readouterr().err
+
+
+def test_logits_have_the_cells_of_the_last_feature_map(tiny_config):
+    network = build_segmentation(tiny_config.model, 4).eval()
+    assert network(torch.zeros(1, 3, 97, 113)).shape == (1, 5, 13, 15)

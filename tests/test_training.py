@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -30,7 +31,7 @@ from masklab.training.optimizer import build_optimizer, clip_gradients, learning
 from masklab.training.resume import TrainingState
 from masklab.training.step import TrainingStep
 from masklab.training.task import InstanceTask
-from masklab.training.train import train
+from masklab.training.train import train, tune_threshold
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, read_notes
 
@@ -686,3 +687,23 @@ def test_a_step_of_training_is_clipped(tiny_config, clip_by, clip_norm, moved):
     _step(Fabric(accelerator="cpu", devices=1), task, images, state, gradients)
     gone = [(p - start).norm().item() for p, start in zip(task.network.parameters(), before, strict=True)]
     assert gone == pytest.approx(moved, rel=1e-3)
+
+
+def test_the_threshold_is_tuned_on_what_is_predicted(shapes):
+    """Every object is found with a score of 0.8, and once more, elsewhere, with 0.6."""
+    split, wrong = Split.find(shapes, "train"), {"size": [96, 112], "counts": rle.rle_to_strings([np.array([0, 4])])[0]}
+
+    def predict(image):
+        found = [a for a in split.coco["annotations"] if a["image_id"] == image.image_id]
+        right = [{key: a[key] for key in ("image_id", "category_id", "segmentation", "bbox")} for a in found]
+        return [entry | {"score": 0.8} for entry in right] + [
+            entry | {"score": 0.6, "segmentation": wrong, "bbox": [0, 0, 1, 4]} for entry in right
+        ]
+
+    assert 0.6 < tune_threshold(predict, split) <= 0.8
+
+
+def test_the_minutes_of_a_resumed_run_are_all_of_its_minutes(tiny_config):
+    state = TrainingState(torch.nn.Linear(2, 2), tiny_config.train)
+    state.load_state_dict(state.state_dict() | {"seconds": 600.0})
+    assert 600 <= state.seconds < 660
