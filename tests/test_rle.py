@@ -224,6 +224,26 @@ def test_neighbours_in_the_list_do_not_join() -> None:
     assert [r.tolist() for r in runs] == [[0, 6], [0, 6], [6], [0, 6]]
 
 
+def test_many_strings_are_read_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.random((7, 9)) < share for share in (0.0, 0.1, 0.5, 0.9, 1.0) for _ in range(8)]
+    strings = [oracle.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in masks]
+    for texts in (strings, [s.decode() for s in strings], ["", *strings, ""], [""], []):
+        found = rle.rles_from_strings(texts)
+        assert len(found) == len(texts)
+        for runs, text in zip(found, texts, strict=True):
+            np.testing.assert_array_equal(runs, rle.rle_from_string(text))
+
+
+@pytest.mark.parametrize("wrong", ["P", "~", "0P", "é", "0" + "P" * 8 + "0", "00O"])
+def test_one_malformed_string_of_many_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="RLE string"):
+        rle.rle_from_string(wrong)
+    for texts in ([wrong], ["52", wrong], [wrong, "52"]):
+        with pytest.raises(ValueError, match="RLE string"):
+            rle.rles_from_strings(texts)
+
+
 def test_windows_must_fit() -> None:
     with pytest.raises(ValueError, match="differs from its box"):
         encode.encode_windows([np.ones((2, 2), bool)], [(0, 0, 2, 3)], (5, 5))

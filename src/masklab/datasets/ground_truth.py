@@ -93,7 +93,7 @@ class GroundTruth:
                     _SOURCE,
                     sink,
                 )
-                for entry in group
+                for entry in _decoded(group)
             ]
             for image, group in zip(images, groups, strict=True)
         ]
@@ -105,6 +105,22 @@ class GroundTruth:
                 )
         names = [str(category.get("name", category["id"])) for category in values["categories"]]
         return cls.build(zip(images, annotations, strict=True), ids, names)
+
+
+def _decoded(entries: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The annotations of an image with RLE strings decoded, all at once; as they are if one is malformed."""
+    masks = [entry.get("segmentation") for entry in entries]
+    texts = {
+        k: m["counts"] for k, m in enumerate(masks) if isinstance(m, dict) and isinstance(m.get("counts"), (str, bytes))
+    }
+    try:
+        runs = dict(zip(texts, rle.rles_from_strings(list(texts.values())), strict=True))
+    except ValueError:  # the reader says which and why
+        return entries
+    return [
+        {**entry, "segmentation": {**entry["segmentation"], "counts": runs[k]}} if k in runs else entry
+        for k, entry in enumerate(entries)
+    ]
 
 
 class _EvaluationSink:
