@@ -11,13 +11,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from masklab.config.schema import Config
-from masklab.images.intensity import FULL_RANGE
-from masklab.images.read import from_pillow, read_image
 from masklab.images.resize import network_image
+from masklab.inference.inputs import ImageLike, as_tensor, check_boxes
 from masklab.inference.options import PredictionOptions
 from masklab.inference.test_time_augmentation import PLAIN, SAME_OBJECT, Detected, View, fuse_boxes
 from masklab.model.backbone import Features
@@ -33,9 +31,6 @@ from masklab.weights.checkpoint import load_model
 _UNTUNED_THRESHOLD = 0.5
 BATCH_PIXELS = 1 << 20  # of the network's input, in one forward pass
 BATCHES_WAITING = 4  # full batches' worth of images that may wait for others of their size
-
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
 
 
 class _Prepared(NamedTuple):
@@ -142,7 +137,7 @@ class Predictor:
         values = self._read(image)
         given = torch.as_tensor(boxes, dtype=torch.float32, device=self.device).view(-1, 4)
         classes = torch.as_tensor(labels, dtype=torch.long, device=self.device)
-        _check_boxes(given, classes, len(self.classes))
+        check_boxes(given, classes, len(self.classes))
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
             masks = self._mean_masks(views, given, classes, _size(values))
@@ -174,7 +169,7 @@ class Predictor:
             self.model.train(was_training)
 
     def _read(self, image: ImageLike) -> Tensor:
-        return _as_tensor(image, self.config.model.backbone.channels)
+        return as_tensor(image, self.config.model.backbone.channels)
 
     def _prepare(self, image: Tensor, view: View = PLAIN) -> _Prepared:
         config = self.config
@@ -275,39 +270,3 @@ def load(
 
 def _size(image: Tensor) -> Size:
     return image.shape[1], image.shape[2]
-
-
-def _check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
-    if labels.shape != boxes.shape[:1]:
-        raise InputError(f"there are {len(boxes)} boxes but labels of shape {tuple(labels.shape)}: give one per box.")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise InputError(f"labels are from {labels.min()} to {labels.max()}: give classes from 0 to {num_classes - 1}.")
-    flat = (~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero().flatten().tolist()
-    if flat:
-        raise InputError(f"box {flat[0]} is {boxes[flat[0]].tolist()}: give x1, y1, x2, y2 with x1 < x2 and y1 < y2.")
-
-
-def _as_tensor(image: ImageLike, channels: int) -> Tensor:
-    if isinstance(image, Image.Image):
-        image = from_pillow(image, channels)
-    elif isinstance(image, (str, Path)):
-        image = read_image(image, channels)
-    if not isinstance(image, Tensor):  # NumPy arrays may have negative strides or a foreign byte order
-        array = np.asarray(image)
-        if array.dtype.kind not in "uif":
-            raise InputError(
-                f"an image cannot be {type(image).__name__} of {array.dtype}: give an array or a file name."
-            )
-        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-        image = torch.from_numpy(array if array.flags.writeable else array.copy())
-    values = image
-    if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
-        values = values.expand(3, -1, -1)
-    if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels or not values.numel():
-        last = values.dim() == 3 and values.shape[2] == channels
-        advice = "move its channels to the front" if last else "convert it or give its file name"
-        raise InputError(
-            f"an image must be uint8, uint16 or float32 of shape ({channels}, height, width), "
-            f"not {str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}: {advice}."
-        )
-    return values

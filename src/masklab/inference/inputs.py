@@ -1,0 +1,55 @@
+"""Images and boxes as callers give them, checked and turned into tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from masklab.images.intensity import FULL_RANGE
+from masklab.images.read import from_pillow, read_image
+from masklab.utils.errors import InputError
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+"""A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
+
+
+def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise `InputError` unless boxes ``(n, 4)`` ``xyxy`` have an area and ``labels`` ``(n,)`` are classes."""
+    if labels.shape != boxes.shape[:1]:
+        raise InputError(f"there are {len(boxes)} boxes but labels of shape {tuple(labels.shape)}: give one per box.")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise InputError(f"labels are from {labels.min()} to {labels.max()}: give classes from 0 to {num_classes - 1}.")
+    flat = (~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero().flatten().tolist()
+    if flat:
+        raise InputError(f"box {flat[0]} is {boxes[flat[0]].tolist()}: give x1, y1, x2, y2 with x1 < x2 and y1 < y2.")
+
+
+def as_tensor(image: ImageLike, channels: int) -> Tensor:
+    """An image as ``(channels, H, W)``, uint8, uint16 or float32; `InputError` for what is no such image."""
+    if isinstance(image, Image.Image):
+        image = from_pillow(image, channels)
+    elif isinstance(image, (str, Path)):
+        image = read_image(image, channels)
+    if not isinstance(image, Tensor):  # NumPy arrays may have negative strides or a foreign byte order
+        array = np.asarray(image)
+        if array.dtype.kind not in "uif":
+            raise InputError(
+                f"an image cannot be {type(image).__name__} of {array.dtype}: give an array or a file name."
+            )
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        image = torch.from_numpy(array if array.flags.writeable else array.copy())
+    values = image
+    if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
+        values = values.expand(3, -1, -1)
+    if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels or not values.numel():
+        last = values.dim() == 3 and values.shape[2] == channels
+        advice = "move its channels to the front" if last else "convert it or give its file name"
+        raise InputError(
+            f"an image must be uint8, uint16 or float32 of shape ({channels}, height, width), "
+            f"not {str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}: {advice}."
+        )
+    return values
