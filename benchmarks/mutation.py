@@ -26,6 +26,7 @@ import copy
 import hashlib
 import importlib
 import json
+import multiprocessing.forkserver
 import operator
 import os
 import py_compile
@@ -48,6 +49,7 @@ import pytest
 PRELOAD = "pytest coverage pytest_cov torch torchvision timm lightning.pytorch hypothesis hotcoco jsonargparse tifffile"
 QUIET = {"print", "warn", "warning", "info", "debug", "error", "exception"}  # a call of these says, it does not do
 WORDS = {"description", "help", "metavar", "title", "stacklevel", "strict"}  # keywords whose values are for people
+WORDS |= {"frozen", "slots", "device"}  # guards, memory, and the place of a tensor: on a CPU no result depends on them
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
@@ -403,6 +405,7 @@ class Recorder:
             self.needs[item.nodeid] = [f"{fixture.baseid} {fixture.argname}" for fixture in shared]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        multiprocessing.forkserver._forkserver._stop()  # the next one is this test's own, and says so
         self.made[nodeid] = [need for need in self.needs[nodeid] if need not in self.cost]
         self.cost |= dict.fromkeys(self.made[nodeid], 0.0)
         for name in [name for name in sys.modules if name.split(".")[0] == self.package]:
