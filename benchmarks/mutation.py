@@ -405,7 +405,7 @@ class Recorder:
             self.needs[item.nodeid] = [f"{fixture.baseid} {fixture.argname}" for fixture in shared]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        multiprocessing.forkserver._forkserver._stop()  # the next one is this test's own, and says so
+        multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # the next one is this test's own, and says so
         self.made[nodeid] = [need for need in self.needs[nodeid] if need not in self.cost]
         self.cost |= dict.fromkeys(self.made[nodeid], 0.0)
         for name in [name for name in sys.modules if name.split(".")[0] == self.package]:

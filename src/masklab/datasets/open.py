@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.layouts import coco
-from masklab.datasets.layouts.base import VAL_NAMES, Annotated, Pair, SplitSource, check_names
+from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names
 from masklab.datasets.layouts.cellpose import CELLPOSE
 from masklab.datasets.layouts.kaggle import KAGGLE
 from masklab.datasets.layouts.label_images import LABEL_IMAGES
@@ -57,8 +58,10 @@ def open_split(
     if found is None:
         return _open_coco(folder, split, categories, val_fraction, seed)
     pool, chosen, note = choose_pairs(folder, found, split, val_fraction, seed)
-    values = _as_coco(folder, chosen, found[pool], categories, sink or TrainingSink())
+    sink = sink or TrainingSink()
+    values = _as_coco(folder, chosen, found[pool], categories, sink)
     opened = Split(folder / split, folder, categories, values)
+    opened.left_out = sink.skipped if isinstance(sink, TrainingSink) else Counter()
     opened.note = note
     return opened
 
@@ -84,7 +87,15 @@ def _recognise(folder: Path) -> dict[str, SplitSource] | None:
     fitting: dict[str, dict[str, SplitSource] | None] = {}
     if any(images.is_dir() for _, images in chain(*coco.split_files(folder).values())):
         fitting[coco.DESCRIPTION] = None
-    fitting |= {layout.description: found for layout in LAYOUTS if (found := layout.find(folder))}
+    errors: list[InputError] = []
+    for layout in LAYOUTS:
+        try:
+            if splits := layout.find(folder):
+                fitting[layout.description] = splits
+        except InputError as error:
+            errors.append(error)
+    if not fitting and errors:
+        raise errors[0]
     if len(fitting) > 1:
         raise InputError(
             f"{folder} fits more than one layout: {' and '.join(fitting)}: move what you do not mean away."
@@ -129,15 +140,15 @@ def _as_coco(
 ) -> dict[str, Any]:
     """Images and annotations in COCO's form, ``file_name`` relative to ``folder``."""
     only = (categories.ids[0], categories.names[0]) if categories and len(categories) == 1 else (1, "object")
-    names = found.names or dict([only])
+    names = found.names() if found.names else dict([only])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, pair in enumerate(track(pairs, "reading masks"), 1):
         size: Size | None = None
-        objects: Annotated = []
+        objects: list[ObjectMask] = []
         try:
             size = image_size(pair.image)
-            objects = found.objects(pair, size)
+            objects = found.objects(pair, size, sink)
         except InputError as error:
             problem, reason = "damaged image" if size is None else "unusable annotation file", str(error)
             name = name_in(pair, folder)
@@ -145,8 +156,8 @@ def _as_coco(
         if size is None:
             continue
         images.append({"id": image_id, "file_name": name_in(pair, folder), "height": size[0], "width": size[1]})
-        strings = rle.rle_to_strings([runs for _, runs in objects])
-        for (category, runs), counts in zip(objects, strings, strict=True):
+        strings = rle.rle_to_strings([found.rle for found in objects])
+        for (category, runs, crowd), counts in zip(objects, strings, strict=True):
             x1, y1, x2, y2 = rle.bounds(runs, size) or (0, 0, 0, 0)
             annotations.append(
                 {
@@ -156,7 +167,7 @@ def _as_coco(
                     "segmentation": {"size": list(size), "counts": counts},
                     "area": rle.area(runs),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "iscrowd": 0,
+                    "iscrowd": int(crowd),
                 }
             )
     table = [{"id": number, "name": name} for number, name in names.items()]

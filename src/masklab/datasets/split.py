@@ -59,6 +59,7 @@ class Split:
         self.images = read_images(self.coco["images"], self.json_path, self.folder, sink)
         require_files(self.images, self.json_path, self.folder)
         self.note = ""
+        self.left_out = Counter[str]()  # what the reader of the layout left out already, by problem
         self._groups = group_by_image(self.coco["annotations"], self.images, self.json_path, sink)
         self._skipped: dict[int, Counter[str]] = {}
         self._objects: dict[int, Objects] = {}
@@ -80,7 +81,7 @@ class Split:
     @property
     def skipped(self) -> Counter[str]:
         """The annotations left out so far, by problem."""
-        return sum(self._skipped.values(), Counter())
+        return sum(self._skipped.values(), self.left_out)
 
     def objects(self, index: int) -> Objects:
         """The objects of image ``index``."""

@@ -1,7 +1,9 @@
-"""Reading of YAML, atomic writing of files and folders, and checks of paths to write to."""
+"""Reading of text, YAML and JSON, atomic writing of files and folders, and checks of paths to write to."""
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 import re
 import shutil
@@ -14,6 +16,25 @@ from typing import Any
 import yaml
 
 from masklab.utils.errors import InputError
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text: UTF-8, with or without byte order mark, or UTF-16 with one; `InputError` if it is something else."""
+    try:
+        raw = Path(path).read_bytes()
+        return raw.decode("utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read ({reason}): replace the file.") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The values of a JSON file; `InputError` names it if it cannot be read or is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}): replace or repair the file.") from None
 
 
 def read_yaml(file: Any, name: str | Path) -> Any:

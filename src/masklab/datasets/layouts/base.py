@@ -5,9 +5,10 @@ A layout is one file here with one `Layout`, listed in `masklab.datasets.open.LA
 ====================  ==========================================================================================
 ``Layout.find``       ``find(folder) -> {split: SplitSource}``: the splits of a folder, none where it does not fit;
                       "" is the name of an undivided folder
-``SplitSource``       ``pairs()`` lists the images; ``objects(pair, size)`` reads the objects of one of them
+``SplitSource``       ``pairs()`` lists the images; ``objects(pair, size, sink)`` reads the objects of one of them;
+                      ``names()`` are the classes
 ``Pair``              an image and the files that annotate it
-``Annotated``         category id, None without classes, and run lengths of each object
+``ObjectMask``        category id, None without classes, and run lengths of one object
 ====================  ==========================================================================================
 """
 
@@ -18,13 +19,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from masklab.datasets.problems import Sink
 from masklab.images.read import IMAGE_SUFFIXES
-from masklab.masks import rle
+from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
-Annotated = list[tuple[int | None, rle.RLE]]
 VAL_NAMES = ("valid", "validation")  # other names of the split val
 MASK_FOLDERS = ("masks", "labels")
 _MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
@@ -39,24 +41,36 @@ class Pair:
     masks: tuple[Path, ...]
 
 
+class ObjectMask(NamedTuple):
+    """One annotated object: its category id, None without classes, run lengths, and whether it is a crowd region."""
+
+    category: int | None
+    rle: RLE
+    crowd: bool = False
+
+
 @dataclass(frozen=True)
 class SplitSource:
     """A split that a folder holds.
 
-    ``pairs`` lists its images; ``objects`` reads the category id and the run lengths of each object of one of them,
-    given its ``(height, width)``; ``names`` are the classes by category id.  Ids and names are None where the layout
-    has no classes.  Both functions raise `InputError`.
+    ``pairs`` lists its images.  ``objects`` reads the objects of one of them, given its ``(height, width)``; what
+    cannot be used of a single object is reported to the sink and left out.  ``names`` returns the classes by category
+    id, the same for all splits of a folder; None where the layout has no classes.  All three raise `InputError`.
     """
 
     pairs: Callable[[], list[Pair]]
-    objects: Callable[[Pair, Size], Annotated]
-    names: dict[int, str] | None = None
+    objects: Callable[[Pair, Size, Sink], list[ObjectMask]]
+    names: Callable[[], dict[int, str]] | None = None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout: ``description`` names it in messages; ``find`` returns the splits that a folder holds in it."""
+    """A layout: ``name`` chooses it, ``description`` names it in messages, ``find`` returns the splits of a folder.
 
+    ``find`` raises `InputError` for a folder that is surely of this layout but cannot be used.
+    """
+
+    name: str
     description: str
     find: Callable[[Path], dict[str, SplitSource]]
 

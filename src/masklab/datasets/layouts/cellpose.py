@@ -38,4 +38,4 @@ def _pairs_beside(folder: Path) -> list[Pair]:
     return match_masks([path for path in paths if path not in set(masks)], masks, folder)
 
 
-CELLPOSE = Layout("Cellpose (x_masks.png or .tif beside x.png)", _find)
+CELLPOSE = Layout("cellpose", "Cellpose (x_masks.png or .tif beside x.png)", _find)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Annotated, Layout, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
+from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
 from masklab.datasets.layouts.masks import check_size, read_numbers
+from masklab.datasets.problems import Sink
 from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
@@ -37,14 +38,14 @@ def _pairs_of_ids(folder: Path) -> list[Pair]:
     return pairs
 
 
-def _bitmap_objects(pair: Pair, size: Size) -> Annotated:
+def _bitmap_objects(pair: Pair, size: Size, sink: Sink) -> list[ObjectMask]:
     """One object per mask: the pixels that are not 0 in some channel."""
-    objects: Annotated = []
+    objects: list[ObjectMask] = []
     for mask in pair.masks:
         bits = check_size(np.any(read_numbers(mask), axis=2), pair, mask, size)
         runs = encode.encode_labels(bits)[1] or [np.array([bits.size])]
-        objects.append((None, runs[0]))
+        objects.append(ObjectMask(None, runs[0]))
     return objects
 
 
-KAGGLE = Layout("Kaggle 2018 (ID/images, ID/masks)", _find)
+KAGGLE = Layout("kaggle", "Kaggle 2018 (ID/images, ID/masks)", _find)

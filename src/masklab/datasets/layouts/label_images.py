@@ -50,4 +50,4 @@ def _pairs_of_folders(images: Path, masks: Path) -> list[Pair]:
     return match_masks(images_in(images), images_in(masks), masks)
 
 
-LABEL_IMAGES = Layout("label images (images, and masks or labels)", _find)
+LABEL_IMAGES = Layout("label_images", "label images (images, and masks or labels)", _find)

@@ -10,7 +10,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from masklab.datasets.layouts.base import Annotated, Pair
+from masklab.datasets.layouts.base import ObjectMask, Pair
+from masklab.datasets.problems import Sink
 from masklab.images.opened import TIFF_SUFFIXES, decoding
 from masklab.images.pillow import open_pillow, open_verified
 from masklab.images.read import open_image_file
@@ -21,10 +22,10 @@ from masklab.utils.types import Size
 _LABEL_SUFFIXES = TIFF_SUFFIXES | {".png"}
 
 
-def label_objects(pair: Pair, size: Size) -> Annotated:
+def label_objects(pair: Pair, size: Size, sink: Sink) -> list[ObjectMask]:
     """The objects of a label image: every value except 0."""
     labels = check_size(read_labels(pair.masks[0]), pair, pair.masks[0], size)
-    return [(None, runs) for runs in encode.encode_labels(labels)[1]]
+    return [ObjectMask(None, runs) for runs in encode.encode_labels(labels)[1]]
 
 
 def check_size(values: NDArray[Any], pair: Pair, mask: Path, size: Size) -> NDArray[Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Annotated, Layout, Pair, SplitSource, images_in, subfolders
-from masklab.masks import coco_segmentation, rle
+from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource, images_in, subfolders
+from masklab.datasets.problems import Sink
+from masklab.masks import coco_segmentation
 from masklab.utils.errors import InputError
-from masklab.utils.files import read_yaml
+from masklab.utils.files import read_text, read_yaml
 from masklab.utils.types import Size
 
 _TABLES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
@@ -42,7 +43,9 @@ def _find(folder: Path) -> dict[str, SplitSource]:
     listed = {split: table[split] for split in _SPLITS if table.get(split)}
     pairs = {split: partial(_listed_pairs, folder, tables[0], table, split) for split in listed}
     pairs = pairs or {split: partial(_pairs_in, folder, place) for split, place in places.items()}
-    return {split: SplitSource(make, partial(_polygon_objects, names=names), names) for split, make in pairs.items()}
+    return {
+        split: SplitSource(make, partial(_polygon_objects, names=names), lambda: names) for split, make in pairs.items()
+    }
 
 
 def _places(folder: Path) -> dict[str, Path]:
@@ -86,7 +89,7 @@ def _listed_pairs(folder: Path, path: Path, table: dict[str, Any], split: str) -
         if place.is_dir():
             pairs += _pairs_in(folder, place)
         else:
-            lines = [line.strip() for line in _read_text(place).splitlines()]
+            lines = [line.strip() for line in read_text(place).splitlines()]
             images = [_inside(folder, table, line, str(place)) for line in lines if line]
             pairs += _pairs(folder, images, place)
     return pairs
@@ -126,17 +129,17 @@ def _pairs(folder: Path, images: list[Path], source: Path) -> list[Pair]:
     return [Pair(image, (path,) if seen else ()) for image, path, seen in zip(images, labels, there, strict=True)]
 
 
-def _polygon_objects(pair: Pair, size: Size, names: dict[int, str]) -> Annotated:
+def _polygon_objects(pair: Pair, size: Size, sink: Sink, names: dict[int, str]) -> list[ObjectMask]:
     """The objects of an image: lines ``class x1 y1 x2 y2 ...`` with x and y from 0 to 1 over the image."""
-    objects: Annotated = []
+    objects: list[ObjectMask] = []
     for path in pair.masks:
-        for number, line in enumerate(_read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip():
                 objects.append(_read_line(line, f"{path} line {number}", size, names))
     return objects
 
 
-def _read_line(line: str, where: str, size: Size, names: dict[int, str]) -> tuple[int, rle.RLE]:
+def _read_line(line: str, where: str, size: Size, names: dict[int, str]) -> ObjectMask:
     try:
         values = np.array([float(word) for word in line.split()])
     except ValueError:
@@ -152,16 +155,9 @@ def _read_line(line: str, where: str, size: Size, names: dict[int, str]) -> tupl
         raise InputError(f"{where} has a coordinate that is not from 0 to 1: divide x by the width, y by the height.")
     polygon = (places.reshape(-1, 2) * size[::-1]).ravel().tolist()
     try:
-        return int(category), coco_segmentation.rle_from_segmentation([polygon], size)
+        return ObjectMask(int(category), coco_segmentation.rle_from_segmentation([polygon], size))
     except ValueError as error:
         raise InputError(f"{where} makes no mask ({error}): correct the line.") from None
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): replace the file.") from None
-
-
-YOLO = Layout("YOLO segmentation (data.yaml, images, labels/*.txt)", _find)
+YOLO = Layout("yolo", "YOLO segmentation (data.yaml, images, labels/*.txt)", _find)
