@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from masklab import evaluate, load_recipe, train
-from masklab.datasets.layouts.coco import find_split
+from masklab.datasets.open import open_split
 
 RECIPE = {
     "model": {
@@ -38,8 +38,8 @@ RECIPE = {
 
 def first_images(folder: str, count: int, target: Path) -> None:
     """Write the first ``count`` images with objects as a COCO folder whose val is its train."""
-    source, images = find_split(folder, "train")
-    values = json.loads(source.read_text())
+    split = open_split(folder, "train")
+    values, paths = split.coco, {image.image_id: image.path for image in split.images}
     with_objects = {a["image_id"] for a in values["annotations"] if not a["iscrowd"]}
     entries = [image for image in values["images"] if image["id"] in with_objects][:count]
     chosen = {image["id"] for image in entries}
@@ -47,11 +47,11 @@ def first_images(folder: str, count: int, target: Path) -> None:
         "images": entries,
         "annotations": [a for a in values["annotations"] if a["image_id"] in chosen],
     }
-    for split in ("train", "val"):
-        (target / split).mkdir(parents=True)
-        (target / f"{split}.json").write_text(json.dumps(part))
+    for name in ("train", "val"):
+        (target / name).mkdir(parents=True)
+        (target / f"{name}.json").write_text(json.dumps(part))
         for image in entries:
-            shutil.copy(images / image["file_name"], target / split)
+            shutil.copy(paths[image["id"]], target / name)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from masklab.config.recipe import load_recipe
-from masklab.datasets.annotations import ImageRecord
+from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.objects import Objects
 from masklab.images.resize import resize
 from masklab.masks import encode

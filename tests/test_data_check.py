@@ -228,7 +228,7 @@ def test_exif_orientation_and_the_space_of_the_labels(data):
 ENTRIES = [
     (lambda v: v["images"].append(copy.deepcopy(v["images"][0])), "duplicate image id", 1),
     (lambda v: v["images"][2].pop("height"), "unusable image entry", 3),
-    (lambda v: v["images"][2].update(file_name="../../secret.png"), "unusable image entry", 3),
+    (lambda v: v["images"][2].update(file_name="../../secret.png"), "missing image", 3),
     (lambda v: v["images"].append("image.png"), "unusable image entry", None),
     (lambda v: v["categories"].append({"id": 1, "name": "again"}), "unusable categories", None),
     (lambda v: v["categories"].append({"id": "x"}), "unusable categories", None),

@@ -12,8 +12,8 @@ from PIL import Image
 
 from masklab.cli.app import main
 from masklab.config.schema import validate
-from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.ground_truth import GroundTruth
+from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.split import Split
 from masklab.datasets.statistics import Statistics
 from masklab.evaluation.matching import match, matching_metrics, overlaps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masklab.cli.options import add_output
+from masklab.cli.options import add_data, add_output, required_data
 from masklab.utils.errors import FaultyDataError
 from masklab.utils.files import file_to_write
 
@@ -29,7 +29,7 @@ def shapes(arguments: Namespace) -> None:
 
 
 def add_check(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="data set folder")
+    add_data(parser, "folder")
     parser.add_argument("--output", type=Path | None, default=None, help="also write every finding to this JSON file")
 
 
@@ -39,7 +39,7 @@ def check(arguments: Namespace) -> None:
     from masklab.datasets.check import check, print_check, write_check
 
     output = arguments.output and file_to_write(arguments.output)
-    report = check(arguments.folder)
+    report = check(required_data(arguments, "folder"))
     print_check(report)
     if output:
         write_check(output, report)
@@ -49,7 +49,7 @@ def check(arguments: Namespace) -> None:
 
 
 def add_show(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="data set folder")
+    add_data(parser, "folder")
     add_output(parser, "figures")
     parser.add_argument("--split", default="train", help="which split to draw")
     parser.add_argument(
@@ -65,7 +65,7 @@ def show(arguments: Namespace) -> None:
     per image; and print the anchor sizes and detection limits that suit it."""
     from masklab.plots.dataset import show_data
 
-    show_data(arguments.folder, arguments.output, arguments.split, arguments.recipe)
+    show_data(required_data(arguments, "folder"), arguments.output, arguments.split, arguments.recipe)
 
 
 def add_download(parser: ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def download(arguments: Namespace) -> None:
 def add_convert(parser: ArgumentParser) -> None:
     from masklab.config.fields import VAL_FRACTION
 
-    parser.add_argument("source", type=Path, help="data set folder")
+    add_data(parser, "source")
     parser.add_argument("folder", type=Path, help="new folder to write to")
     parser.add_argument(
         "--val_fraction", type=float, default=VAL_FRACTION, help="share that becomes val, if there is no val"
@@ -97,6 +97,6 @@ def convert(arguments: Namespace) -> None:
     with exact masks, as run lengths. Training reads all of these layouts without it."""
     from masklab.datasets.convert import convert
 
-    splits = convert(arguments.source, arguments.folder, arguments.val_fraction, arguments.seed)
+    splits = convert(required_data(arguments, "source"), arguments.folder, arguments.val_fraction, arguments.seed)
     for name, split in splits.items():
         print(f"{arguments.folder / name}.json from {split.summary()}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from masklab.utils.errors import InputError
 from masklab.utils.types import Precision
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from masklab.config import Config
+    from masklab.datasets.layouts.coco import Data
     from masklab.inference.options import PredictionOptions
 
 MODEL_HELP = "a run folder that `masklab train` wrote, a weights file, or nuclei, the model that comes with masklab"
@@ -24,6 +26,32 @@ def recipe_help() -> str:
 
 def add_output(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("--output", type=Path, default=Path(default), help="folder to write to")
+
+
+def add_data(parser: ArgumentParser, name: str, purpose: str = "") -> None:
+    """A data set: a folder or a file as argument or option ``name``, or the files that it consists of."""
+    text = f"data set{purpose}: a folder, whose layout is recognised, or a COCO file beside its images"
+    kind = {"default": None} if name.startswith("-") else {"nargs": "?", "default": None}
+    parser.add_argument(name, type=Path | None, help=text, **kind)
+    parser.add_argument(
+        "--annotations", type=Path, nargs="+", default=None, help="COCO files instead, such as train.json and val.json"
+    )
+    parser.add_argument("--images", type=Path, nargs="+", default=None, help="folders of the images of --annotations")
+
+
+def given_data(arguments: Namespace, name: str) -> Data | None:
+    """The data set that the options of `add_data` name; None where they name none."""
+    from masklab.datasets.layouts.coco import data_files
+
+    return arguments[name] or data_files(arguments.annotations, arguments.images)
+
+
+def required_data(arguments: Namespace, name: str) -> Data:
+    """`given_data`; `InputError` where there is none."""
+    data = given_data(arguments, name)
+    if data is None:
+        raise InputError("no data set is named: give its folder, or --annotations FILE --images DIR.")
+    return data
 
 
 def add_prediction_options(parser: ArgumentParser) -> None:

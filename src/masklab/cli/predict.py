@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masklab.cli.options import MODEL_HELP, add_output, add_prediction_options, prediction_options
+from masklab.cli.options import (
+    MODEL_HELP,
+    add_data,
+    add_output,
+    add_prediction_options,
+    given_data,
+    prediction_options,
+    required_data,
+)
 from masklab.utils.errors import InputError
 from masklab.utils.files import file_to_write
 
@@ -15,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    add_data(parser, "--data")
     parser.add_argument("--split", default="val", help="which split to measure; all is a folder without splits")
     parser.add_argument("--output", type=Path | None, default=None, help="also write the figures to this JSON file")
     parser.add_argument(
@@ -39,7 +47,7 @@ def evaluate(arguments: Namespace) -> None:
     output = arguments.output and file_to_write(arguments.output)
     metrics = evaluate(
         arguments.model,
-        arguments.data,
+        required_data(arguments, "data"),
         arguments.split,
         prediction_options(arguments),
         arguments.ground_truth_boxes,
@@ -95,7 +103,7 @@ def add_show(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--score", type=float | None, default=None, help="lowest score of an object shown, if not the model's own"
     )
-    parser.add_argument("--data", type=Path | None, default=None, help="data set folder, for the worst images")
+    add_data(parser, "--data", " for the worst images")
     parser.add_argument("--split", default="val", help="which split of --data to search")
     parser.add_argument("--worst", type=int, default=9, help="how many images of --data to draw")
 
@@ -109,10 +117,11 @@ def show(arguments: Namespace) -> None:
     from masklab.plots.failures import show_failures
     from masklab.plots.image import show_image
 
-    if (arguments.image is None) == (arguments.data is None):
+    data = given_data(arguments, "data")
+    if (arguments.image is None) == (data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
     predictor = load(arguments.model, options=PredictionOptions(score_threshold=arguments.score))
-    if arguments.data is None:
+    if data is None:
         show_image(predictor, arguments.image, arguments.output)
     else:
-        show_failures(predictor, arguments.data, arguments.output, arguments.split, arguments.worst)
+        show_failures(predictor, data, arguments.output, arguments.split, arguments.worst)

@@ -28,7 +28,11 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     """Training."""
     data: Path | None = None
-    """Data set folder, with the splits train and val."""
+    """Data set: a folder, whose layout is recognised, or a COCO file beside its images."""
+    annotations: Path | list[Path] | None = None
+    """COCO files to read in place of data, such as train.json and val.json."""
+    images: Path | list[Path] | None = None
+    """Folders of the images of annotations."""
     output: Path | None = None
     """Run folder, for weights and logs."""
 

@@ -1,4 +1,4 @@
-"""Reader of image entries and annotations in COCO's form, whatever layout they come from.
+"""Reader of annotations in COCO's form, whatever layout they come from.
 
 Every problem is reported to a sink (`masklab.datasets.problems`), which raises, counts or collects; data check,
 training, evaluation and figures take what is read here.
@@ -6,33 +6,25 @@ training, evaluation and figures take what is read here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from os.path import isfile
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.datasets.coco_document import Header, JsonArray
+from masklab.datasets.image_table import ImageRecord, id_of, is_id
 from masklab.datasets.problems import EMPTY, MALFORMED, MALFORMED_CROWD, OUTSIDE, UNKNOWN_CATEGORY, Problem, Sink
 from masklab.masks import coco_segmentation, rle
 from masklab.masks.rle import RLE
-from masklab.utils.errors import InputError
-from masklab.utils.files import leaves_folder
 from masklab.utils.types import Size
 
 _FARTHEST = 2**31  # pixels: larger coordinates are malformed
 _PLAIN = (int, float)
 _MARGIN = 1.0  # pixels by which an annotated box may leave the image, to allow for rounding
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """The entry of one image: COCO's image id, the file, and ``(height, width)`` as the JSON gives it."""
-
-    image_id: int | str
-    path: Path
-    size: Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,63 +55,56 @@ class Annotation:
     problem: str
 
 
-def read_images(entries: Iterable[Any], source: str | Path, folder: Path | None, sink: Sink) -> list[ImageRecord]:
-    """The usable entries of COCO's ``images``, the first of each id; files are looked for by `require_files`.
+@dataclass(frozen=True)
+class Grouping:
+    """Which annotations belong to which image.
 
-    ``source`` is named in messages.  Without a ``folder``, entries need no file name.
+    ``rows`` ``(A,)`` are the places of the annotations in their list, image by image and in file order; those of image
+    ``k`` end at ``ends[k]``.  ``objects`` ``(N,)`` counts those of each image that are no crowd regions; ``categories``
+    are the category ids that occur.
     """
-    found: dict[int | str, ImageRecord] = {}
-    for entry in entries:
-        try:
-            image = _read_entry(entry, source, folder)
-        except InputError as error:
-            sink.report(Problem("unusable image entry", str(error), id_of(entry), sentence=str(error)))
-            continue
-        if image.image_id in found:
-            sentence = f"{source}: image id {image.image_id} occurs twice; give each image its own id."
-            detail, first = f"{image.path.name} has it too", found[image.image_id].path
-            file_name = None if folder is None else first.relative_to(folder).as_posix()
-            sink.report(Problem("duplicate image id", detail, image.image_id, None, file_name, sentence))
-        else:
-            found[image.image_id] = image
-    return list(found.values())
 
+    rows: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    objects: NDArray[np.int64]
+    categories: frozenset[int | str]
 
-def require_files(images: Sequence[ImageRecord], source: str | Path, folder: Path) -> None:
-    """Raise `InputError` unless the file of every image exists."""
-    try:
-        present = set(os.listdir(folder))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); correct the image folder.") from None
-    missing = [
-        image.path
-        for image in images
-        if not (image.path.name in present if image.path.parent == folder else isfile(image.path))
-    ]
-    if missing:
-        raise InputError(
-            f"{missing[0]} is missing ({len(missing)} of the {len(images)} images of {source} are); "
-            "restore the images or remove them from the JSON."
-        )
+    def of(self, index: int) -> NDArray[np.int64]:
+        """The rows of the annotations of image ``index``."""
+        return self.rows[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    def take(self, kept: Sequence[int]) -> Grouping:
+        """The grouping of some of the images."""
+        rows = [self.of(index) for index in kept]
+        ends = np.cumsum([len(own) for own in rows], dtype=np.int64)
+        flat = np.concatenate(rows) if rows else self.rows[:0]
+        return Grouping(flat, ends, self.objects[np.asarray(kept, np.int64)], self.categories)
 
 
 def group_by_image(
-    annotations: Iterable[Any],
+    annotations: Sequence[Any],
     images: Sequence[ImageRecord],
     source: str | Path,
     sink: Sink,
     unusable: Container[int | str] = (),
-) -> list[list[dict[str, Any]]]:
-    """The annotations of each image, in file order.
+) -> Grouping:
+    """Find the image of each annotation.
 
     Those of image ids in ``unusable``, whose entries were reported, are left out; others of no image are reported.
     """
-    groups: dict[int | str, list[dict[str, Any]]] = {image.image_id: [] for image in images}
-    for annotation in annotations:
-        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if is_id(image_id) and image_id in groups:
-            groups[image_id].append(annotation)
+    places = {image.image_id: index for index, image in enumerate(images)}
+    owners = np.full(len(annotations), -1, np.int64)
+    crowds = np.zeros(len(annotations), bool)
+    categories = set[int | str]()
+    for row, header in enumerate(_headers(annotations)):
+        image_id = header.image_id
+        if is_id(image_id) and image_id in places:
+            owners[row] = places[image_id]
+            crowds[row] = header.iscrowd in (1,)
+            if is_id(header.category_id):
+                categories.add(header.category_id)
         elif not is_id(image_id) or image_id not in unusable:
+            annotation = annotations[row]
             number = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
             sentence = (
                 f"{source}: annotation {number} belongs to image id {image_id}, which is not among the images; "
@@ -127,7 +112,18 @@ def group_by_image(
             )
             detail = f"its image id is {image_id}"
             sink.report(Problem("annotation of no image", detail, None, id_of(annotation), sentence=sentence))
-    return list(groups.values())
+    rows = np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :]
+    counts = np.bincount(owners[rows], minlength=len(images))
+    objects = np.bincount(owners[(owners >= 0) & ~crowds], minlength=len(images))
+    return Grouping(rows, np.cumsum(counts), objects, frozenset(categories))
+
+
+def _headers(annotations: Sequence[Any]) -> Iterable[Header]:
+    if isinstance(annotations, JsonArray):
+        return annotations.headers()
+    fields = Header.__struct_fields__
+    known = (annotation if isinstance(annotation, dict) else {} for annotation in annotations)
+    return (Header(*(values.get(name) for name in fields)) for values in known)
 
 
 def read_annotation(
@@ -168,49 +164,6 @@ def read_annotation(
 def is_crowd(annotation: dict[str, Any]) -> bool:
     """Whether an annotation is a crowd region."""
     return annotation.get("iscrowd") in (1,)
-
-
-def is_id(value: Any) -> TypeGuard[int | str]:
-    """Whether a value can be the id of an image, annotation or category."""
-    return isinstance(value, (Integral, str)) and not isinstance(value, bool)
-
-
-def id_of(entry: Any) -> int | str | None:
-    """The id of an entry or annotation, if it has one."""
-    number = entry.get("id") if isinstance(entry, dict) else None
-    return number if is_id(number) else None
-
-
-def _read_entry(entry: Any, source: str | Path, folder: Path | None) -> ImageRecord:
-    """Check one entry of ``images``; `InputError` for one without id, size or a file name inside ``folder``."""
-    image_id = id_of(entry)
-    if image_id is None:
-        raise InputError(f"{source}: an entry of images has no id; correct the file.")
-    path = Path() if folder is None else folder / _file_name(entry, source, folder)
-    return ImageRecord(image_id, path, (_side(entry, "height", source), _side(entry, "width", source)))
-
-
-def _file_name(entry: dict[str, Any], source: str | Path, folder: Path) -> str:
-    image_id, name = entry["id"], entry.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{source}: image {image_id} has no file_name; correct the file.")
-    if min(name) < " ":
-        raise InputError(
-            f"{source}: image {image_id} has file_name {name!r}, which holds control characters; correct the file."
-        )
-    if leaves_folder(name):
-        raise InputError(f"{source}: image {image_id} has file_name {name!r}, which leaves {folder}; correct the file.")
-    return name
-
-
-def _side(entry: dict[str, Any], key: str, source: str | Path) -> int:
-    value: Any = entry.get(key)
-    if not _is_number(value) or not 1 <= value < 2**31 or value != int(value):
-        raise InputError(
-            f"{source}: image {entry['id']} has {key} {value!r}, which must be a whole number of pixels; "
-            "correct the file."
-        )
-    return int(value)
 
 
 def _read_mask(annotation: dict[str, Any], size: Size) -> tuple[RLE | None, str, str]:

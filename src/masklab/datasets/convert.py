@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from masklab.config.fields import VAL_FRACTION
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split, split_names
 from masklab.datasets.split import Split
 from masklab.utils.files import atomic_folder, atomic_write
 
 
-def convert(
-    source: str | Path, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0
-) -> dict[str, Split]:
+def convert(source: Data, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0) -> dict[str, Split]:
     """Write every split of a data set as ``SPLIT.json`` and ``SPLIT/`` into a new ``folder``; returns the splits read.
 
     Masks are kept exactly, as run lengths; annotations of COCO's layout are copied unchanged, and so are images.
@@ -36,7 +35,7 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
     lists = {
         name: {
             "held_out": split.note or None,
-            "images": [image.path.relative_to(split.folder).as_posix() for image in split.images],
+            "images": split.images.names(),
         }
         for name, split in splits.items()
     }
@@ -46,14 +45,15 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
 
 def _write_split(split: Split, folder: Path, name: str) -> None:
     """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
-    names = [image.path.relative_to(split.folder).as_posix() for image in split.images]
+    names = split.images.names()
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
+    values = split.coco
     entries = []
     (folder / name).mkdir()
-    for image, entry, own in zip(split.images, split.coco["images"], names, strict=True):
+    for image, entry, own in zip(split.images, values["images"], names, strict=True):
         target = Path(own).name if flat else own
         (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(image.path, folder / name / target)
         entries.append({**entry, "file_name": target})
-    text = json.dumps(split.coco | {"images": entries})
+    text = json.dumps(values | {"images": entries})
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

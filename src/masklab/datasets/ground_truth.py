@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from masklab.datasets.annotations import Annotation, ImageRecord, group_by_image, read_annotation, read_images
+from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
+from masklab.datasets.image_table import ImageRecord, read_images
 from masklab.datasets.problems import EMPTY, OUTSIDE, PROBLEMS, SKIPPED, Problem
 from masklab.masks import rle
 from masklab.masks.rle import RLE
@@ -83,7 +84,8 @@ class GroundTruth:
         labels = {number: label for label, number in enumerate(ids)}
         sink = _EvaluationSink()
         images = read_images(values["images"], _SOURCE, None, sink)
-        groups = group_by_image(values.get("annotations", []), images, _SOURCE, sink)
+        entries = values.get("annotations", [])
+        groups = group_by_image(entries, images, _SOURCE, sink)
         annotations = [
             [
                 read_annotation(
@@ -93,9 +95,9 @@ class GroundTruth:
                     _SOURCE,
                     sink,
                 )
-                for entry in _decoded(group)
+                for entry in _decoded([entries[row] for row in groups.of(index)])
             ]
-            for image, group in zip(images, groups, strict=True)
+            for index, image in enumerate(images)
         ]
         for annotation in chain(*annotations):
             if annotation.rle is None or annotation.label is None:

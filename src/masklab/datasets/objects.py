@@ -45,6 +45,11 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def bytes(self) -> int:
+        """Memory that the arrays take, roughly."""
+        return 1000 + self.flat_rle.nbytes + 50 * len(self) + sum(c.nbytes for c in self.crowds if c is not None)
+
     def rle(self, row: int) -> NDArray[np.int64]:
         """Run lengths of one object's mask, int64."""
         start = self.rle_ends[row - 1] if row else 0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from masklab.config.fields import VAL_FRACTION
-from masklab.datasets.layouts import coco
-from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names
+from masklab.datasets.image_table import relative_name
+from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
 from masklab.datasets.layouts.cellpose import CELLPOSE
+from masklab.datasets.layouts.coco import DESCRIPTION, CocoFiles, Data, DataFiles
 from masklab.datasets.layouts.kaggle import KAGGLE
 from masklab.datasets.layouts.label_images import LABEL_IMAGES
 from masklab.datasets.layouts.yolo import YOLO
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
-from masklab.datasets.selection import choose_pairs, hold_out, name_in, split_lists
+from masklab.datasets.selection import choose, split_lists
 from masklab.datasets.split import Split
 from masklab.images.read import image_size
 from masklab.masks import rle
@@ -28,7 +28,7 @@ LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # besides COCO's
 
 
 def open_split(
-    folder: str | Path,
+    data: Data,
     split: str,
     categories: ClassTable | None = None,
     val_fraction: float = VAL_FRACTION,
@@ -50,48 +50,69 @@ def open_split(
     Raises `InputError` when no layout or several fit, for a split that does not exist, and for files that cannot be
     used.
     """
-    folder = Path(folder)
-    check_names(folder, split)
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}: give a share between 0 and 1, such as {VAL_FRACTION}.")
-    found = _recognise(folder)
-    if found is None:
-        return _open_coco(folder, split, categories, val_fraction, seed)
-    pool, chosen, note = choose_pairs(folder, found, split, val_fraction, seed)
+    folder, found = recognise(data, split)
+    opened: dict[str, Split] = {}
+    if isinstance(found, CocoFiles):
+
+        def names_of(name: str) -> list[str]:
+            opened[name] = Split.open(found.one(name), categories)
+            return opened[name].images.names()
+
+        pool, kept, note = choose(folder, found.splits, names_of, split, val_fraction, seed)
+        return opened[pool].part(kept, note) if note or len(kept) < len(opened[pool]) else opened[pool]
+    pairs = {name: source.pairs for name, source in found.items()}
+    listed: dict[str, list[Pair]] = {}
+
+    def listed_names(name: str) -> list[str]:
+        listed[name] = pairs[name]()
+        return [relative_name(pair.image, folder) for pair in listed[name]]
+
+    pool, kept, note = choose(folder, found, listed_names, split, val_fraction, seed)
     sink = sink or TrainingSink()
-    values = _as_coco(folder, chosen, found[pool], categories, sink)
-    opened = Split(folder / split, folder, categories, values)
-    opened.left_out = sink.skipped if isinstance(sink, TrainingSink) else Counter()
-    opened.note = note
-    return opened
+    values = _as_coco(folder, [listed[pool][index] for index in kept], found[pool], categories, sink)
+    part = Split(folder / split, folder, categories, values)
+    part.note = note
+    part.left_out = sink.skipped if isinstance(sink, TrainingSink) else Counter()
+    return part
 
 
-def split_names(folder: str | Path) -> list[str]:
-    """The splits that `open_split` finds in a folder, those that it would hold out included."""
-    folder = Path(folder)
-    check_names(folder, "all")
-    found = _recognise(folder)
-    if found is None:
-        complete = {
-            split: [pair for pair in pairs if pair[1].is_dir()] for split, pairs in coco.split_files(folder).items()
-        }
-        files = {pairs[0][0]: split for split, pairs in sorted(complete.items(), reverse=True) if len(pairs) == 1}
-        names = set(files.values())
-    else:
-        names = set(found) - {""} or ({"train"} | set(split_lists(folder)))
+def split_names(data: Data) -> list[str]:
+    """The splits that `open_split` finds, those that it would hold out included."""
+    folder, found = recognise(data)
+    names = found.names() if isinstance(found, CocoFiles) else set(found) - {""}
+    names = names or {"train"} | set(split_lists(folder))
     return sorted(names | {"val"} if "train" in names else names)
 
 
-def _recognise(folder: Path) -> dict[str, SplitSource] | None:
-    """The splits of the one layout that fits a folder; None where that is COCO's."""
-    fitting: dict[str, dict[str, SplitSource] | None] = {}
-    if any(images.is_dir() for _, images in chain(*coco.split_files(folder).values())):
-        fitting[coco.DESCRIPTION] = None
+def recognise(data: Data, split: str = "all") -> tuple[Path, dict[str, SplitSource] | CocoFiles]:
+    """The folder of a data set, which may lie in the one that is named, and the splits of the one layout that fits."""
+    if isinstance(data, DataFiles) or (Path(data).suffix.lower() == ".json" and Path(data).is_file()):
+        files = CocoFiles.of_files(data) if isinstance(data, DataFiles) else CocoFiles.of_file(Path(data))
+        check_names(files.folder, split)
+        return files.folder, files
+    folder = Path(data)
+    check_names(folder, split)
+    while (found := _fitting(folder)) is None:
+        inside = subfolders(folder)
+        if len(inside) != 1:
+            known = "; ".join([DESCRIPTION, *(layout.description for layout in LAYOUTS)])
+            raise InputError(f"{data} holds no data set: none of {known} was found; correct the path.")
+        folder = inside[0]  # as archives unpack
+    return folder, found
+
+
+def _fitting(folder: Path) -> dict[str, SplitSource] | CocoFiles | None:
+    fitting: dict[str, dict[str, SplitSource] | CocoFiles] = {}
     errors: list[InputError] = []
+    coco = CocoFiles.find(folder)
+    if coco.splits:
+        fitting[DESCRIPTION] = coco
     for layout in LAYOUTS:
         try:
             if splits := layout.find(folder):
-                fitting[layout.description] = splits
+                fitting[layout.description] = _with_val(splits)
         except InputError as error:
             errors.append(error)
     if not fitting and errors:
@@ -100,39 +121,15 @@ def _recognise(folder: Path) -> dict[str, SplitSource] | None:
         raise InputError(
             f"{folder} fits more than one layout: {' and '.join(fitting)}: move what you do not mean away."
         )
-    if fitting:
-        return _with_val(next(iter(fitting.values())))
-    if coco.split_files(folder):
-        return None
-    known = "; ".join([coco.DESCRIPTION, *(layout.description for layout in LAYOUTS)])
-    raise InputError(f"{folder} holds no data set: none of {known} was found; correct the path.")
+    return next(iter(fitting.values()), None)
 
 
-def _with_val(found: dict[str, SplitSource] | None) -> dict[str, SplitSource] | None:
+def _with_val(found: dict[str, SplitSource]) -> dict[str, SplitSource]:
     """The splits, with ``valid`` or ``validation`` as ``val`` where there is no other."""
-    other = next((name for name in VAL_NAMES if found and name in found), None)
-    if found is None or other is None or "val" in found:
+    other = next((name for name in VAL_NAMES if name in found), None)
+    if other is None or "val" in found:
         return found
     return {"val" if name == other else name: own for name, own in found.items()}
-
-
-def _open_coco(folder: Path, split: str, categories: ClassTable | None, val_fraction: float, seed: int) -> Split:
-    present = coco.split_files(folder)
-    held_out = split in ("train", "val") and "train" in present and "val" not in present
-    whole = Split(*coco.find_split(folder, "train" if held_out else split), categories)
-    if not held_out:
-        return whole
-    images, annotations = (whole.coco[key] for key in ("images", "annotations"))
-    kept, note = hold_out([image["file_name"] for image in images], split, folder, val_fraction, seed)
-    images = [image for image in images if image["file_name"] in kept]
-    ids = {image["id"] for image in images}
-    values = whole.coco | {
-        "images": images,
-        "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
-    }
-    part = Split(whole.json_path, whole.folder, categories, values)
-    part.note = note
-    return part
 
 
 def _as_coco(
@@ -151,11 +148,13 @@ def _as_coco(
             objects = found.objects(pair, size, sink)
         except InputError as error:
             problem, reason = "damaged image" if size is None else "unusable annotation file", str(error)
-            name = name_in(pair, folder)
+            name = relative_name(pair.image, folder)
             sink.report(Problem(problem, without_path(reason, folder / name), image_id, None, name, reason))
         if size is None:
             continue
-        images.append({"id": image_id, "file_name": name_in(pair, folder), "height": size[0], "width": size[1]})
+        images.append(
+            {"id": image_id, "file_name": relative_name(pair.image, folder), "height": size[0], "width": size[1]}
+        )
         strings = rle.rle_to_strings([found.rle for found in objects])
         for (category, runs, crowd), counts in zip(objects, strings, strict=True):
             x1, y1, x2, y2 = rle.bounds(runs, size) or (0, 0, 0, 0)

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from masklab.datasets.layouts.base import Pair, SplitSource
 from masklab.utils.errors import InputError
 
 
-def choose_pairs(
-    folder: Path, found: dict[str, SplitSource], split: str, val_fraction: float, seed: int
-) -> tuple[str, list[Pair], str]:
-    """The folder of images that a split is taken from, its pairs, and a note on how they were held out, or ""."""
-    held_out = "val" not in found and split in ("train", "val")
-    if split in found and not held_out:
-        return split, found[split].pairs(), ""
-    pool = "train" if "train" in found and held_out else ""
-    if pool not in found:
-        own = next((folder / name for name in sorted(found) if (folder / name).is_dir()), None)
+def choose(
+    folder: Path,
+    present: Collection[str],
+    names_of: Callable[[str], Sequence[str]],
+    split: str,
+    val_fraction: float,
+    seed: int,
+) -> tuple[str, list[int], str]:
+    """The images of a split: which of the splits that are ``present`` they belong to, and their places in it.
+
+    ``names_of(name)`` lists the images of a split that is present, by their paths relative to ``folder``; "" is the
+    name of an undivided one.  Also returns a note on how they were held out, or "".
+    """
+    held_out = "val" not in present and split in ("train", "val")
+    if split in present and not held_out:
+        return split, list(range(len(names_of(split)))), ""
+    pool = "train" if "train" in present and held_out else ""
+    if pool not in present:
+        own = next(
+            (p for name in sorted(present) for p in (folder / name, folder / f"{name}.json") if p.exists()), None
+        )
         advice = "correct the name" if own is None else f"correct the name or give {own} as the data set"
-        raise InputError(f"{folder} holds no split {split}: there is {', '.join(sorted(found))}; {advice}.")
-    pairs = found[pool].pairs()
-    names = [name_in(pair, folder) for pair in pairs]
+        raise InputError(f"{folder} holds no split {split}: there is {', '.join(sorted(present))}; {advice}.")
+    names = names_of(pool)
     lists = {} if pool else split_lists(folder)
     if split in lists:
         kept, note = _listed(lists[split], names), ""
@@ -32,12 +42,7 @@ def choose_pairs(
         kept, note = set(names), ""
     else:
         raise InputError(f"{folder} holds no split {split}: write {split}.txt with one image name per line.")
-    return pool, [pair for pair, name in zip(pairs, names, strict=True) if name in kept], note
-
-
-def name_in(pair: Pair, folder: Path) -> str:
-    """The path of a pair's image relative to the data set folder, with forward slashes."""
-    return pair.image.relative_to(folder).as_posix()
+    return pool, [index for index, name in enumerate(names) if name in kept], note
 
 
 def split_lists(folder: Path) -> dict[str, Path]:
@@ -51,7 +56,7 @@ def split_lists(folder: Path) -> dict[str, Path]:
     return lists
 
 
-def _listed(path: Path, names: list[str]) -> set[str]:
+def _listed(path: Path, names: Sequence[str]) -> set[str]:
     """The images that a file lists, one per line, as path in the data set folder or file name with or without suffix."""
     known: dict[str, str] = {}
     for name in names:
@@ -66,7 +71,7 @@ def _listed(path: Path, names: list[str]) -> set[str]:
     return {known[line] for line in lines if line}
 
 
-def hold_out(names: list[str], split: str, folder: Path, val_fraction: float, seed: int) -> tuple[set[str], str]:
+def hold_out(names: Sequence[str], split: str, folder: Path, val_fraction: float, seed: int) -> tuple[set[str], str]:
     """The images of ``val``, the first by a hash of ``seed`` and file name, or the rest for ``train``; and a note."""
     if len(names) < 2:
         raise InputError(f"{folder} has no val, and {len(names)} images are too few to hold some out: add images.")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from masklab.datasets.annotations import (
-    Annotation,
-    ImageRecord,
-    group_by_image,
-    is_crowd,
-    read_annotation,
-    read_images,
-    require_files,
-)
+from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
+from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.ground_truth import GroundTruth
-from masklab.datasets.layouts.coco import find_split, read_json
+from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, read_images
+from masklab.datasets.layouts.coco import CocoSource, find_split
 from masklab.datasets.objects import Objects
 from masklab.datasets.problems import TrainingSink
 from masklab.images.intensity import IntensityRange
@@ -30,17 +26,20 @@ from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box
 
+_KEPT_BYTES = 2**27  # of objects that a split keeps
+
 
 class Split:
     """One split of a data set of any layout, read and checked once.
 
     ``images`` are in the order of the JSON, those without objects included; ``categories`` is the class table;
-    ``coco`` is the JSON as it was read, or as given where ``json_path`` is only a name.  Masks become run
-    lengths when an image's objects are first asked for, and are kept.  Annotations that cannot be trained on are left
+    ``document`` is the JSON, as it was read or as given where ``json_path`` is only a name.  Masks become run lengths
+    when an image's objects are asked for; those used last are kept.  Annotations that cannot be trained on are left
     out and counted by reason in ``skipped`` as images are read; `summary` reads them all.  ``note`` says how the split
     was held out, if it was.
 
-    Raises `InputError` for a file that is not COCO, or that contradicts itself or the folder.
+    Images are looked for in ``image_folder``, then in ``places``, then anywhere in ``root``.  Raises `InputError` for a
+    file that is not COCO, or that contradicts itself or the folder.
     """
 
     def __init__(
@@ -49,26 +48,60 @@ class Split:
         image_folder: str | Path,
         categories: ClassTable | None = None,
         coco: dict[str, Any] | None = None,
+        places: Sequence[Path] = (),
+        root: Path | None = None,
     ) -> None:
-        self.json_path, self.folder = Path(json_path), Path(image_folder)
-        self.coco = read_json(self.json_path) if coco is None else coco
-        own = ClassTable.from_categories(self.coco["categories"], self.json_path)
+        self.json_path, folder = Path(json_path), Path(image_folder)
+        self.document = (
+            CocoDocument.read(self.json_path) if coco is None else CocoDocument.from_values(coco, self.json_path)
+        )
+        sink = TrainingSink()
+        images = read_images(self.document.images, self.json_path, folder, sink)
+        self._groups = group_by_image(self.document.annotations, images, self.json_path, sink)
+        own = ClassTable.from_categories(self.document.classes(self._groups.categories), self.json_path)
         self.categories = categories or own
         self.categories.check_covers(own, self.json_path)
-        sink = TrainingSink()
-        self.images = read_images(self.coco["images"], self.json_path, self.folder, sink)
-        require_files(self.images, self.json_path, self.folder)
+        self.images = ImageTable(*find_files(images, self.json_path, folder, places, root))
         self.note = ""
         self.left_out = Counter[str]()  # what the reader of the layout left out already, by problem
-        self._groups = group_by_image(self.coco["annotations"], self.images, self.json_path, sink)
         self._skipped: dict[int, Counter[str]] = {}
-        self._objects: dict[int, Objects] = {}
+        self._objects: OrderedDict[int, Objects] = OrderedDict()
+        self._kept_bytes = 0
         self._intensity_ranges: dict[tuple[int, int, tuple[float, float]], IntensityRange] = {}
 
     @classmethod
     def find(cls, folder: str | Path, split: str, categories: ClassTable | None = None) -> Split:
         """Find the split in a data set folder of COCO's layout and read it; see `find_split`."""
-        return cls(*find_split(folder, split), categories)
+        return cls.open(find_split(folder, split), categories)
+
+    @classmethod
+    def open(cls, source: CocoSource, categories: ClassTable | None = None) -> Split:
+        """Read a COCO file."""
+        first, *others = [place for place in source.places if place.is_dir()] or [source.root]
+        return cls(source.json_path, first, categories, None, others, source.root)
+
+    def part(self, kept: Sequence[int], note: str) -> Split:
+        """A split of some of the images; ``note`` says which."""
+        part = copy(self)
+        part.images, part._groups, part.note = self.images.take(kept), self._groups.take(kept), note
+        part._skipped, part._objects, part._kept_bytes, part._intensity_ranges = {}, OrderedDict(), 0, {}
+        return part
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the images' names begin in."""
+        return self.images.folder
+
+    @property
+    def coco(self) -> dict[str, Any]:
+        """The whole split as COCO's dictionary, with the entries of its images as they are in the file."""
+        document = self.document
+        values = {
+            "images": document.images.take(self.images.rows),
+            "annotations": document.annotations.take(np.sort(self._groups.rows)),
+            "categories": document.classes(self._groups.categories),
+        }
+        return document.others | values
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,7 +109,7 @@ class Split:
     @property
     def most_objects(self) -> int:
         """The largest number of annotations of one image, crowds left out."""
-        return max((sum(not is_crowd(a) for a in group) for group in self._groups), default=0)
+        return int(self._groups.objects.max(initial=0))
 
     @property
     def skipped(self) -> Counter[str]:
@@ -85,9 +118,12 @@ class Split:
 
     def objects(self, index: int) -> Objects:
         """The objects of image ``index``."""
-        if index not in self._objects:
-            self._read(index)
-        return self._objects[index]
+        if index in self._objects:
+            self._objects.move_to_end(index)
+            return self._objects[index]
+        annotations = self._read(index)
+        kept = self._objects.get(index)  # unless they are more than is kept
+        return _as_objects(self.images[index], annotations) if kept is None else kept
 
     def read(self, index: int, channels: int | None, box: Box | None = None) -> NDArray[Any]:
         """Image ``index`` as ``(channels, H, W)``, or the part of it inside ``box`` (xyxy); see `read_window`.
@@ -131,9 +167,12 @@ class Split:
 
     def truth_of(self, images: Iterable[ImageRecord]) -> GroundTruth:
         """The objects of some images, with all of ``categories``, as a model may find classes without an object here."""
-        places = {image.image_id: index for index, image in enumerate(self.images)}
-        read = ((image, self._read(places[image.image_id])) for image in images)
+        read = ((image, self._read(self._places[image.image_id])) for image in images)
         return GroundTruth.build(read, self.categories.ids, self.categories.names)
+
+    @cached_property
+    def _places(self) -> dict[int | str, int]:
+        return {image.image_id: index for index, image in enumerate(self.images)}
 
     def evenly_spaced(self, most: int) -> list[ImageRecord]:
         """At most ``most`` images, evenly spaced over the split."""
@@ -141,15 +180,22 @@ class Split:
         return [self.images[i * len(self) // count] for i in range(count)]
 
     def _read(self, index: int) -> list[Annotation]:
-        """Decode the annotations of an image; its objects are kept, as they take little memory."""
+        """Decode the annotations of an image, and keep its objects."""
         image, sink = self.images[index], TrainingSink()
-        labels = self.categories.labels
-        annotations = [read_annotation(a, image, labels, self.json_path, sink) for a in self._groups[index]]
+        labels, document = self.categories.labels, self.document
+        entries = document.annotations.take(self._groups.of(index))
+        annotations = [read_annotation(entry, image, labels, self.json_path, sink) for entry in entries]
         if index not in self._objects:
-            self._objects[index] = _as_objects(image, annotations)
-            if sink.skipped:
-                self._skipped[index] = sink.skipped
+            self._keep(index, _as_objects(image, annotations))
+        if sink.skipped:
+            self._skipped[index] = sink.skipped
         return annotations
+
+    def _keep(self, index: int, objects: Objects) -> None:
+        self._objects[index] = objects
+        self._kept_bytes += objects.bytes
+        while self._kept_bytes > _KEPT_BYTES:
+            self._kept_bytes -= self._objects.popitem(last=False)[1].bytes
 
 
 def _as_objects(image: ImageRecord, annotations: Iterable[Annotation]) -> Objects:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
 from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
@@ -23,7 +24,7 @@ from masklab.weights.checkpoint import find_weights
 
 def evaluate(
     model: Predictor | str | Path,
-    data: str | Path,
+    data: Data,
     split: str = "val",
     options: PredictionOptions | None = None,
     ground_truth_boxes: bool = False,

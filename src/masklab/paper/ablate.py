@@ -14,6 +14,7 @@ import torch
 from masklab.config.nested import flatten, merge
 from masklab.config.recipe import load_recipe, read_recipe
 from masklab.config.schema import Config, validate
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.report import write_metrics
@@ -36,16 +37,17 @@ _FROM_IMAGENET = "model.box.from_imagenet"
 
 
 class _Run(NamedTuple):
-    """Training run of a row with one seed; the configuration names data and folder."""
+    """Training run of a row with one seed; its configuration, folder and data."""
 
     row: str
     config: Config
     folder: Path
+    data: Data
 
 
 def ablate(
     table: str,
-    data: str | Path,
+    data: Data,
     output: str | Path,
     seeds: int = 1,
     recipe: str | None = None,
@@ -134,11 +136,11 @@ def _choose(table: str, names: Sequence[str] | None) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
-def _run(name: str, config: Config, k: int, data: str | Path, output: str | Path) -> _Run:
+def _run(name: str, config: Config, k: int, data: Data, output: str | Path) -> _Run:
     seed = config.train.seed + k
     folder = Path(output) / name / f"seed{seed}"
     settings = config.train.model_copy(update={"seed": seed})
-    return _Run(name, config.model_copy(update={"train": settings, "data": Path(data), "output": folder}), folder)
+    return _Run(name, config.model_copy(update={"train": settings, "output": folder}), folder, data)
 
 
 def _check_row(name: str, config: Config, classes: ClassTable) -> None:
@@ -165,10 +167,9 @@ def _train_and_evaluate(run: _Run) -> None:
     resume = (run.folder / CHECKPOINT).is_file()
     if not resume:
         (run.folder / "metrics.csv").unlink(missing_ok=True)  # the run was stopped before its first checkpoint
-    train(run.config, resume=resume)
-    data = run.config.data or ""
-    masks_alone = evaluate(run.folder, data, "val", ground_truth_boxes=True)["mask"]
-    write_metrics(run.folder / METRICS, evaluate(run.folder, data, "val") | {"mask_in_true_boxes": masks_alone})
+    train(run.config, run.data, resume=resume)
+    masks_alone = evaluate(run.folder, run.data, "val", ground_truth_boxes=True)["mask"]
+    write_metrics(run.folder / METRICS, evaluate(run.folder, run.data, "val") | {"mask_in_true_boxes": masks_alone})
     (run.folder / "error.txt").unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from masklab.config.image import ImageConfig
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import Config
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
 from masklab.datasets.split import Split
 from masklab.datasets.statistics import Statistics, measure, proposals_for
@@ -35,7 +36,7 @@ _COLUMNS = 3
 _MOST_NAMED = 25  # objects of an image: more names would hide the image
 
 
-def show_data(folder: str | Path, output: str | Path, split: str = "train", recipe: str | None = None) -> list[Path]:
+def show_data(data: Data, output: str | Path, split: str = "train", recipe: str | None = None) -> list[Path]:
     """Write ``SPLIT_images.png``, ``SPLIT_statistics.png`` and ``SPLIT_suggestion.yaml`` into ``output``.
 
     The sheet's images are evenly spaced in the order of their numbers of objects.  Sizes are in pixels of the network's
@@ -43,7 +44,7 @@ def show_data(folder: str | Path, output: str | Path, split: str = "train", reci
     logged.  Returns the paths.  Raises `InputError` for data, a recipe or a folder that cannot be used.
     """
     config = load_recipe(recipe) if recipe else Config()
-    source = open_split(folder, split)
+    source = open_split(data, split)
     if not len(source):
         raise InputError(f"{source.json_path} holds no images to draw: name another --split.")
     _log.info(source.summary())

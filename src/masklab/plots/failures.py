@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.ground_truth import GroundTruth, Region
+from masklab.datasets.image_table import ImageRecord
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
 from masklab.evaluation.errors import LOCALISATION_IOU, Errors, find_errors
 from masklab.evaluation.matching import overlaps
@@ -97,7 +98,7 @@ def find_failures(image: ImageRecord, truth: GroundTruth, found: Instances) -> F
 
 def show_failures(
     predictor: Predictor,
-    data: str | Path,
+    data: Data,
     output: str | Path,
     split: str = "val",
     worst: int = 9,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklab.config.schema import Config
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
 from masklab.images.resize import network_image
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation
@@ -41,9 +42,7 @@ VALUES_AT_ONCE = 1 << 24  # logits at the image's own size that are held in memo
 _log = logging.getLogger(__name__)
 
 
-def pretrain(
-    config: Config, data: str | Path | None = None, output: str | Path | None = None, resume: bool = False
-) -> Path:
+def pretrain(config: Config, data: Data | None = None, output: str | Path | None = None, resume: bool = False) -> Path:
     """Train a configuration's backbone and conv5 to classify each pixel; returns the file of the best weights.
 
     ``data`` is a data set folder with the splits ``train`` and ``val``, whose objects are rasterized to class maps
@@ -54,18 +53,18 @@ def pretrain(
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
-    folder, run = data_and_run(config, data, output)
+    source, run = data_and_run(config, data, output)
     if config.train.start_from is not None:
         raise InputError(
             f"train.start_from is {config.train.start_from} but pretraining starts from ImageNet's weights or none: leave it out."
         )
-    train_split = open_split(folder, "train")
+    train_split = open_split(source, "train")
     classes = train_split.categories
     if len(classes) > MOST_CLASSES:
         raise InputError(
             f"{train_split.json_path} has {len(classes)} categories but pretraining takes at most {MOST_CLASSES}: merge some."
         )
-    val_split = open_split(folder, "val", classes)
+    val_split = open_split(source, "val", classes)
     fabric = build_fabric(config.train)
     start = open_run(run, resume, fabric.is_global_zero, CHECKPOINT)
     if fabric.is_global_zero:

@@ -27,6 +27,8 @@ _RENAMED_FACTS = {"pictures": "images", "pictures_sha256": "images_sha256"}  # v
 # fields that do not change the result, and may change when a run is resumed
 _FREE = (
     "data",
+    "annotations",
+    "images",
     "output",
     "train.workers",
     "train.threads",
@@ -115,8 +117,7 @@ def read_record(run: Path) -> dict[str, Any]:
 def _fingerprint(split: Split) -> dict[str, Any]:
     """SHA-256 of a split's annotations, and of the names and sizes in bytes of its images."""
     images = hashlib.sha256()
-    for image in split.images:
-        name = image.path.relative_to(split.folder).as_posix()
+    for name, image in zip(split.images.names(), split.images, strict=True):
         images.update(f"{name} {image.path.stat().st_size}\n".encode())
     return {
         "annotations": str(split.json_path),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from masklab.config.schema import Config
 from masklab.config.train import TrainConfig
+from masklab.datasets.layouts.coco import Data, DataFiles, data_files
 from masklab.training.ema import ExponentialMovingAverage
 from masklab.training.optimizer import build_optimizer, set_learning_rate
 from masklab.training.record import read_record
@@ -33,15 +34,18 @@ class Start(NamedTuple):
     checkpoint: dict[str, Any] | None
 
 
-def data_and_run(config: Config, data: str | Path | None = None, output: str | Path | None = None) -> tuple[Path, Path]:
-    """The folders of the data set and of the run, by default those of the configuration; `InputError` without one."""
-    folders = {"data": data or config.data, "output": output or config.output}
-    for name, folder in folders.items():
-        if folder is None:
+def data_and_run(
+    config: Config, data: Data | None = None, output: str | Path | None = None
+) -> tuple[Path | DataFiles, Path]:
+    """The data set and the folder of the run, by default those of the configuration; `InputError` without one."""
+    data = data or config.data or data_files(config.annotations, config.images)
+    output = output or config.output
+    for name, value in (("data", data), ("output", output)):
+        if value is None:
             raise InputError(
                 f"training needs the folder {name}: give it, or set {name} in the configuration (--{name} DIR)."
             )
-    return Path(str(folders["data"])), Path(str(folders["output"]))
+    return data if isinstance(data, DataFiles) else Path(str(data)), Path(str(output))
 
 
 def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT) -> Start:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from masklab.config.schema import Config
-from masklab.datasets.annotations import ImageRecord
+from masklab.datasets.image_table import ImageRecord
+from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
 from masklab.datasets.split import Split
 from masklab.evaluation.matching import overlaps, tune_score_threshold
@@ -32,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, data: str | Path | None = None, output: str | Path | None = None, resume: bool = False
+    config: Config, data: Data | None = None, output: str | Path | None = None, resume: bool = False
 ) -> Predictor:
     """Train a model and return a `Predictor` of the best weights.
 
-    ``data`` is a folder of any format that `masklab.datasets.open.open_split` reads, with a split ``train`` and, to
+    ``data`` is a data set of any layout that `masklab.datasets.open.open_split` reads, with a split ``train`` and, to
     choose the best weights by, ``val``, which is split off where there is none.  The run is written to the folder
     ``output``: ``best.safetensors`` and ``last.safetensors`` (see `masklab.weights.checkpoint`), ``metrics.csv``,
     TensorBoard's events, and the files of `masklab.training.record.write_record`.  Both default to the
@@ -49,12 +50,12 @@ def train(
 
     Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
-    folder, run = data_and_run(config, data, output)
+    source, run = data_and_run(config, data, output)
     # a checkpoint replaces the weights that a run started from, which may be gone by then
     load_pretrained = config.train.start_from is None and not (resume and (run / CHECKPOINT).is_file())
     check_network(config.model, load_pretrained)
-    train_split = open_split(folder, "train")
-    val_split = open_split(folder, "val", train_split.categories)
+    train_split = open_split(source, "train")
+    val_split = open_split(source, "val", train_split.categories)
     fabric = build_fabric(config.train)
     start = open_run(run, resume, fabric.is_global_zero)
     if fabric.is_global_zero:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from masklab.datasets.annotations import Annotation, ImageRecord, group_by_image, id_of, read_annotation
+from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
 from masklab.datasets.check.split import LenientSplit
+from masklab.datasets.image_table import ImageRecord, id_of
 from masklab.masks import rle
 from masklab.masks.rle import RLE
 from masklab.utils.progress import track
@@ -21,10 +22,12 @@ def check_annotations(split: LenientSplit, images: Sequence[ImageRecord]) -> Non
     """Read every annotation of a split as training does and report its problems."""
     listed = [number for entry in split.images if (number := id_of(entry)) is not None]
     groups = group_by_image(split.annotations, images, split.json_path, split, set(listed))
+    split.use_categories(groups.categories)
     _check_ids(split)
     labels = {number: label for label, number in enumerate(split.names)}
-    for image, group in track(zip(images, groups, strict=True), f"{split.name}: annotations", len(images)):
-        annotations = [read_annotation(entry, image, labels, split.json_path, split) for entry in group]
+    for index, image in track(enumerate(images), f"{split.name}: annotations", len(images)):
+        entries = split.annotations.take(groups.of(index))
+        annotations = [read_annotation(entry, image, labels, split.json_path, split) for entry in entries]
         _check_duplicates(split, image, annotations)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from masklab.datasets.annotations import is_id
 from masklab.datasets.check.split import LenientSplit
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
@@ -13,13 +12,8 @@ def check_classes(split: LenientSplit, train: ClassTable | None) -> ClassTable |
 
     Returns the table to compare the next split with.
     """
-    used = {
-        annotation.get("category_id")
-        for annotation in split.annotations
-        if isinstance(annotation, dict) and is_id(annotation.get("category_id"))
-    }
     for number, name in split.names.items():
-        if number not in used:
+        if number not in split.used:
             split.add("unused category", f"{number} ({name})")
     if split.categories is None:
         return train

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.check.split import LenientSplit
+from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.problems import without_path
 from masklab.images.opened import ORIENTATION
 from masklab.images.pillow import open_pillow

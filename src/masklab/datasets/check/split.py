@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from masklab.datasets.annotations import ImageRecord, id_of, is_id, read_images
 from masklab.datasets.check.report import Report
-from masklab.datasets.layouts.coco import read_json
+from masklab.datasets.coco_document import CocoDocument
+from masklab.datasets.image_table import ImageRecord, id_of, is_id, look_for_files, read_images, relative_name
+from masklab.datasets.layouts.coco import CocoSource
 from masklab.datasets.problems import Problem
 from masklab.utils.errors import InputError
 
@@ -16,25 +18,20 @@ class LenientSplit:
     """A split under check, whose problems go into a `Report` as findings.
 
     ``images`` and ``annotations`` are COCO's lists, empty where the file has none; ``categories`` is None then.
-    ``names`` has the class names by category id, of the entries that have both.  ``values`` is the JSON of another
-    layout; without it, ``json_path`` is read.
+    ``document`` is the JSON of another layout; without it, that of ``source`` is read.
     """
 
-    def __init__(
-        self, name: str, json_path: Path, folder: Path, report: Report, values: dict[str, Any] | None = None
-    ) -> None:
-        self.name, self.json_path, self.folder = name, json_path, folder
-        self._report = report
+    def __init__(self, name: str, source: CocoSource, report: Report, document: CocoDocument | None = None) -> None:
+        self.name, self.json_path = name, source.json_path
+        self._source, self._report = source, report
         self._files: dict[int | str, str] = {}  # file names by image id
-        lists = self._lists(values)
-        self.images, self.annotations = lists.get("images", []), lists.get("annotations", [])
-        self.categories = lists.get("categories")
-        self.names: dict[int, str] = {}
-        for entry in self.categories or []:
-            number = id_of(entry)
-            if isinstance(number, int):
-                self.names.setdefault(number, str(entry.get("name")))
-        report.splits[name] = {key: len(lists.get(key, [])) for key in ("images", "annotations", "categories")}
+        document = document or self._read(source.json_path)
+        self.images, self.annotations = document.images, document.annotations
+        self._document = document
+        self.used: Collection[int | str] = ()
+        self.categories = None if "categories" in document.missing else document.categories
+        lists = {"images": self.images, "annotations": self.annotations, "categories": self.categories or []}
+        report.splits[name] = {key: len(values) for key, values in lists.items()}
 
     def report(self, problem: Problem) -> None:
         """Take a problem as a finding; this makes the split a `masklab.datasets.problems.Sink`."""
@@ -47,22 +44,38 @@ class LenientSplit:
         self.report(Problem(name, detail, image_id if is_id(image_id) else None, annotation_id))
 
     def entries(self) -> list[ImageRecord]:
-        """The images whose entries can be used."""
-        images = read_images(self.images, self.json_path, self.folder, self)
-        self._files = {image.image_id: image.path.relative_to(self.folder).as_posix() for image in images}
-        return images
-
-    def _lists(self, values: Any) -> dict[str, list[Any]]:
-        """The three lists of the JSON, those that exist."""
+        """The images whose entries can be used, with their files where these exist."""
+        folder, *places = [place for place in self._source.places if place.is_dir()] or [self._source.root]
+        images = read_images(self.images, self.json_path, folder, self)
         try:
-            values = read_json(self.json_path, ()) if values is None else values
+            images, folder, _ = look_for_files(images, folder, places, self._source.root)
         except InputError as error:
             self.add("unusable split", str(error))
-            return {}
-        lists = {}
-        for key in ("images", "annotations", "categories"):
-            if isinstance(values, dict) and isinstance(values.get(key), list):
-                lists[key] = values[key]
-            else:
-                self.add("unusable split", f"{self.json_path} has no list {key!r}.")
-        return lists
+        self._files = {image.image_id: relative_name(image.path, folder) for image in images}
+        return images
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The class names by category id, of the entries that have both."""
+        names: dict[int, str] = {}
+        for entry in self.categories or []:
+            number = id_of(entry)
+            if isinstance(number, int):
+                names.setdefault(number, str(entry.get("name")))
+        return names
+
+    def use_categories(self, used: Collection[int | str]) -> None:
+        """Take note of the category ids that occur, and leave a category out that only stands above all others."""
+        self.used = used
+        if self.categories is not None:
+            self.categories = self._document.classes(used)
+
+    def _read(self, path: Path) -> CocoDocument:
+        try:
+            document = CocoDocument.read(path, ())
+        except InputError as error:
+            self.add("unusable split", str(error))
+            return CocoDocument.from_values({}, path, ())
+        for key in document.missing:
+            self.add("unusable split", f"{path} has no list {key!r}.")
+        return document

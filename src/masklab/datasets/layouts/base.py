@@ -88,7 +88,8 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+    return sorted(folder / name for name in names if name != "__MACOSX")
 
 
 def images_in(folder: Path) -> list[Path]:
