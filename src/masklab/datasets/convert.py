@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.open import open_split, split_names
 from masklab.datasets.split import Split
+from masklab.images.embedded import copy_image
 from masklab.utils.files import atomic_folder, atomic_write
 
 
@@ -53,7 +53,7 @@ def _write_split(split: Split, folder: Path, name: str) -> None:
     for image, entry, own in zip(split.images, split.coco["images"], names, strict=True):
         target = Path(own).name if flat else own
         (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image.path, folder / name / target)
-        entries.append({**entry, "file_name": target})
+        written = copy_image(image.path, folder / name / target)
+        entries.append({**entry, "file_name": written.relative_to(folder / name).as_posix()})
     text = json.dumps(split.coco | {"images": entries})
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -50,6 +50,17 @@ def ellipse_points(center: Sequence[float], radii: Sequence[float]) -> list[tupl
     )
 
 
+def rotated_points(
+    points: Sequence[Sequence[float]], center: Sequence[float], angle: float
+) -> list[tuple[float, float]]:
+    """Points ``(x, y)`` turned around ``center`` by an angle in radians, clockwise as the image is seen."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    (cx, cy), turned = center, []
+    for x, y in points:
+        turned.append((float(cx + (x - cx) * cos - (y - cy) * sin), float(cy + (x - cx) * sin + (y - cy) * cos)))
+    return turned
+
+
 def bitmap_mask(bitmap: ArrayLike, origin: Sequence[int], size: Size) -> RLE:
     """Run lengths of a bitmap ``(h, w)`` whose top left pixel is at ``origin`` ``(x, y)``; what leaves the image is cut."""
     bits = np.asarray(bitmap, bool)
