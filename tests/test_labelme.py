@@ -245,6 +245,13 @@ def test_boxes_only_are_refused_and_some_are_warned_of(tmp_path, caplog):
     assert "1 of 2 shapes are rectangles" in caplog.text
 
 
+def test_shapes_without_labels(tmp_path):
+    image(tmp_path / "a.png")
+    write(tmp_path / "a.json", [shape("", BLOB)])
+    with pytest.raises(InputError, match="have no label: give each the label of its class"):
+        open_split(tmp_path, "all")
+
+
 def test_files_of_other_tools_and_encodings(tmp_path):
     data_set(tmp_path, ("ä", "b", "old"))
     (tmp_path / "classes.json").write_text('{"names": ["leaf"]}')

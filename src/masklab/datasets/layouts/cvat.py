@@ -42,7 +42,7 @@ def _find(folder: Path) -> dict[str, SplitSource]:
         return {}
     labels = [label for reader in readers for label in reader.labels]
     drawn = sorted({attributes.get("label", "").strip() for one in listed for _, attributes in one.shapes})
-    return ListedImages(folder, "CVAT", listed, class_table([*labels, *drawn]), _shape).splits()
+    return ListedImages(folder, "CVAT", listed, class_table([*labels, *drawn]) or None, _shape).splits()
 
 
 class _Reader(XmlTarget):

@@ -32,7 +32,7 @@ def _find(folder: Path) -> dict[str, SplitSource]:
         own, items = _read(path)
         labels += own
         listed += [_entry(item, own, path) for item in items]
-    return ListedImages(folder, "Datumaro", listed, class_table(labels), _shape).splits()
+    return ListedImages(folder, "Datumaro", listed, class_table(labels) or None, _shape).splits()
 
 
 def _is_datumaro(head: str) -> bool:

@@ -82,7 +82,10 @@ class _DataSet:
     splits: dict[Path, str]
 
     def names(self) -> dict[int, str]:
-        return class_table(sorted(label for label in set[str]().union(*(file.labels for file in self._files))))
+        found = class_table(sorted(set[str]().union(*(file.labels for file in self._files))))
+        if not found:
+            raise InputError(f"the shapes in {self.folder} have no label: give each the label of its class in labelme.")
+        return found
 
     def pairs(self, split: str) -> list[Pair]:
         """The images of a split that have a file; a warning says how many have none."""

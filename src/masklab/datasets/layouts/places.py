@@ -22,7 +22,7 @@ _IMAGE_FOLDERS = ("images", "imgs", "img", "image", "jpegimages", "data")
 
 
 def annotation_files(
-    folder: Path, suffixes: Iterable[str], is_tools: Callable[[str], bool]
+    folder: Path, suffixes: tuple[str, ...], is_tools: Callable[[str], bool]
 ) -> dict[Path, list[tuple[Path, bool]]]:
     """The files with one of some suffixes in each folder that holds at least one of a tool's.
 
@@ -30,9 +30,8 @@ def annotation_files(
     unless one of them is the tool's.
     """
     found: dict[Path, list[tuple[Path, bool]]] = {}
-    endings = tuple(suffixes)
     for place in _folders(folder):
-        files = sorted(path for path in _entries(place, files=True) if path.suffix.lower() in endings)
+        files = _entries(place, suffixes)
         answers = [is_tools(_head(path)) for path in files[:_FEW]]
         if any(answers):
             answers += [is_tools(_head(path)) for path in files[_FEW:]]
@@ -73,10 +72,9 @@ class ImageIndex:
         self._images: defaultdict[str, list[Path]] = defaultdict(list)
         self._stems: defaultdict[str, list[Path]] = defaultdict(list)
         for place in _folders(folder, deepest=None, most=None):
-            for path in sorted(_entries(place, files=True)):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    self._images[_key(path.name)].append(path)
-                    self._stems[_key(path.stem)].append(path)
+            for path in _entries(place, tuple(IMAGE_SUFFIXES)):
+                self._images[_key(path.name)].append(path)
+                self._stems[_key(path.stem)].append(path)
 
     def __iter__(self) -> Iterator[Path]:
         for paths in self._images.values():
@@ -143,21 +141,26 @@ def _folders(folder: Path, deepest: int | None = _DEEPEST, most: int | None = _M
                 continue
             seen.add(real)
             yield place
-            below += sorted(_entries(place, files=False))
+            below += _entries(place)
         level, depth = below, depth + 1
 
 
-def _entries(folder: Path, files: bool) -> list[Path]:
-    """The files or the folders directly in a folder, hidden ones and what cannot be read left out."""
+def _entries(folder: Path, endings: tuple[str, ...] = ()) -> list[Path]:
+    """The files with one of some suffixes directly in a folder, or its folders where none are given, by name.
+
+    Hidden ones and what cannot be read are left out.
+    """
     try:
         with os.scandir(folder) as entries:
-            return [
-                folder / entry.name
+            names = sorted(
+                entry.name
                 for entry in entries
-                if entry.name[0] != "." and (entry.is_file() if files else entry.is_dir())
-            ]
+                if entry.name[0] != "."
+                and (entry.name.lower().endswith(endings) and entry.is_file() if endings else entry.is_dir())
+            )
     except OSError:
         return []
+    return [folder / name for name in names]
 
 
 def _head(path: Path) -> str:

@@ -129,7 +129,7 @@ def _names(listed: Iterable[Listed], attribute: str | None) -> dict[int, str] | 
     if attribute is None:
         return None
     values = (_values(region["region_attributes"].get(attribute)) for one in listed for region in one.shapes)
-    return class_table(sorted({found[0] for found in values if len(found) == 1}))
+    return class_table(sorted({found[0] for found in values if len(found) == 1})) or None
 
 
 def _values(value: Any) -> list[str]:
