@@ -150,6 +150,8 @@ def test_broken_regions_are_reported(tmp_path):
         region({"name": "circle", "cx": 1, "cy": 2, "r": float("nan")}),
         region({"name": "circle", "cx": "1", "cy": 2, "r": 3}),
         region({"name": "rect", "x": 1, "y": 2, "width": 1e300, "height": 3}),
+        region({"name": "rect", "x": 10**400, "y": 2, "width": 3, "height": 3}),
+        region(polygon([(1, 2), (3, 10**400), (5, 6)])),
         region({"name": ["polygon"]}),
         region({}),
     ]

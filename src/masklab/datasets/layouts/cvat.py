@@ -12,6 +12,7 @@ from masklab.datasets.layouts.base import Layout, SplitSource
 from masklab.datasets.layouts.outlines import (
     bitmap_mask,
     ellipse_points,
+    number,
     polygon_mask,
     rectangle_points,
     rotated_points,
@@ -145,13 +146,12 @@ def _text(attributes: dict[str, str], key: str) -> str:
 
 
 def _number(attributes: dict[str, str], key: str) -> float:
+    text = _text(attributes, key)
     try:
-        value = float(_text(attributes, key))
+        value: float | str = float(text)
     except ValueError:
-        raise ValueError(f"its {key} is {attributes.get(key)!r}, not a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"its {key} is {attributes[key]!r}, not a number")
-    return value
+        value = text
+    return number(value, key)
 
 
 CVAT = Layout("cvat", "CVAT for images 1.1 (annotations.xml with images)", _find)

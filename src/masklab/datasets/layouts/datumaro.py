@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masklab.datasets.layouts.base import Layout, SplitSource
-from masklab.datasets.layouts.outlines import ellipse_points, polygon_mask
+from masklab.datasets.layouts.outlines import ellipse_points, number, polygon_mask
 from masklab.datasets.layouts.places import annotation_files
 from masklab.datasets.layouts.shapes import Kind, Listed, ListedImages, Shape, annotated_size, class_table, no_mask
 from masklab.masks import coco_segmentation
@@ -106,9 +106,9 @@ def _mask(kind: str, drawn: dict[str, Any], size: Size) -> RLE:
         return coco_segmentation.rle_from_segmentation([drawn.get("points")], size)
     key = "bbox" if kind == "bbox" else "points"
     corners = drawn.get(key)
-    if not isinstance(corners, list) or len(corners) != 4 or not all(type(value) in (int, float) for value in corners):
+    if not isinstance(corners, list) or len(corners) != 4:
         raise ValueError(f"its {key} are not four numbers")
-    x1, y1, x2, y2 = corners
+    x1, y1, x2, y2 = (number(value, key) for value in corners)
     if kind == "bbox":
         return polygon_mask([(x1, y1), (x1 + x2, y1), (x1 + x2, y1 + y2), (x1, y1 + y2)], size)
     return polygon_mask(ellipse_points(((x1 + x2) / 2, (y1 + y2) / 2), ((x2 - x1) / 2, (y2 - y1) / 2)), size)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource
-from masklab.datasets.layouts.outlines import bitmap_mask, ellipse_points, polygon_mask, rectangle_points
+from masklab.datasets.layouts.outlines import bitmap_mask, ellipse_points, number, polygon_mask, rectangle_points
 from masklab.datasets.layouts.places import ImageIndex, annotation_files, public_splits, split_in
 from masklab.datasets.layouts.shapes import (
     Kind,
@@ -187,13 +187,9 @@ def _mask(kind: str, drawn: dict[str, Any], size: Size) -> RLE:
 
 
 def _points(points: Any) -> list[tuple[float, float]]:
-    try:
-        found = [(float(x), float(y)) for x, y in points]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("its points are no list of x, y") from None
-    if not all(math.isfinite(value) for point in found for value in point):
-        raise ValueError("a point holds a number that is not finite")
-    return found
+    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise ValueError("its points are no list of x, y")
+    return [(number(x, "x"), number(y, "y")) for x, y in points]
 
 
 def _two(points: list[tuple[float, float]], kind: str) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from masklab.datasets.layouts.base import Layout, SplitSource
-from masklab.datasets.layouts.outlines import ellipse_points, polygon_mask, rectangle_points, rotated_points
+from masklab.datasets.layouts.outlines import ellipse_points, number, polygon_mask, rectangle_points, rotated_points
 from masklab.datasets.layouts.places import annotation_files
 from masklab.datasets.layouts.shapes import Kind, Listed, ListedImages, Shape, class_table, no_mask
 from masklab.masks.rle import RLE
@@ -147,19 +146,12 @@ def _mask(kind: str, drawn: dict[str, Any], size: Size) -> RLE:
             raise ValueError("all_points_x and all_points_y are not two lists of one length")
         return polygon_mask(list(zip(xs, ys, strict=True)), size)
     if kind == "rect":
-        x, y, width, height = (_number(drawn, key) for key in ("x", "y", "width", "height"))
+        x, y, width, height = (number(drawn.get(key), key) for key in ("x", "y", "width", "height"))
         return polygon_mask(rectangle_points((x, y), (x + width, y + height)), size)
-    center = _number(drawn, "cx"), _number(drawn, "cy")
+    center = number(drawn.get("cx"), "cx"), number(drawn.get("cy"), "cy")
     keys = ("r", "r") if kind == "circle" else ("rx", "ry")
-    points = ellipse_points(center, [_number(drawn, key) for key in keys])
-    return polygon_mask(rotated_points(points, center, _number({"theta": 0.0, **drawn}, "theta")), size)
-
-
-def _number(values: dict[str, Any], key: str) -> float:
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"its {key} is {value!r}, not a number")
-    return float(value)
+    points = ellipse_points(center, [number(drawn.get(key), key) for key in keys])
+    return polygon_mask(rotated_points(points, center, number(drawn.get("theta", 0), "theta")), size)
 
 
 VIA = Layout("via", "VGG Image Annotator (JSON or CSV with regions)", _find)
