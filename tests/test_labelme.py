@@ -68,7 +68,7 @@ def test_every_shape(tmp_path):
             shape("door", [(30, 20), (250, 20), (250, 200), (30, 200)], "rectangle"),
             shape("disc", [(150, 120), (210, 200)], "circle"),
             shape("spot", [(40, 60), (90, 96)], "mask", mask=png(BITMAP)),
-            shape("spot", [(40.3, 59.6), (300.2, 200.7)], "mask", mask=png(BITMAP)),
+            shape("spot", [(40.3, 59.6), (55.2, 70.7)], "mask", mask=png(BITMAP)),
             shape("turned", [(100, 50), (250, 100), (220, 190), (70, 140)], "oriented_rectangle"),
         ],
     )
@@ -191,6 +191,21 @@ def test_an_embedded_image_is_used_where_the_file_is_missing(tmp_path, suffix):
     assert (read_image(written, 3) == found).all()
 
 
+def test_an_embedded_image_is_not_taken_for_another_of_its_name(tmp_path):
+    for place in ("one", "two"):
+        image(tmp_path / "set" / place / "a.png")
+        data = base64.b64encode((tmp_path / "set" / place / "a.png").read_bytes()).decode()
+        write(tmp_path / "set" / place / "a.json", [shape("leaf", BLOB)], data=data)
+    (tmp_path / "set" / "one" / "a.png").unlink()
+    assert [one["file_name"] for one in opened(tmp_path / "set")[0].coco["images"]] == ["one/a.json", "two/a.png"]
+    convert(tmp_path / "set", tmp_path / "coco")
+    assert {path.name for path in (tmp_path / "coco").rglob("*.png")} == {"a.png"}
+    assert sum(len(Split.find(tmp_path / "coco", name)) for name in ("train", "val")) == 2
+    (tmp_path / "set" / "two" / "a.png").unlink()
+    convert(tmp_path / "set", tmp_path / "again", 0.5)
+    assert sum(len(Split.find(tmp_path / "again", name)) for name in ("train", "val")) == 2
+
+
 def test_faults_of_embedded_images(tmp_path):
     write(tmp_path / "a.json", [shape("leaf", BLOB)], data="bm8gaW1hZ2U=")
     sentences = [problem.sentence for problem in reported(tmp_path)]
@@ -256,6 +271,7 @@ def test_files_of_other_tools_and_encodings(tmp_path):
     data_set(tmp_path, ("ä", "b", "old"))
     (tmp_path / "classes.json").write_text('{"names": ["leaf"]}')
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "drawing.json").write_text('{"shapes": []}')
     text = (tmp_path / "b.json").read_text(encoding="utf-8")
     (tmp_path / "b.json").write_text(text, encoding="utf-8-sig")
     first = {"shapes": [{"label": "leaf", "points": BLOB}], "imagePath": "old.png", "imageData": None}

@@ -10,7 +10,7 @@ from pathlib import Path
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.open import open_split, split_names
 from masklab.datasets.split import Split
-from masklab.images.embedded import copy_image
+from masklab.images.embedded import copy_image, stored_suffix
 from masklab.utils.files import atomic_folder, atomic_write
 
 
@@ -46,14 +46,15 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
 
 def _write_split(split: Split, folder: Path, name: str) -> None:
     """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
-    names = [image.path.relative_to(split.folder).as_posix() for image in split.images]
+    stored = (image.path.with_suffix(stored_suffix(image.path)) for image in split.images)
+    names = [path.relative_to(split.folder).as_posix() for path in stored]
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
     entries = []
     (folder / name).mkdir()
     for image, entry, own in zip(split.images, split.coco["images"], names, strict=True):
         target = Path(own).name if flat else own
         (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
-        written = copy_image(image.path, folder / name / target)
-        entries.append({**entry, "file_name": written.relative_to(folder / name).as_posix()})
+        copy_image(image.path, folder / name / target)
+        entries.append({**entry, "file_name": target})
     text = json.dumps(split.coco | {"images": entries})
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -33,15 +33,17 @@ def embedded_bytes(path: Path) -> bytes:
     return base64.b64decode(data)
 
 
-def copy_image(source: Path, target: Path) -> Path:
-    """Copy an image file, or write the one that is embedded in a JSON file with its own suffix; returns the path."""
-    if not is_embedded(source):
+def stored_suffix(path: Path) -> str:
+    """The suffix of an image file, or that of the format of an embedded image."""
+    if not is_embedded(path):
+        return path.suffix
+    with Image.open(io.BytesIO(embedded_bytes(path))) as image:
+        return {"JPEG": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())
+
+
+def copy_image(source: Path, target: Path) -> None:
+    """Copy an image file, or write the one that is embedded in a JSON file."""
+    if is_embedded(source):
+        target.write_bytes(embedded_bytes(source))
+    else:
         shutil.copyfile(source, target)
-        return target
-    data = embedded_bytes(source)
-    with Image.open(io.BytesIO(data)) as image:
-        target = target.with_suffix(
-            {"JPEG": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())
-        )
-    target.write_bytes(data)
-    return target

@@ -143,8 +143,12 @@ def _summary(path: Path, index: ImageIndex) -> _File | None:
             raise damage
         return None if beside is None else _File(path, beside, set(), [])
     name, data = values.get("imagePath"), values.get("imageData")
-    image = index.find(name, path) if isinstance(name, str) and name else None
-    image = image or index.find(path.stem, path, stem=True) or (path if isinstance(data, str) and data else None)
+    name = name if isinstance(name, str) and name else path.stem
+    image: Path | None
+    if isinstance(data, str) and data:
+        image = index.at(name, path.parent) or index.at(path.stem, path.parent, stem=True) or path
+    else:
+        image = index.find(name, path) or index.find(path.stem, path, stem=True)
     if image is None:
         raise InputError(
             f"{path} names the image {name}, which is not in {index.folder}, and has no imageData: add the image or "

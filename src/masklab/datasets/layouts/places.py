@@ -91,11 +91,9 @@ class ImageIndex:
         found = (self._stems if stem else self._images).get(_key(parts[-1]), [])
         if len(found) <= 1:
             return found[0] if found else None
-        relative = name.replace("\\", "/").lstrip("/")
-        for start in (source.parent, self.folder):
-            path = Path(os.path.normpath(start / relative))
-            if path in found:
-                return path
+        exact = self.at(name, source.parent, stem) or self.at(name, self.folder, stem)
+        if exact is not None:
+            return exact
         ranks = [(self._closeness(path, parts, source), path) for path in found]
         best = max(rank for rank, _ in ranks)
         chosen = [path for rank, path in ranks if rank == best]
@@ -104,6 +102,15 @@ class ImageIndex:
                 f"{source} names the image {name}, which may be {chosen[0]} or {chosen[1]}: move one away."
             )
         return chosen[0]
+
+    def at(self, name: str, place: Path, stem: bool = False) -> Path | None:
+        """The image at the path ``name``, seen from the folder ``place``; None where there is none."""
+        relative = name.replace("\\", "/").lstrip("/")
+        wanted = os.path.normpath(place / relative)
+        found = (self._stems if stem else self._images).get(_key(relative.rsplit("/", 1)[-1]), [])
+        return next(
+            (path for path in found if os.path.normpath(path.with_suffix("") if stem else path) == wanted), None
+        )
 
     def _closeness(self, path: Path, parts: Sequence[str], source: Path) -> tuple[int, int, int, bool]:
         own, near = path.relative_to(self.folder).parts, source.relative_to(self.folder)
