@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split, split_names
 from masklab.datasets.split import Split
+from masklab.images.embedded import copy_image, stored_suffix
 from masklab.utils.files import atomic_folder, atomic_write
 
 
@@ -45,7 +45,10 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
 
 def _write_split(split: Split, folder: Path, name: str) -> None:
     """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
-    names = split.images.names()
+    names = [
+        PurePosixPath(own).with_suffix(stored_suffix(image.path)).as_posix()
+        for own, image in zip(split.images.names(), split.images, strict=True)
+    ]
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
     values = split.coco
     entries = []
@@ -53,7 +56,7 @@ def _write_split(split: Split, folder: Path, name: str) -> None:
     for image, entry, own in zip(split.images, values["images"], names, strict=True):
         target = Path(own).name if flat else own
         (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image.path, folder / name / target)
+        copy_image(image.path, folder / name / target)
         entries.append({**entry, "file_name": target})
     text = json.dumps(values | {"images": entries})
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

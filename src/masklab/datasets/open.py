@@ -11,8 +11,12 @@ from masklab.datasets.image_table import relative_name
 from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
 from masklab.datasets.layouts.cellpose import CELLPOSE
 from masklab.datasets.layouts.coco import DESCRIPTION, CocoFiles, Data, DataFiles
+from masklab.datasets.layouts.cvat import CVAT
+from masklab.datasets.layouts.datumaro import DATUMARO
 from masklab.datasets.layouts.kaggle import KAGGLE
 from masklab.datasets.layouts.label_images import LABEL_IMAGES
+from masklab.datasets.layouts.labelme import LABELME
+from masklab.datasets.layouts.via import VIA
 from masklab.datasets.layouts.yolo import YOLO
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
 from masklab.datasets.selection import choose, split_lists
@@ -24,7 +28,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # besides COCO's
+LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE, LABELME, VIA, CVAT, DATUMARO)  # besides COCO's
 
 
 def open_split(
