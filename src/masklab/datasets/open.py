@@ -10,9 +10,14 @@ from typing import Any
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.layouts import coco
 from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names
+from masklab.datasets.layouts.cell_tracking import CELL_TRACKING
 from masklab.datasets.layouts.cellpose import CELLPOSE
+from masklab.datasets.layouts.cityscapes import CITYSCAPES
 from masklab.datasets.layouts.kaggle import KAGGLE
 from masklab.datasets.layouts.label_images import LABEL_IMAGES
+from masklab.datasets.layouts.nnunet import NNUNET
+from masklab.datasets.layouts.penn_fudan import PENN_FUDAN
+from masklab.datasets.layouts.voc import VOC
 from masklab.datasets.layouts.yolo import YOLO
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
 from masklab.datasets.selection import choose_pairs, hold_out, name_in, split_lists
@@ -24,7 +29,17 @@ from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
-LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # besides COCO's
+LAYOUTS = (  # besides COCO's
+    YOLO,
+    LABEL_IMAGES,
+    CELLPOSE,
+    KAGGLE,
+    VOC,
+    PENN_FUDAN,
+    CITYSCAPES,
+    CELL_TRACKING,
+    NNUNET,
+)
 
 
 def open_split(
