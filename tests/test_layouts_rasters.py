@@ -62,6 +62,7 @@ def masks(split, index):
 def assert_objects(split, index, labels, classes=None):
     """The objects of an image are those of a label image, bit by bit, in its order."""
     found = masks(split, index)
+    assert not split.skipped + split.left_out
     values = [value for value in np.unique(labels) if value]
     assert len(found) == len(values)
     assert all((mask == (labels == value)).all() for mask, value in zip(found, values, strict=True))
@@ -162,6 +163,15 @@ def test_voc_grey_masks_and_palettes_in_another_order(tmp_path):
     assert_objects(split, 2, inside, ["dog", "dog"])
 
 
+def test_a_voc_palette_in_which_all_colours_are_one(tmp_path):
+    image(tmp_path / "JPEGImages/a.jpg")
+    voc_masks(tmp_path, "a", TWO, {1: 3, 2: 7})
+    for folder in ("SegmentationObject", "SegmentationClass"):
+        path = tmp_path / folder / "a.png"
+        write(path, np.asarray(Image.open(path)), [0] * 768)
+    assert_objects(open_split(tmp_path, "all"), 0, TWO, ["bird", "car"])
+
+
 LABEL_MAP = "\ufeff# label:color_rgb:parts:actions\nbackground:0,0,0::\nleaf:10,200,30::\nrotten: fruit:250,0,0::\n"
 
 
@@ -191,6 +201,15 @@ def test_voc_as_labelme_writes_it(tmp_path):
     split = open_split(tmp_path, "all")
     assert split.categories.names == ("cat", "no")
     assert_objects(split, 0, TWO, ["cat", "no"])
+
+
+def test_most_pixels_decide_the_class_of_a_voc_object(tmp_path):
+    image(tmp_path / "JPEGImages/a.jpg")
+    voc_masks(tmp_path, "a", TWO, {1: 3, 2: 7})
+    classes = np.where(TWO == 2, 7, 0)
+    classes[6:8, 8:25], classes[2:9, 3:8], classes[2:3, 3:11] = 12, 3, 9
+    write(tmp_path / "SegmentationClass/a.png", classes.astype(np.uint8), VOC_PALETTE)
+    assert_objects(open_split(tmp_path, "all"), 0, TWO, ["bird", "car"])
 
 
 def test_voc_without_classes_has_the_class_object(tmp_path):
@@ -251,6 +270,8 @@ def test_voc_of_two_years_and_lists_that_climb_out(tmp_path):
     root = tmp_path / "data/VOCdevkit/VOC2007"
     voc_layout(root, {"train": ["2007_000032", "../../../../secret"]})
     fails(["no image ../../../../secret"], open_split, tmp_path / "data", "train")
+    (root / "ImageSets/Segmentation/train.txt").write_text('"2007_000032"\r\n2007_000039\r\n\r\n2007_000032\r\n')
+    assert stems(open_split(tmp_path / "data", "train")) + stems(open_split(tmp_path / "data", "val"))
     voc_layout(root.parent / "VOC2012")
     fails(["VOC2007", "VOC2012"], open_split, tmp_path / "data", "train")
 

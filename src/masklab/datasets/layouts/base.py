@@ -82,21 +82,29 @@ def check_names(folder: Path, split: str) -> None:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly inside one, by name; none where it does not exist."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    return sorted(folder / entry.name for entry in _entries(folder) if entry.name[0] != "." and entry.is_dir())
 
 
 def images_in(folder: Path) -> list[Path]:
     """The images directly inside a folder, by name; none where it does not exist."""
-    if not folder.is_dir():
+    return [folder / name for name in image_names(folder)]
+
+
+def image_names(folder: Path) -> list[str]:
+    """The file names of `images_in`, which cost less than the paths."""
+    names = sorted(entry.name for entry in _entries(folder) if entry.name[0] != ".")
+    return [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds; nothing where it does not exist.  Raises `InputError` where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        folder / name
-        for name in os.listdir(folder)
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."
-    )
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): make it readable or move it away.") from None
 
 
 def image_stem(path: Path) -> str:

@@ -8,10 +8,17 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from masklab.datasets.layouts.base import Layout, Pair, SplitSource, image_stem, images_in, subfolders
+from masklab.datasets.layouts.base import Layout, Pair, SplitSource, image_names, image_stem, images_in, subfolders
 from masklab.datasets.layouts.masks import label_objects
 from masklab.datasets.layouts.notes import inform_once
-from masklab.datasets.layouts.pairing import ImageFinder, folder_role, is_image_name, is_mask_name, match_masks
+from masklab.datasets.layouts.pairing import (
+    ImageFinder,
+    folder_role,
+    have_mask_word,
+    is_image_name,
+    is_mask_name,
+    match_masks,
+)
 
 _ENDINGS = ("_masks", "_cp_masks")  # which Cellpose writes, so that they need an image
 _OTHERS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines")
@@ -24,6 +31,8 @@ def _find(folder: Path) -> dict[str, SplitSource]:
 
 
 def _fits(folder: Path) -> bool:
+    if not have_mask_word(image_names(folder)):
+        return False
     images, masks = _divided(folder)
     finder = ImageFinder(images)
     return any(image_stem(mask).endswith(_ENDINGS) or finder.image_of(mask) for mask in masks)
@@ -32,8 +41,7 @@ def _fits(folder: Path) -> bool:
 def _divided(folder: Path) -> tuple[list[Path], list[Path]]:
     """The images and the label images of a folder, by name."""
     paths = [path for path in images_in(folder) if not image_stem(path).endswith(_OTHERS)]
-    masks = [path for path in paths if is_mask_name(path)]
-    return [path for path in paths if not is_mask_name(path)], masks
+    return [path for path in paths if not is_mask_name(path)], [path for path in paths if is_mask_name(path)]
 
 
 def _pairs_beside(folder: Path) -> list[Pair]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 from masklab.datasets.layouts.base import VAL_NAMES, Pair, image_stem, images_in
@@ -22,26 +23,40 @@ MASK_WORDS = (
     *("cp_masks", "masks", "mask", "labels", "label", "ground_truth", "groundtruth", "gt"),
     *("annotations", "annotation", "instances", "instance"),
 )
-SPLIT_NAMES = ("train", "val", "test", *VAL_NAMES)
+_SPLIT = "|".join(("train", "val", "test", *VAL_NAMES))
+_ROLES = {
+    role: re.compile(rf"(?:(?P<before>{_SPLIT})[_-])?(?:{'|'.join(words)})(?:[_-](?P<after>{_SPLIT}))?")
+    for role, words in (("images", IMAGE_WORDS), ("masks", MASK_WORDS))
+}
 
 
 def folder_role(folder: Path) -> tuple[str, str] | None:
     """What a folder holds by its name, ``"images"`` or ``"masks"``, and the split in its name or ""; None for others."""
-    for role, words in (("images", IMAGE_WORDS), ("masks", MASK_WORDS)):
-        word, split = "|".join(words), "|".join(SPLIT_NAMES)
-        match = re.fullmatch(rf"(?:(?P<a>{split})[_-])?(?:{word})(?:[_-](?P<b>{split}))?", folder.name.lower())
-        if match and not (match["a"] and match["b"]):
-            return role, match["a"] or match["b"] or ""
+    for role, pattern in _ROLES.items():
+        match = pattern.fullmatch(folder.name.lower())
+        if match and not (match["before"] and match["after"]):
+            return role, match["before"] or match["after"] or ""
     return None
 
 
 def plain_name(path: Path, words: tuple[str, ...]) -> str:
     """The name of a file without suffix and without one of the words at its end or beginning."""
-    stem, word = _stem(path), "|".join(words)
-    match = re.fullmatch(rf"(.+)[_\-. ](?:{word})", stem, re.IGNORECASE | re.DOTALL) or re.fullmatch(
-        rf"(?:{word})(?:[_\-. ]|(?=\d))(.+)", stem, re.IGNORECASE | re.DOTALL
-    )
-    return match[1] if match else stem
+    stem = _stem(path)
+    match = _affixes(words).fullmatch(stem)
+    return (match["start"] or match["rest"]) if match else stem
+
+
+@cache
+def _affixes(words: tuple[str, ...]) -> re.Pattern[str]:
+    word = "|".join(words)
+    pattern = rf"(?P<start>.+)[_\-. ](?:{word})|(?:{word})(?:[_\-. ]|(?=\d))(?P<rest>.+)"
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
+
+
+def have_mask_word(names: list[str]) -> bool:
+    """Whether a word of `MASK_WORDS` stands anywhere in the names, as where `is_mask_name` holds for one of them."""
+    text = "\n".join(names).lower()
+    return any(word in text for word in MASK_WORDS)
 
 
 def is_mask_name(path: Path) -> bool:

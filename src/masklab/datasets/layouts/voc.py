@@ -22,7 +22,7 @@ from masklab.datasets.problems import MALFORMED, Problem, Sink
 from masklab.images.read import read_image
 from masklab.masks import encode
 from masklab.utils.errors import InputError
-from masklab.utils.files import leaves_folder, read_text
+from masklab.utils.files import read_text
 from masklab.utils.types import Size
 
 _OBJECTS = ("SegmentationObject", "SegmentationObjectPNG")  # the latter by earlier versions of labelme
@@ -117,7 +117,7 @@ def _pairs(root: Path, names: list[str], known: Mapping[str, Path], classes: Pat
     """The images of a split, each with its object mask and class mask; those without masks have no objects."""
     class_of = _masks_below(classes) if classes else {}
     images = _masks_below(root / _IMAGES)
-    missing = [name for name in names if name not in images or leaves_folder(name)]
+    missing = [name for name in names if name not in images]
     if missing:
         raise InputError(
             f"{root / _IMAGES} has no image {missing[0]} ({len(missing)} of {len(names)} of the split are missing): "
