@@ -9,15 +9,8 @@ from typing import Any
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.image_table import relative_name
 from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
-from masklab.datasets.layouts.cellpose import CELLPOSE
 from masklab.datasets.layouts.coco import DESCRIPTION, CocoFiles, Data, DataFiles
-from masklab.datasets.layouts.cvat import CVAT
-from masklab.datasets.layouts.datumaro import DATUMARO
-from masklab.datasets.layouts.kaggle import KAGGLE
-from masklab.datasets.layouts.label_images import LABEL_IMAGES
-from masklab.datasets.layouts.labelme import LABELME
-from masklab.datasets.layouts.via import VIA
-from masklab.datasets.layouts.yolo import YOLO
+from masklab.datasets.layouts.registry import LAYOUTS
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
 from masklab.datasets.selection import choose, split_lists
 from masklab.datasets.split import Split
@@ -27,8 +20,6 @@ from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
-
-LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE, LABELME, VIA, CVAT, DATUMARO)  # besides COCO's
 
 
 def open_split(

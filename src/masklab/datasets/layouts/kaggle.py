@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
+from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource, images_in, subfolders
 from masklab.datasets.layouts.masks import check_size, read_numbers
+from masklab.datasets.layouts.pairing import is_kaggle_folder
 from masklab.datasets.problems import Sink
 from masklab.masks import encode
 from masklab.utils.errors import InputError
