@@ -29,7 +29,7 @@ from masklab.utils.types import Size
 
 VAL_NAMES = ("valid", "validation")  # other names of the split val
 MASK_FOLDERS = ("masks", "labels")
-_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label", "_seg")
 CELLPOSE_ENDINGS = ("_masks", "_cp_masks")
 
 
@@ -55,7 +55,8 @@ class SplitSource:
 
     ``pairs`` lists its images.  ``objects`` reads the objects of one of them, given its ``(height, width)``; what
     cannot be used of a single object is reported to the sink and left out.  ``names`` returns the classes by category
-    id, the same for all splits of a folder; None where the layout has no classes.  All three raise `InputError`.
+    id, the same for all splits of a folder, empty where this folder has none; None where the layout has no classes.
+    All three raise `InputError`.
     """
 
     pairs: Callable[[], list[Pair]]
@@ -107,7 +108,7 @@ def is_kaggle_folder(folder: Path) -> bool:
     if not (folder / "masks").is_dir():
         return False
     images = images_in(folder / "images")
-    return len(images) == 1 and image_stem(images[0]) not in map(_name_of_mask, images_in(folder / "masks"))
+    return len(images) == 1 and image_stem(images[0]) not in map(name_of_mask, images_in(folder / "masks"))
 
 
 def image_stem(path: Path) -> str:
@@ -115,9 +116,10 @@ def image_stem(path: Path) -> str:
     return path.stem.removesuffix(".ome")
 
 
-def _name_of_mask(mask: Path) -> str:
+def name_of_mask(mask: Path) -> str:
+    """The name of the image that a mask is of, without suffix."""
     ending = next((ending for ending in _MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
-    return image_stem(mask).removesuffix(ending)
+    return image_stem(mask).removesuffix(ending).removesuffix(".ome")
 
 
 def match_masks(images: list[Path], masks: list[Path], where: Path) -> list[Pair]:
@@ -129,7 +131,7 @@ def match_masks(images: list[Path], masks: list[Path], where: Path) -> list[Pair
             raise InputError(f"{other} and {image.name} would have the same mask: rename or remove one.")
     mask_of: dict[str, Path] = {}
     for mask in masks:
-        name = _name_of_mask(mask)
+        name = name_of_mask(mask)
         name = next((n for n in (image_stem(mask), name, f"{name}_img") if n in named), name)
         if name not in named:
             raise InputError(f"{mask} belongs to an image {name}, which is missing: restore it or move the mask away.")
