@@ -171,7 +171,10 @@ def test_damaged_and_other_files(tmp_path):
         np.save(path, np.array(values, object) if isinstance(values, dict) else np.array([values], object))
         fails(("a_seg.npy",), label_image, path)
     np.save(path, labels(1))
-    fails(("a_seg.npy", "array"), label_image, path)
+    fails(("a_seg.npy", "no dictionary"), label_image, path)
+    for line in (b"{'descr': '|O', 'shape': (", b"-" * 9000, b"(" * 9000, b"\xff", b""):
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(line)) + line + whole[len(header()) :])
+        fails(("a_seg.npy", "no dictionary"), label_image, path)
     for body in (
         b"\x80\x02]r\xff\xff\xff\x7f.",  # a memory of two thousand million entries
         b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",  # a terabyte of bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,6 +21,8 @@ _KNOWN = frozenset(
         "numpy.dtype",
     }
 )
+_MAGIC = b"\x93NUMPY\x01\x00"
+_ONE_OBJECT = rb"\{'descr': '\|?O', 'fortran_order': (?:True|False), 'shape': \(\), \}\s*"  # as numpy.save writes it
 _WHOLE_NUMBERS = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)) | {"b1"}
 
 
@@ -27,18 +30,16 @@ def read_seg(path: Path) -> dict[str, Any]:
     """The dictionary of a ``_seg.npy``: arrays are those that `label_image` reads; `InputError` for any other file."""
     try:
         with open(path, "rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("it is of another version")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if dtype.hasobject is False or shape != ():
-                raise ValueError("it holds an array, not a dictionary")
+            magic, length = file.read(8), int.from_bytes(file.read(2), "little")
+            if magic != _MAGIC or not re.fullmatch(_ONE_OBJECT, file.read(length)):
+                raise ValueError("it holds no dictionary")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 mapped.seek(file.tell())
                 values = _item(plain_values(cast(IO[bytes], mapped), _KNOWN))
         if type(values) is not dict:
             raise ValueError("it holds no dictionary")
         return values
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise InputError(f"{path} is not a _seg.npy as Cellpose writes it ({reason}): save it again.") from None
 

@@ -6,6 +6,7 @@ for the others; names of regions are no classes.  A set ``RoiSet.zip`` belongs t
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import zipfile
@@ -28,6 +29,8 @@ from masklab.images.read import channels_and_dtype
 from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
+
+logging.getLogger("roifile").setLevel(logging.ERROR)  # it warns of what is reported here
 
 _MOST_REGIONS = 100_000  # of a set
 _MOST_BYTES = 2**28  # of a set, unpacked
