@@ -105,7 +105,7 @@ def test_older_numpy(tmp_path):
 
 def test_planes_order_and_start(tmp_path):
     values = labels(4).astype(np.int32)
-    for masks in (values[None], np.asfortranarray(values), values - 1):
+    for masks in (values[None], np.asfortranarray(values), values - 1, values.astype(">i4")):
         np.save(tmp_path / "a_seg.npy", seg(masks))
         assert (label_image(tmp_path / "a_seg.npy") == values).all()
     np.save(tmp_path / "a_seg.npy", seg(np.stack([values, values])))
@@ -115,7 +115,7 @@ def test_planes_order_and_start(tmp_path):
 def test_names_of_images(tmp_path):
     """By name, with _img, with .ome, by ``filename`` from another machine; in splits; suffixes in capitals."""
     image(tmp_path / "train" / "a_img.png")
-    np.save(tmp_path / "train" / "a_img_seg.npy", seg(labels(1)))
+    np.save(tmp_path / "train" / "a_seg.npy", seg(labels(1)))
     image(tmp_path / "train" / "b.PNG")
     np.save(tmp_path / "train" / "c_seg.npy", seg(labels(2), "C:\\scans\\b.PNG"))
     tifffile.imwrite(tmp_path / "train" / "ü.ome.tif", np.zeros(SIZE, np.uint8))
