@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -210,6 +211,17 @@ def test_what_cannot_be_used_is_reported(tmp_path, words, bad):
     assert len(masks(split)) == 1
     assert [words in problem.sentence for problem in sink.problems] == [True], sink.problems
     assert sink.problems[0].sentence.startswith(f"{tmp_path / 'ds1' / 'ann' / 'x.png.json'}: object 1: ")
+
+
+def test_bombs_are_not_unpacked(tmp_path):
+    data = base64.b64encode(zlib.compress(bytes(2**27))).decode()
+    project(tmp_path, bitmap() | {"bitmap": {"origin": [1, 2], "data": data}})
+    tracemalloc.start()
+    try:
+        open_split(tmp_path, "all", sink=CollectingSink())
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
 
 
 def test_one_bad_part(tmp_path):
