@@ -132,7 +132,7 @@ def _as_coco(
 ) -> dict[str, Any]:
     """Images and annotations in COCO's form, ``file_name`` relative to ``folder``."""
     only = (categories.ids[0], categories.names[0]) if categories and len(categories) == 1 else (1, "object")
-    names = found.names() if found.names else dict([only])
+    names = (found.names() if found.names else {}) or dict([only])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, pair in enumerate(track(pairs, "reading masks"), 1):

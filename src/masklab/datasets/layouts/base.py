@@ -52,7 +52,8 @@ class SplitSource:
 
     ``pairs`` lists its images.  ``objects`` reads the objects of one of them, given its ``(height, width)``; what
     cannot be used of a single object is reported to the sink and left out.  ``names`` returns the classes by category
-    id, the same for all splits of a folder; None where the layout has no classes.  All three raise `InputError`.
+    id, the same for all splits of a folder, empty where this folder has none; None where the layout has no classes.
+    All three raise `InputError`.
     """
 
     pairs: Callable[[], list[Pair]]

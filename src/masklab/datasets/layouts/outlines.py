@@ -41,6 +41,14 @@ def subtract(mask: RLE, others: Sequence[RLE], size: Size) -> RLE:
     return _combined([mask], others, size) if others else mask
 
 
+def odd_mask(masks: Sequence[RLE], size: Size) -> RLE:
+    """Run lengths of the pixels that an odd number of the masks covers: outlines, their holes, islands in these."""
+    pixels = size[0] * size[1]
+    edges, counts = np.unique(np.concatenate([[pixels], *(np.cumsum(mask)[:-1] for mask in masks)]), return_counts=True)
+    inner = edges[(counts % 2 == 1) & (edges < pixels)]
+    return np.diff(inner, prepend=0, append=pixels)
+
+
 def rectangle_points(one: Sequence[float], two: Sequence[float]) -> list[tuple[float, float]]:
     """The corners of the rectangle between two opposite corners ``(x, y)``."""
     (x1, y1), (x2, y2) = one, two

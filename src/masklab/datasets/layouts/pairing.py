@@ -114,7 +114,10 @@ class ImageFinder:
 
     def image_of(self, mask: Path) -> Path | None:
         """The image that a label image belongs to; None where there is none."""
-        names = (_stem(mask), plain_name(mask, MASK_WORDS))
+        return self.called(_stem(mask), plain_name(mask, MASK_WORDS))
+
+    def called(self, *names: str) -> Path | None:
+        """The image of the first of the names that is one's."""
         return next((known[name] for name in names for known in (self._exact, self._plain) if name in known), None)
 
 
