@@ -49,7 +49,7 @@ def plain_name(path: Path, words: tuple[str, ...]) -> str:
 @cache
 def _affixes(words: tuple[str, ...]) -> re.Pattern[str]:
     word = "|".join(words)
-    pattern = rf"(?P<start>.+)[_\-. ](?:{word})|(?:{word})(?:[_\-. ]|(?=\d))(?P<rest>.+)"
+    pattern = rf"(?P<start>.+?)[_\-. ](?:{word})|(?:{word})(?:[_\-. ]|(?=\d))(?P<rest>.+)"
     return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
