@@ -288,7 +288,7 @@ def test_split_as_written(tmp_path):
     assert (split.read(0, 3)[:, 0, 0] == [9, 8, 7]).all()
     assert split.coco == COCO
     assert split.most_objects == 1
-    assert split.summary().endswith("2 images (1 without objects), 1 objects, 0 crowd regions, 2 classes")
+    assert split.summary().endswith("2 images (1 without objects), 1 object, 0 crowd regions, 2 classes")
 
 
 def test_polygons_keep_parts_and_rle_keeps_holes(tmp_path):

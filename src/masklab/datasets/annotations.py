@@ -12,14 +12,25 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from os.path import isfile
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from masklab.datasets.problems import EMPTY, MALFORMED, MALFORMED_CROWD, OUTSIDE, UNKNOWN_CATEGORY, Problem, Sink
+from masklab.datasets.problems import (
+    BOOLEAN_CROWD,
+    EMPTY,
+    MALFORMED,
+    MALFORMED_CROWD,
+    MALFORMED_PART,
+    OUTSIDE,
+    UNKNOWN_CATEGORY,
+    Problem,
+    Sink,
+)
 from masklab.masks import coco_segmentation, rle
 from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
 from masklab.utils.files import leaves_folder
 from masklab.utils.types import Size
+from masklab.utils.words import as_written, listed
 
 _FARTHEST = 2**31  # pixels: larger coordinates are malformed
 _PLAIN = (int, float)
@@ -137,14 +148,15 @@ def read_annotation(
     category, given, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
     label = labels.get(category) if is_id(category) else None
     crowd = is_crowd(annotation)
-    runs, problem, reason = _read_mask(annotation, image.size)
+    mask = _read_mask(annotation, image.size)
+    runs, problem, detail = mask.rle, mask.problem, mask.detail
     tight = None if runs is None else rle.bounds(runs, image.size)
     x1, y1, x2, y2 = tight or (0, 0, 0, 0)
     box = tight or _inside(given, image.size)
     if crowd and box is not None:
         problem = ""  # the box alone suffices for a region that is ignored
     elif not problem and label is None:
-        problem, reason = UNKNOWN_CATEGORY, f"there is no category {category!r}; add it or correct category_id"
+        problem, detail = UNKNOWN_CATEGORY, _unknown_category(category, labels)
     read = Annotation(
         annotation_id=id_of(annotation),
         label=label,
@@ -155,13 +167,19 @@ def read_annotation(
         area=float(area if _is_area(area) else 0 if runs is None else rle.area(runs)),
         problem=problem,
     )
+    where = f"{source}: annotation {annotation.get('id', '(no id)')}"
     if problem:
-        detail = "a crowd region" if crowd else f"its category id is {category}" if problem == UNKNOWN_CATEGORY else ""
-        sentence = f"{source}: annotation {annotation.get('id', '(no id)')}: {reason}."
+        sentence = f"{where}: {problem}{f' ({detail})' if detail else ''}; correct or remove it."
         sink.report(Problem(problem, detail, image.image_id, read.annotation_id, sentence=sentence))
     elif not crowd:
         for name, detail in _harmless_problems(given, area, image.size):
             sink.report(Problem(name, detail, image.image_id, read.annotation_id))
+    if isinstance(iscrowd := annotation.get("iscrowd"), bool):
+        detail = f"iscrowd is {as_written(iscrowd)}, taken as {int(iscrowd)}"
+        sink.report(Problem(BOOLEAN_CROWD, detail, image.image_id, read.annotation_id))
+    if mask.part_detail and not problem:
+        sentence = f"{where}: {mask.part_detail}; correct or remove it."
+        sink.report(Problem(MALFORMED_PART, mask.part_detail, image.image_id, read.annotation_id, sentence=sentence))
     return read
 
 
@@ -213,35 +231,55 @@ def _side(entry: dict[str, Any], key: str, source: str | Path) -> int:
     return int(value)
 
 
-def _read_mask(annotation: dict[str, Any], size: Size) -> tuple[RLE | None, str, str]:
-    """Run lengths, and the problem with them and a clause on it where there is one."""
+class _Mask(NamedTuple):
+    """Run lengths, the problem with them and its detail, and what is wrong with parts that are left out."""
+
+    rle: RLE | None
+    problem: str = ""
+    detail: str = ""
+    part_detail: str = ""
+
+
+def _read_mask(annotation: dict[str, Any], size: Size) -> _Mask:
     crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):
-        return None, MALFORMED_CROWD, f"iscrowd is {crowd!r} but must be 0 or 1; correct it"
+        return _Mask(None, MALFORMED_CROWD, f"iscrowd is {as_written(crowd)} but must be 0 or 1")
     try:
-        runs = coco_segmentation.rle_from_segmentation(annotation.get("segmentation"), size)
+        runs, faults = coco_segmentation.read_segmentation(annotation.get("segmentation"), size)
     except ValueError as error:
-        return None, MALFORMED, f"segmentation is neither a list of polygons nor RLE ({error}); correct it"
+        return _Mask(None, MALFORMED, f"{'a crowd region: ' if crowd else ''}{error}")
+    part_detail = listed(faults, 1)
     if rle.area(runs):
-        return runs, "", ""
+        return _Mask(runs, part_detail=part_detail)
     box: Any = annotation.get("bbox")
     outside = is_box(box) and min(box[2:]) > 0 and _inside(box, size) is None
-    return runs, OUTSIDE if outside else EMPTY, "its mask covers no pixel; correct or remove it"
+    return _Mask(runs, OUTSIDE if outside else EMPTY, part_detail or "its mask covers no pixel")
+
+
+def _unknown_category(category: Any, labels: Mapping[Any, int]) -> str:
+    """What is wrong with a category id; one that only looks like an id of the table is told apart from it."""
+    written = as_written(category)
+    alike = next((number for number in labels if category != "" and str(number) == str(category).strip()), None)
+    if alike is None and isinstance(category, float):
+        alike = next((number for number in labels if number == category), None)
+    if alike is None:
+        return f"its category id is {written}"
+    return f"its category id is {written} but the categories have {as_written(alike)}"
 
 
 def _harmless_problems(box: Any, area: Any, size: Size) -> Iterable[tuple[str, str]]:
     """Problems of ``bbox`` and ``area``, which training does not read: it takes the mask's own."""
     if area is not None and not _is_area(area):
-        yield "malformed area", "evaluation takes the mask's own"
+        yield "malformed area", f"its area is {as_written(area)}; evaluation takes the mask's own"
     if not is_box(box):
         if box is not None:
-            yield "malformed box", "its bbox is not four numbers"
+            yield "malformed box", f"its bbox is {as_written(box)} but must be four numbers"
         return
     x, y, width, height = box
     if min(width, height) <= 0:
         yield "box without area", f"{width} wide, {height} high"
     elif max(-x, -y, x + width - size[1], y + height - size[0]) > _MARGIN:
-        yield "box outside the image", f"{box}"
+        yield "box outside the image", as_written(box)
 
 
 def _inside(box: Any, size: Size) -> tuple[float, ...] | None:

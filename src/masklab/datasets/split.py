@@ -22,13 +22,14 @@ from masklab.datasets.annotations import (
 from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.layouts.coco import find_split, read_json
 from masklab.datasets.objects import Objects
-from masklab.datasets.problems import TrainingSink
+from masklab.datasets.problems import TrainingSink, skipped_words
 from masklab.images.intensity import IntensityRange
 from masklab.images.read import read_intensity_range, read_window
 from masklab.masks import rle
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box
+from masklab.utils.words import counted
 
 
 class Split:
@@ -116,13 +117,10 @@ class Split:
         objects, ignored = sum(map(len, groups)), sum(len(group.ignored) for group in groups)
         empty = sum(len(group) == 0 for group in groups)
         line = (
-            f"{self.json_path}: {len(self)} images ({empty} without objects), {objects} objects, "
-            f"{ignored} crowd regions, {len(self.categories)} classes"
+            f"{self.json_path}: {counted(len(self), 'image')} ({empty} without objects), {counted(objects, 'object')}, "
+            f"{counted(ignored, 'crowd region')}, {counted(len(self.categories), 'class', 'classes')}"
         )
-        if skipped := self.skipped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-            line += f"; skipped {skipped.total()} annotations ({reasons})"
-        return f"{line}; {self.note}" if self.note else line
+        return "; ".join(part for part in (line, skipped_words(self.skipped), self.note) if part)
 
     @cached_property
     def truth(self) -> GroundTruth:
