@@ -24,6 +24,7 @@ from masklab.datasets.problems import (
     UNKNOWN_CATEGORY,
     Problem,
     Sink,
+    unknown_category,
 )
 from masklab.masks import coco_segmentation, rle
 from masklab.masks.rle import RLE
@@ -156,7 +157,7 @@ def read_annotation(
     if crowd and box is not None:
         problem = ""  # the box alone suffices for a region that is ignored
     elif not problem and label is None:
-        problem, detail = UNKNOWN_CATEGORY, _unknown_category(category, labels)
+        problem, detail = UNKNOWN_CATEGORY, unknown_category(category, labels)
     read = Annotation(
         annotation_id=id_of(annotation),
         label=label,
@@ -254,17 +255,6 @@ def _read_mask(annotation: dict[str, Any], size: Size) -> _Mask:
     box: Any = annotation.get("bbox")
     outside = is_box(box) and min(box[2:]) > 0 and _inside(box, size) is None
     return _Mask(runs, OUTSIDE if outside else EMPTY, part_detail or "its mask covers no pixel")
-
-
-def _unknown_category(category: Any, labels: Mapping[Any, int]) -> str:
-    """What is wrong with a category id; one that only looks like an id of the table is told apart from it."""
-    written = as_written(category)
-    alike = next((number for number in labels if category != "" and str(number) == str(category).strip()), None)
-    if alike is None and isinstance(category, float):
-        alike = next((number for number in labels if number == category), None)
-    if alike is None:
-        return f"its category id is {written}"
-    return f"its category id is {written} but the categories have {as_written(alike)}"
 
 
 def _harmless_problems(box: Any, area: Any, size: Size) -> Iterable[tuple[str, str]]:

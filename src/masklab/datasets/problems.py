@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from masklab.utils.errors import InputError
-from masklab.utils.words import counted
+from masklab.utils.words import as_written, counted
 
 STOPS, SKIPPED, IN_PART, KEPT = "stops training", "skipped", "skipped in part", "kept"
 
@@ -104,6 +104,18 @@ class CollectingSink:
 
     def report(self, problem: Problem) -> None:
         self.problems.append(problem)
+
+
+def unknown_category(category: Any, known: Iterable[Any]) -> str:
+    """What is wrong with a category id; one that only looks like an id of the table is told apart from it."""
+    written = as_written(category)
+    known = list(known)
+    alike = next((number for number in known if category != "" and str(number) == str(category).strip()), None)
+    if alike is None and isinstance(category, float):
+        alike = next((number for number in known if number == category), None)
+    if alike is None:
+        return f"its category id is {written}"
+    return f"its category id is {written} but the categories have {as_written(alike)}"
 
 
 def without_path(sentence: str, path: Path) -> str:

@@ -62,6 +62,7 @@ class Split:
         self.note = ""
         self.left_out = Counter[str]()  # what the reader of the layout left out already, by problem
         self._groups = group_by_image(self.coco["annotations"], self.images, self.json_path, sink)
+        self._labels = self.categories.labels
         self._skipped: dict[int, Counter[str]] = {}
         self._objects: dict[int, Objects] = {}
         self._intensity_ranges: dict[tuple[int, int, tuple[float, float]], IntensityRange] = {}
@@ -73,6 +74,21 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def used_categories(self) -> set[int]:
+        """The category ids of the annotations."""
+        given = (annotation.get("category_id") for group in self._groups for annotation in group)
+        return {number for number in given if isinstance(number, int)}
+
+    def relabel(self, categories: ClassTable, labels: dict[int, int]) -> None:
+        """Read objects under the classes of a model: ``labels`` of ``categories`` by category id of this split.
+
+        Annotations of other categories are skipped, as those of no category are.
+        """
+        self.categories, self._labels = categories, labels
+        self._objects.clear()
+        self._skipped.clear()
 
     @property
     def most_objects(self) -> int:
@@ -141,8 +157,7 @@ class Split:
     def _read(self, index: int) -> list[Annotation]:
         """Decode the annotations of an image; its objects are kept, as they take little memory."""
         image, sink = self.images[index], TrainingSink()
-        labels = self.categories.labels
-        annotations = [read_annotation(a, image, labels, self.json_path, sink) for a in self._groups[index]]
+        annotations = [read_annotation(a, image, self._labels, self.json_path, sink) for a in self._groups[index]]
         if index not in self._objects:
             self._objects[index] = _as_objects(image, annotations)
             if sink.skipped:

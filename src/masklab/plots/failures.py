@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from masklab.datasets.annotations import ImageRecord
 from masklab.datasets.ground_truth import GroundTruth, Region
-from masklab.datasets.open import open_split
+from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.errors import LOCALISATION_IOU, Errors, find_errors
 from masklab.evaluation.matching import overlaps
 from masklab.inference.predictor import Predictor
@@ -113,13 +113,14 @@ def show_failures(
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of images to show, at least 1.")
     score = predictor.threshold
-    source = open_split(data, split, predictor.classes)
+    source, known, _ = open_for_model(predictor.classes, data, split)
     output = make_folder(output)
     truth = source.truth
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
     for index, image in enumerate(track(source.images, "predicting")):
-        found = predictor.predict(source.read(index, predictor.config.model.backbone.channels)).above(score)
+        found = predictor.predict(source.read(index, predictor.config.model.backbone.channels))
+        found = found.above(score).of_labels(known)
         failures = find_failures(image, truth, found)
         totals += (failures.matched, *_counts(failures))
         if any(_counts(failures)):
