@@ -28,6 +28,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Bytes, Colour, Size
+from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def show_failures(
             kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
     matched, missed, wrong, bad = totals.tolist()
     _log.info(
-        f"{len(source)} images at score {score:.2f}: {matched} objects found ({bad} badly localised), "
+        f"{counted(len(source), 'image')} at score {score:.2f}: {counted(matched, 'object')} found ({bad} badly localised), "
         f"{missed} missed, {wrong} wrong"
     )
     if not kept:
