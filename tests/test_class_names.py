@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 from contracts import predictor
 
@@ -12,7 +13,9 @@ from masklab.datasets.class_names import match_classes
 from masklab.evaluation.coco import coco_metrics
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.inputs import read_inputs
+from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
+from masklab.results.instances import Instances
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import save_model
@@ -158,6 +161,33 @@ def test_classes_that_only_one_side_has_are_left_out(renamed, tiny_config, class
     others, note = measured(model, renamed(strange))
     assert "the model does not know, star" in note
     assert others == figures, "neither the objects nor the detections of the class count"
+
+
+def test_detections_of_a_class_that_the_data_lack_are_not_wrong(renamed, tiny_config, classes, monkeypatch):
+    def without(values):
+        gone = values["categories"].pop(0)["id"]
+        values["annotations"] = [a for a in values["annotations"] if a["category_id"] != gone]
+
+    def found(count):
+        def predict(self, image, batch_size=8):
+            box, ring = np.array([[0, 0, 9, 9]] * count, np.float32), [classes.names.index("ring")] * count
+            masks = np.ones((count, 3, 3), np.float32)
+            scores, labels = np.full(count, 0.9, np.float32), np.array(ring, np.int64)
+            return Instances(image.shape[1:], box.reshape(-1, 4), scores, labels, masks, classes.names, classes.ids)
+
+        monkeypatch.setattr(Predictor, "predict", predict)
+        evaluate(predictor(build_model(tiny_config, classes)), folder)
+        return len(counted.pop())
+
+    counted = []
+    monkeypatch.setattr(
+        "masklab.evaluation.evaluate.read_inputs",
+        lambda truth, results: counted.append(results) or read_inputs(truth, results),
+    )
+    folder = renamed(lambda values: None)
+    assert found(1) == 4, "one in each image"
+    folder = renamed(without)
+    assert found(1) == 0
 
 
 def test_a_model_of_other_classes_is_refused_with_both_lists(renamed, tiny_config, classes, tmp_path, capsys):
