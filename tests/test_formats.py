@@ -349,7 +349,7 @@ def test_polygons_outside_are_skipped_and_counted(tmp_path):
     yolo_layout(tmp_path)
     (tmp_path / "labels/a.txt").write_text("0 1.5 1.5 1.7 1.5 1.7 1.8\n0 0.1 0.2 0.5 0.2 0.5 0.7\n")
     split = open_split(tmp_path, "all")
-    assert "skipped 1 annotations (1 empty mask)" in split.summary()
+    assert "skipped 1 annotation (1 empty mask)" in split.summary()
     assert len(split.objects(0)) == 1
 
 

@@ -64,6 +64,12 @@ def add_predict(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="images, or folders of images")
     add_output(parser, "predictions")
     parser.add_argument(
+        "--annotations",
+        type=Path | None,
+        default=None,
+        help="COCO JSON that lists the images: results get its image ids and, by class name, its category ids",
+    )
+    parser.add_argument(
         "--score", type=float | None, default=None, help="lowest score of a drawn object, if not the model's own"
     )
     add_prediction_options(parser)
@@ -71,12 +77,13 @@ def add_predict(parser: ArgumentParser) -> None:
 
 def predict(arguments: Namespace) -> None:
     """Find the objects of images. Writes predictions.json (COCO results: every detection with its score, masks as run
-    lengths, your own category ids) and, for each image, an overlay of the objects found."""
+    lengths, your own category ids) and, for each image, an overlay of the objects found. The id of an image is its
+    file's name; other tools that compare results with a COCO JSON need its ids: name it as --annotations."""
     from masklab.inference.folder import predict_folder
     from masklab.inference.predictor import load
 
     predictor = load(arguments.model, options=prediction_options(arguments, arguments.score))
-    predict_folder(predictor, arguments.images, arguments.output)
+    predict_folder(predictor, arguments.images, arguments.output, arguments.annotations)
 
 
 def add_submit(parser: ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masklab.datasets.layouts.coco import Data
-from masklab.datasets.open import open_split
+from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
@@ -41,14 +41,17 @@ def evaluate(
     ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.
     ``error_analysis`` adds a section of this name (see `analyse_errors`) and takes three times as long in all.
 
-    Raises `InputError` for data or weights that cannot be used.
+    Classes are matched by name (see `match_classes`); what only the data or only the model has is left out, which the
+    log and ``class_note`` in ``measured`` say.
+
+    Raises `InputError` for data or weights that cannot be used, and where no class is matched.
     """
     if error_analysis and ground_truth_boxes:
         raise InputError("error_analysis includes the figures of ground_truth_boxes: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, Predictor) else str(find_weights(model))
     predictor = model if isinstance(model, Predictor) else load(model)
     predictor = predictor if options is None else Predictor(predictor.model, options)
-    source = open_split(data, split, predictor.classes)
+    source, known, class_note = open_for_model(predictor.classes, data, split)
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
@@ -62,6 +65,7 @@ def evaluate(
         else:
             found = predictor.predict(values)
             at_max_detections += len(found) == max_detections
+            found = found.of_labels(known)
         by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
         results += found.to_coco(image.image_id)
     seconds = time.perf_counter() - began
@@ -81,6 +85,7 @@ def evaluate(
         "data": str(source.json_path),
         "split": split,
         "held_out": source.note or None,
+        "class_note": class_note or None,
         "ground_truth_boxes": ground_truth_boxes,
         "flips": predictor.options.flips,
         "scales": list(predictor.options.scales),

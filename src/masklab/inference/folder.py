@@ -10,26 +10,36 @@ from typing import Any
 
 from masklab.images.intensity import displayed
 from masklab.images.read import list_images, read_image
+from masklab.inference.listing import Listing, read_listing
 from masklab.inference.predictor import Predictor
+from masklab.results.instances import Instances
 from masklab.results.overlay import overlay
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
+from masklab.utils.types import Size
+from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
 
 
-def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: str | Path) -> Path:
+def predict_folder(
+    predictor: Predictor, sources: Sequence[str | Path], output: str | Path, annotations: str | Path | None = None
+) -> Path:
     """Predict images and folders of images; returns the path of ``predictions.json``.
 
     ``predictions.json`` is a COCO results list with every detection: ``segmentation`` as RLE of the image's own size,
-    ``category_id`` as in the training data.  ``image_id`` is the file's name as a number, as in COCO, or else the name
-    itself; ``file_name`` is an additional field.  An overlay of each image shows the objects with a score of at least
-    ``predictor.threshold``.
+    and, besides COCO's fields, ``file_name`` and ``category_name``.  ``image_id`` is the file's name, and
+    ``category_id`` that of the training data; with a COCO JSON ``annotations``, both are those of the JSON (see
+    `read_listing`), and images and classes that it does not have are left out.  An overlay of each image shows the
+    objects with a score of at least ``predictor.threshold``.
 
-    Images that cannot be read are reported and skipped; `InputError` is raised after the others are written.
+    Images that cannot be read, or have another size than the JSON says, are reported and skipped; `InputError` is
+    raised after the others are written.
     """
     images = [image for source in sources for image in list_images(source)]
+    listing = None if annotations is None else read_listing(annotations, images, predictor.classes)
+    images = images if listing is None else list(listing.images)
     _refuse_duplicate_names(images)
     output = make_folder(output)
     _refuse_overwriting(images, output)
@@ -39,16 +49,18 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
         try:
             image = read_image(path, predictor.config.model.backbone.channels)
             shown_image = displayed(image, predictor.config.image, path)
+            if listing is not None:
+                _check_size(path, image.shape[1:], listing.images[path].size, annotations)
         except InputError as error:
             _log.warning("%s", error)
             broken += 1
             continue
         instances = predictor.predict(image)
-        drawn = len(instances.above(predictor.threshold))
-        full += drawn == predictor.max_detections
-        shown += drawn
-        image_id = int(path.stem) if path.stem.isdecimal() else path.name
-        results += [entry | {"file_name": path.name} for entry in instances.to_coco(image_id)]
+        full += len(instances.above(predictor.threshold)) == predictor.max_detections
+        if listing is not None and listing.category_ids is not None:
+            instances = instances.of_labels(listing.category_ids)
+        shown += len(instances.above(predictor.threshold))
+        results += _entries(path, instances, listing)
         with atomic_write(output / f"{path.stem}.png") as temporary:
             overlay(shown_image, instances, predictor.threshold).save(temporary, "PNG")
     target = output / "predictions.json"
@@ -56,19 +68,38 @@ def predict_folder(predictor: Predictor, sources: Sequence[str | Path], output: 
         temporary.write_text(json.dumps(results))
     if broken < len(images):
         _log.info(
-            f"{len(images) - broken} images, {shown} objects of score {predictor.threshold:.2f} or more "
-            f"({len(results)} detections in all): {target} and an overlay each"
+            f"{counted(len(images) - broken, 'image')}, {counted(shown, 'object')} of score {predictor.threshold:.2f} or "
+            f"more ({counted(len(results), 'detection')} in all): {target} and an overlay each"
         )
     if full:
         _log.info(
-            f"{full} of {len(images)} images reached the maximum of {predictor.max_detections} detections, so "
-            "others may be missing: predict again with a larger --max_detections."
+            f"{full} of {counted(len(images), 'image')} reached the maximum of {counted(predictor.max_detections, 'detection')}, "
+            "so others may be missing: predict again with a larger --max_detections."
         )
     if broken:
         raise InputError(
-            f"{broken} of {len(images)} images could not be used, for the reasons above: correct or replace them."
+            f"{broken} of {counted(len(images), 'image')} could not be used, for the reasons above: correct or replace them."
         )
     return target
+
+
+def _entries(path: Path, instances: Instances, listing: Listing | None) -> list[dict[str, Any]]:
+    """The results of an image, under its name or the ids of a JSON."""
+    entries = instances.to_coco(path.name if listing is None else listing.images[path].image_id)
+    for entry, label in zip(entries, instances.labels.tolist(), strict=True):
+        entry |= {"file_name": path.name, "category_name": instances.class_names[label]}
+        if listing is not None and listing.category_ids is not None:
+            entry["category_id"] = listing.category_ids[label]
+    return entries
+
+
+def _check_size(path: Path, found: Sequence[int], size: Size | None, source: str | Path | None) -> None:
+    """Raise `InputError` for an image of another size than a JSON says: its masks would not fit the JSON's."""
+    if size is not None and tuple(found) != size:
+        raise InputError(
+            f"{path} is {found[1]} wide and {found[0]} high (EXIF orientation applied) but {source} says "
+            f"{size[1]} wide and {size[0]} high; correct the JSON or replace the image."
+        )
 
 
 def _refuse_overwriting(images: list[Path], output: Path) -> None:
@@ -80,10 +111,9 @@ def _refuse_overwriting(images: list[Path], output: Path) -> None:
 
 
 def _refuse_duplicate_names(images: list[Path]) -> None:
-    """Refuse two images with the same overlay name or the same image id, such as 1.png and 01.png."""
-    seen: dict[int | str, Path] = {}
+    """Refuse two images with the same overlay name, such as a.png and a.jpg."""
+    seen: dict[str, Path] = {}
     for path in images:
-        name = int(path.stem) if path.stem.isdecimal() else path.stem
-        if name in seen:
-            raise InputError(f"{seen[name]} and {path} would write the same results: predict them into two folders.")
-        seen[name] = path
+        first = seen.setdefault(path.stem, path)
+        if first is not path:
+            raise InputError(f"{first} and {path} would write the same results: predict them into two folders.")

@@ -26,6 +26,7 @@ from masklab.structures import ClassTable
 from masklab.utils.device import autocast, check_precision
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
+from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
 
 _UNTUNED_THRESHOLD = 0.5
@@ -65,9 +66,7 @@ class Predictor:
         check_precision(self.options.precision, self.device, "precision")
 
     def __repr__(self) -> str:
-        return (
-            f"Predictor({len(self.classes)} classes, threshold {self.threshold:.2f}, on {self.device}; {self.options})"
-        )
+        return f"Predictor({counted(len(self.classes), 'class', 'classes')}, threshold {self.threshold:.2f}, on {self.device}; {self.options})"
 
     @property
     def device(self) -> torch.device:

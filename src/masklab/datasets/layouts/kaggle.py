@@ -14,6 +14,7 @@ from masklab.datasets.problems import Sink
 from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
+from masklab.utils.words import counted
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
@@ -32,7 +33,7 @@ def _pairs_of_ids(folder: Path) -> list[Pair]:
         images = images_in(sub / "images")
         if len(images) != 1 or not (sub / "masks").is_dir():
             raise InputError(
-                f"{sub} has {len(images)} images in images and {'a' if (sub / 'masks').is_dir() else 'no'} folder "
+                f"{sub} has {counted(len(images), 'image')} in images and {'a' if (sub / 'masks').is_dir() else 'no'} folder "
                 "masks, but needs one image and the masks: restore them or move it away."
             )
         pairs.append(Pair(images[0], tuple(images_in(sub / "masks"))))
