@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masklab.cli.options import MODEL_HELP, add_output, add_prediction_options, prediction_options
+from masklab.cli.options import (
+    MODEL_HELP,
+    add_intensity,
+    add_output,
+    add_prediction_options,
+    add_score,
+    given_score,
+    prediction_options,
+)
 from masklab.utils.errors import InputError
 from masklab.utils.files import file_to_write
 
@@ -55,9 +63,7 @@ def add_predict(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("images", nargs="+", help="images, or folders of images")
     add_output(parser, "predictions")
-    parser.add_argument(
-        "--score", type=float | None, default=None, help="lowest score of a drawn object, if not the model's own"
-    )
+    add_score(parser, "a drawn object")
     add_prediction_options(parser)
 
 
@@ -67,7 +73,7 @@ def predict(arguments: Namespace) -> None:
     from masklab.inference.folder import predict_folder
     from masklab.inference.predictor import load
 
-    predictor = load(arguments.model, options=prediction_options(arguments, arguments.score))
+    predictor = load(arguments.model, options=prediction_options(arguments, given_score(arguments)))
     predict_folder(predictor, arguments.images, arguments.output)
 
 
@@ -92,9 +98,8 @@ def add_show(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("image", nargs="?", default=None, help="the image; leave it out with --data")
     add_output(parser, "figures")
-    parser.add_argument(
-        "--score", type=float | None, default=None, help="lowest score of an object shown, if not the model's own"
-    )
+    add_score(parser, "an object shown")
+    add_intensity(parser)
     parser.add_argument("--data", type=Path | None, default=None, help="data set folder, for the worst images")
     parser.add_argument("--split", default="val", help="which split of --data to search")
     parser.add_argument("--worst", type=int, default=9, help="how many images of --data to draw")
@@ -111,7 +116,10 @@ def show(arguments: Namespace) -> None:
 
     if (arguments.image is None) == (arguments.data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
-    predictor = load(arguments.model, options=PredictionOptions(score_threshold=arguments.score))
+    predictor = load(
+        arguments.model,
+        options=PredictionOptions(score_threshold=given_score(arguments), intensity=arguments.intensity),
+    )
     if arguments.data is None:
         show_image(predictor, arguments.image, arguments.output)
     else:
