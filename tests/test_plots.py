@@ -84,7 +84,7 @@ def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, cap
     caplog.set_level("INFO", "masklab")
     written = show_image(predictor(model, score_threshold=1.0), image, tmp_path)
     assert [path.stem for path in written] == ["disc_detections", "disc_semantic", "disc_directions"]
-    assert "no masks figure: No detection has a score of 1.10 or more; the best of" in caplog.text
+    assert "no masks figure: No detection has a score of 1.00 or more; the best of" in caplog.text
 
 
 def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, caplog):
