@@ -121,7 +121,7 @@ def test_sub_boxes_of_a_deformable_crop(tiny_config, classes):
     for colour in colour_maps.sub_box_colours(3).reshape(-1, 3)[[0, 2, 6, 8]]:
         pixels = (np.asarray(figure) == colour).all(axis=-1).sum()
         assert pixels > (190 // 3) ** 2, "the legend's square, and more: the sub-boxes"
-    assert sub_box_figure(inspect(model, 1.1)).startswith("No detection")
+    assert sub_box_figure(inspect(model, 1.0)).startswith("No detection")
 
 
 def test_moved_sub_boxes_by_hand():

@@ -13,7 +13,7 @@ from masklab.utils.types import Intensity, Precision
 def check_probability(value: float, name: str) -> None:
     """Raise `InputError`, which calls the value ``name``, unless it is from 0 to 1."""
     if not 0 <= value <= 1:
-        meant = f" (did you mean {value / 100:g}?)" if 1 < value <= 100 else ""
+        meant = f" (did you mean {value / 100:g}?)" if 2 <= value <= 100 else ""
         raise InputError(f"{name} is {value:g}: give a probability from 0 to 1{meant}.")
 
 
