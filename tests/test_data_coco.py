@@ -18,7 +18,8 @@ from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.layouts.coco import find_split
 from masklab.datasets.problems import CollectingSink, TrainingSink
 from masklab.datasets.split import Split
-from masklab.images.read import list_images, read_image
+from masklab.images.listing import list_images
+from masklab.images.read import read_image
 from masklab.masks import rle
 from masklab.structures import ClassTable
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from masklab import __version__
 from masklab.cli.registry import GROUPS, VERBS, Verb
 from masklab.utils.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
-from masklab.utils.log import terminal_messages
+from masklab.utils.log import any_encoding, terminal_messages
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The waiting threads of OpenMP spin by default; with another process on the same cores, such as the one
     # that loads images, that makes a training step many times slower.  It must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with terminal_messages():
+    with any_encoding(), terminal_messages():
         try:
             verb, parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
             verb.run(parsed)

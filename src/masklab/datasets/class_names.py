@@ -74,7 +74,7 @@ class ClassMatch:
 
 
 def match_classes(
-    model: ClassTable, data: ClassTable, source: str | Path, used: Collection[int] | None = None
+    model: ClassTable, data: ClassTable, source: str | Path, used: Collection[int | str] | None = None
 ) -> ClassMatch:
     """Find the model's class of each class of the data, by name.
 

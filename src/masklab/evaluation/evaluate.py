@@ -12,6 +12,7 @@ from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
 from masklab.evaluation.matching import matching_metrics, overlaps_of
+from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import is_grey
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
@@ -55,6 +56,7 @@ def evaluate(
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
+    check = IntensityCheck(predictor.config.image)
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
     max_detections = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
     for index, image in enumerate(track(source.images, "predicting")):
@@ -63,12 +65,13 @@ def evaluate(
             objects = source.objects(index)
             found = predictor.segment(values, objects.boxes, objects.labels)
         else:
-            found = predictor.predict(values)
+            found = predictor.predict(values, check=check)
             at_max_detections += len(found) == max_detections
             found = found.of_labels(known)
         by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
         results += found.to_coco(image.image_id)
     seconds = time.perf_counter() - began
+    check.warn()
     inputs = read_inputs(source.truth, results)
     metrics = coco_metrics_of(inputs, max_detections)
     shared = overlaps_of(inputs)
@@ -93,6 +96,7 @@ def evaluate(
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "max_detections": metrics.pop("max_detections"),
         "images_at_max_detections": at_max_detections,
+        "intensity": predictor.options.intensity,
         "precision": number_format(predictor.device, predictor.options.precision),
         "score_threshold_tuned": predictor.model.score_threshold is not None,
         "seconds_per_image": round(seconds / max(1, len(source)), 3),

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import displayed
-from masklab.images.read import list_images, read_image
+from masklab.images.listing import left_out, list_images
+from masklab.images.read import IMAGE_SUFFIXES, read_image
 from masklab.inference.listing import Listing, read_listing
 from masklab.inference.predictor import Predictor
 from masklab.results.instances import Instances
 from masklab.results.overlay import overlay
 from masklab.utils.errors import InputError
-from masklab.utils.files import atomic_write, make_folder
+from masklab.utils.files import atomic_write, file_name, make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Size
+from masklab.utils.versions import versions
 from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
@@ -34,38 +40,51 @@ def predict_folder(
     `read_listing`), and images and classes that it does not have are left out.  An overlay of each image shows the
     objects with a score of at least ``predictor.threshold``.
 
-    Images that cannot be read, or have another size than the JSON says, are reported and skipped; `InputError` is
-    raised after the others are written.
+    ``settings.json`` has the options, the threshold and, for each image, the intensities that became black and white
+    where the options stretch them.
+
+    Images that cannot be read or drawn, or have another size than the JSON says, are reported and skipped; files that
+    are left out of a folder are named, and one warning counts the images whose intensities are far from what the model
+    expects.  `InputError` is raised after all others are written.
     """
     images = [image for source in sources for image in list_images(source)]
+    if unread := left_out(sources):
+        _log.warning("%s", unread)
     listing = None if annotations is None else read_listing(annotations, images, predictor.classes)
     images = images if listing is None else list(listing.images)
     _refuse_duplicate_names(images)
     output = make_folder(output)
     _refuse_overwriting(images, output)
     results: list[dict[str, Any]] = []
+    check = IntensityCheck(predictor.config.image)
+    ranges: dict[str, tuple[float, float] | None] = {}
     broken = shown = full = 0
     for path in track(images, "predicting"):
         try:
             image = read_image(path, predictor.config.model.backbone.channels)
-            shown_image = displayed(image, predictor.config.image, path)
             if listing is not None:
                 _check_size(path, image.shape[1:], listing.images[path].size, annotations)
-        except InputError as error:
-            _log.warning("%s", error)
+            rule = predictor.image_config(torch.from_numpy(image))
+            shown_image = displayed(image, rule, path)
+            instances = predictor.predict(image, check=check)
+            full += len(instances.above(predictor.threshold)) == predictor.max_detections
+            if listing is not None and listing.category_ids is not None:
+                instances = instances.of_labels(listing.category_ids)
+            with atomic_write(output / _overlay_name(path)) as temporary:
+                overlay(shown_image, instances, predictor.threshold).save(temporary, "PNG")
+        except (InputError, OSError) as error:
+            _log.warning("%s", error if isinstance(error, InputError) else f"{path} cannot be drawn: {error}.")
             broken += 1
             continue
-        instances = predictor.predict(image)
-        full += len(instances.above(predictor.threshold)) == predictor.max_detections
-        if listing is not None and listing.category_ids is not None:
-            instances = instances.of_labels(listing.category_ids)
+        ranges[path.name] = rule.value_range
         shown += len(instances.above(predictor.threshold))
         results += _entries(path, instances, listing)
-        with atomic_write(output / f"{path.stem}.png") as temporary:
-            overlay(shown_image, instances, predictor.threshold).save(temporary, "PNG")
     target = output / "predictions.json"
     with atomic_write(target) as temporary:
         temporary.write_text(json.dumps(results))
+    with atomic_write(output / "settings.json") as temporary:
+        temporary.write_text(json.dumps(_settings(predictor, ranges), indent=1))
+    check.warn()
     if broken < len(images):
         _log.info(
             f"{counted(len(images) - broken, 'image')}, {counted(shown, 'object')} of score {predictor.threshold:.2f} or "
@@ -102,10 +121,32 @@ def _check_size(path: Path, found: Sequence[int], size: Size | None, source: str
         )
 
 
+def _settings(predictor: Predictor, ranges: dict[str, tuple[float, float] | None]) -> dict[str, Any]:
+    """How the images were predicted, with the range of each image whose intensities were stretched."""
+    stretched = predictor.options.intensity != "model" and predictor.config.image.percentiles is None
+    return {
+        "options": asdict(predictor.options),
+        "threshold": predictor.threshold,
+        "value_range": predictor.config.image.value_range,
+        "percentiles": predictor.config.image.percentiles,
+        "stretched": ranges if stretched else None,
+        "versions": versions(),
+    }
+
+
+def _label(path: Path) -> str:
+    """An image's name without the suffix of an image; frame.001 and frame.002 stay apart."""
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+
+
+def _overlay_name(path: Path) -> str:
+    return file_name(_label(path), ".png")
+
+
 def _refuse_overwriting(images: list[Path], output: Path) -> None:
     """Refuse an output folder in which an overlay would replace one of the images."""
     for path in images:
-        overlay_path = output / f"{path.stem}.png"
+        overlay_path = output / _overlay_name(path)
         if overlay_path.exists() and overlay_path.samefile(path):
             raise InputError(f"the overlay of {path} would be written over it: name another --output.")
 
@@ -114,6 +155,7 @@ def _refuse_duplicate_names(images: list[Path]) -> None:
     """Refuse two images with the same overlay name, such as a.png and a.jpg."""
     seen: dict[str, Path] = {}
     for path in images:
-        first = seen.setdefault(path.stem, path)
-        if first is not path:
-            raise InputError(f"{first} and {path} would write the same results: predict them into two folders.")
+        name = _overlay_name(path)
+        if name in seen:
+            raise InputError(f"{seen[name]} and {path} would write the same results: predict them into two folders.")
+        seen[name] = path

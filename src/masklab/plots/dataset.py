@@ -25,6 +25,7 @@ from masklab.plots.charts import statistics_chart
 from masklab.plots.save import save_png
 from masklab.plots.sheets import CONTENT_WIDTH, GAP
 from masklab.results.overlay import tinted
+from masklab.results.text import drawable
 from masklab.training.auto import resolve_image_fields
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
@@ -116,7 +117,8 @@ def _tile(source: Split, index: int, config: ImageConfig) -> Image.Image:
 
 def _label_corner(box: NDArray[Any], name: str) -> NDArray[Any]:
     """The corner (x, y) above which a name is written: in the middle of a box that is large enough, or above the box."""
-    wide, tall = sheets.font().getlength(name), 1.2 * sheets.TEXT
+    text, font = drawable(name, sheets.TEXT)
+    wide, tall = font.getlength(text), 1.2 * sheets.TEXT
     inside = (box[1] - box[0] > (1.2 * wide, 2 * tall)).all()
     return box.mean(axis=0) + np.array([-wide / 2, tall / 2]) if inside else box[0]
 

@@ -136,9 +136,7 @@ def show_failures(
         _log.info("no failure figures: every image is right.")
         return []
     channels = predictor.config.model.backbone.channels
-    images = [
-        as_rgb(source.read(source.images.index(failures.image), channels), predictor.config.image) for failures in kept
-    ]
+    images = [as_rgb(source.read(source.images.index(failures.image), channels), predictor) for failures in kept]
     written = [save_png(_sheet(kept, images), output / "failures.png")]
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
         name = f"failure_{place:02d}_{failures.image.path.stem}.png"
