@@ -46,7 +46,8 @@ class Annotation:
     ``label``           ``0..K-1``, None for an unknown category
     ``crowd``           a crowd region: neither an object nor background
     ``rle``             run lengths of the mask, perhaps of no pixel; None for a malformed mask
-    ``box``             ``xyxy``, tight around the mask; without mask, ``bbox`` inside the image; or None
+    ``crowd_box``       ``xyxy`` of a crowd region, tight around the mask; without mask, ``bbox`` inside the image;
+                        None where there is neither, and for objects
     ``bbox``            COCO's ``[x, y, width, height]`` as annotated; where malformed, that of the mask
     ``area``            pixels as annotated; where malformed, those of the mask
     ``problem``         why training skips it, "" where it does not
@@ -57,7 +58,7 @@ class Annotation:
     label: int | None
     crowd: bool
     rle: RLE | None
-    box: tuple[float, ...] | None
+    crowd_box: tuple[float, ...] | None
     bbox: list[float]
     area: float
     problem: str
@@ -72,10 +73,11 @@ def read_annotation(
     crowd = is_crowd(annotation)
     mask = _read_mask(annotation, image.size)
     runs, problem, detail = mask.rle, mask.problem, mask.detail
-    tight = None if runs is None else rle.bounds(runs, image.size)
+    has_box = is_box(given)
+    tight = None if runs is None or (has_box and not crowd) else rle.bounds(runs, image.size)
     x1, y1, x2, y2 = tight or (0, 0, 0, 0)
-    box = tight or _inside(given, image.size)
-    if crowd and box is not None:
+    crowd_box = (tight or _inside(given, image.size)) if crowd else None
+    if crowd_box is not None:
         problem = ""  # the box alone suffices for a region that is ignored
     elif not problem and label is None:
         problem, detail = UNKNOWN_CATEGORY, unknown_category(category, labels)
@@ -84,12 +86,13 @@ def read_annotation(
         label=label,
         crowd=crowd,
         rle=runs,
-        box=box,
+        crowd_box=crowd_box,
         bbox=[float(value) for value in (given if is_box(given) else (x1, y1, x2 - x1, y2 - y1))],
         area=float(area if _is_area(area) else 0 if runs is None else rle.area(runs)),
         problem=problem,
     )
-    where = f"{source}: annotation {annotation.get('id', '(no id)')}"
+    if problem or mask.part_detail:
+        where = f"{source}: annotation {annotation.get('id', '(no id)')}"
     if problem:
         sentence = f"{where}: {problem}{f' ({detail})' if detail else ''}; correct or remove it."
         sink.report(Problem(problem, detail, image.image_id, read.annotation_id, sentence=sentence))
@@ -137,17 +140,25 @@ def _read_mask(annotation: dict[str, Any], size: Size) -> _Mask:
 
 def _harmless_problems(box: Any, area: Any, size: Size) -> Iterable[tuple[str, str]]:
     """Problems of ``bbox`` and ``area``, which training does not read: it takes the mask's own."""
+    if _is_area(area) and is_box(box) and _is_plausible(box, size):
+        return
     if area is not None and not _is_area(area):
         yield "malformed area", f"its area is {as_written(area)}; evaluation takes the mask's own"
     if not is_box(box):
         if box is not None:
             yield "malformed box", f"its bbox is {as_written(box)} but must be four numbers"
         return
-    x, y, width, height = box
-    if min(width, height) <= 0:
-        yield "box without area", f"{width} wide, {height} high"
-    elif max(-x, -y, x + width - size[1], y + height - size[0]) > _MARGIN:
+    if min(box[2:]) <= 0:
+        yield "box without area", f"{box[2]} wide, {box[3]} high"
+    elif not _is_plausible(box, size):
         yield "box outside the image", as_written(box)
+
+
+def _is_plausible(box: Sequence[float], size: Size) -> bool:
+    """Whether a ``bbox`` has an area and lies in the image, but for rounding."""
+    x, y, width, height = box
+    inside = -_MARGIN <= x <= size[1] + _MARGIN - width and -_MARGIN <= y <= size[0] + _MARGIN - height
+    return inside and width > 0 and height > 0
 
 
 def _inside(box: Any, size: Size) -> tuple[float, ...] | None:
@@ -163,8 +174,10 @@ def is_box(box: Any) -> TypeGuard[Sequence[float]]:
     """Whether a ``bbox`` is four numbers that can be pixels."""
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         return False
-    plain = all(type(value) in _PLAIN for value in box)  # the common case, without the slow question after `Real`
-    return (plain or all(map(_is_number, box))) and all(abs(value) < _FARTHEST for value in box)
+    for value in box:
+        if not (type(value) in _PLAIN or _is_number(value)) or not -_FARTHEST < value < _FARTHEST:
+            return False
+    return True
 
 
 def _is_area(area: Any) -> TypeGuard[float]:

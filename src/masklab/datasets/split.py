@@ -221,8 +221,8 @@ def _as_objects(image: ImageRecord, annotations: Iterable[Annotation]) -> Object
         runs, label = annotation.rle, annotation.label
         if annotation.problem:
             continue
-        if annotation.crowd and annotation.box is not None:
-            ignored.append(annotation.box)
+        if annotation.crowd_box is not None:
+            ignored.append(annotation.crowd_box)
             crowds.append(runs if runs is not None and rle.area(runs) else None)
         elif runs is not None and label is not None:
             masks.append(runs)

@@ -57,14 +57,16 @@ def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:
         swapped = ", swapped" if isinstance(given, (list, tuple)) and list(given) == [width, height] else ""
         raise ValueError(f"the RLE's size is {as_written(given)}{swapped} but the image's [height, width] is {[*size]}")
     counts = segmentation["counts"]
-    rle = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
-    total = sum(rle.tolist())  # which does not overflow
+    rle = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts)
+    if rle.size and rle.max() > height * width:
+        raise ValueError(f"the RLE holds a run of {rle.max()}, but the image has {height * width} pixels")
+    total = int(rle.sum())
     if total != height * width:
         raise ValueError(f"the RLE covers {total} pixels but the image has {height} x {width} = {height * width}")
     return _canonical(rle)
 
 
-def _from_counts(counts: Any, pixels: int) -> RLE:
+def _from_counts(counts: Any) -> RLE:
     try:
         values = np.asarray(counts)
     except ValueError:
@@ -72,11 +74,11 @@ def _from_counts(counts: Any, pixels: int) -> RLE:
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         strange = counts if not isinstance(counts, list) else next((v for v in counts if type(v) is not int), counts)
         raise ValueError(f"the RLE's counts must be a string or a list of whole numbers, not {as_written(strange)}")
-    if (values < 0).any():
+    if values.size and values.min() < 0:
         raise ValueError(f"the RLE holds a negative run, {values.min()}")
-    if (values > pixels).any():
-        raise ValueError(f"the RLE holds a run of {values.max()}, but the image has {pixels} pixels")
-    return values.astype(np.int64)
+    if values.size and values.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"the RLE holds a run of {values.max()}")
+    return values.astype(np.int64, copy=False)
 
 
 def _from_polygons(polygons: Sequence[Any], size: Size) -> tuple[RLE, list[str]]:
