@@ -112,7 +112,7 @@ def sure_from_03(tiny_config, classes, tmp_path, monkeypatch):
     values = {"images": images, "annotations": annotations, "categories": categories}
     (data / "val.json").write_text(json.dumps(values))
 
-    def predict(self, images, batch_size=8):
+    def predict(self, images, batch_size=8, check=None):
         if isinstance(images, list):
             return [predict(self, image) for image in images]
         views.append(("predict", self.options.flips, list(self.options.scales)))
@@ -404,14 +404,14 @@ def test_the_cap_can_be_raised(run, shapes, tmp_path, capsys):
         words = [str(run), str(folder), "--output", str(tmp_path / cap), "--max_detections", cap, "--score", "0.01"]
         assert main(["predict", *words]) == 0
         counts.append(len(json.loads((tmp_path / cap / "predictions.json").read_text())))
-        said = "reached the maximum of 1 detections" in capsys.readouterr().out
+        said = "reached the maximum of 1 detection" in capsys.readouterr().out
         assert said == (cap == "1")
     assert counts[0] == 4
     assert counts[1] > 4 * 20, "more than the model's own cap"
     target = tmp_path / "figures.json"
     words = [str(run), "--data", str(shapes), "--output", str(target), "--max_detections", "1"]
     assert main(["evaluate", *words]) == 0
-    assert "4 of 4 images reached the maximum of 1 detections" in capsys.readouterr().out
+    assert "4 of 4 images reached the maximum of 1 detection" in capsys.readouterr().out
     assert json.loads(target.read_text())["measured"]["max_detections"] == 1
     assert "max_detections" in fails(capsys, "evaluate", str(run), "--data", str(shapes), "--max_detections", "0")
 

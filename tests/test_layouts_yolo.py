@@ -340,7 +340,7 @@ def test_one_box_among_outlines_is_reported_counted_and_left_out(tmp_path, capsy
     assert problem.name == "malformed segmentation"
     assert problem.file_name == "images/a.jpg"
     assert problem.sentence.startswith(f"{tmp_path}/labels/a.txt line 1 is a box, not an outline")
-    assert "skipped 1 annotations (1 malformed segmentation)" in open_split(tmp_path, "all").summary()
+    assert "skipped 1 annotation (1 malformed segmentation)" in open_split(tmp_path, "all").summary()
     assert main(["data", "check", str(tmp_path)]) == 1
     assert "line 1 is a box" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ SIZE = (40, 60)
 def finds(tiny_config, monkeypatch):
     """A predictor that finds a disc at a place that depends on the image's grey value, and a ring below it."""
 
-    def predict(self, image, batch_size=8):
+    def predict(self, image, batch_size=8, check=None):
         left = float(image[0, 0, 0])
         boxes = np.array([[left, 2, left + 9, 12], [left, 20, left + 9, 30]], np.float32)
         scores, labels = np.array([0.9, 0.8], np.float32), np.array([0, 1])
@@ -178,7 +178,7 @@ def test_what_a_json_does_not_have_is_left_out_and_said(finds, tmp_path, caplog)
     assert f"2 of 3 images are listed in {path} but not given" in caplog.text
     assert "the data do not have, disc" in caplog.text
     assert "1 image, 1 object of score 0.50 or more (1 detection in all)" in caplog.text
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "predictions.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "predictions.json", "settings.json"]
 
 
 def test_an_unused_category_does_not_stand_for_the_used_one(finds, tmp_path):

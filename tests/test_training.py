@@ -693,7 +693,7 @@ def test_the_threshold_is_tuned_on_what_is_predicted(shapes):
     """Every object is found with a score of 0.8, and once more, elsewhere, with 0.6."""
     split, wrong = Split.find(shapes, "train"), {"size": [96, 112], "counts": rle.rle_to_strings([np.array([0, 4])])[0]}
 
-    def predict(image):
+    def predict(image, check=None):
         found = [a for a in split.coco["annotations"] if a["image_id"] == image.image_id]
         right = [{key: a[key] for key in ("image_id", "category_id", "segmentation", "bbox")} for a in found]
         return [entry | {"score": 0.8} for entry in right] + [
