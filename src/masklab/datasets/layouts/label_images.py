@@ -16,6 +16,7 @@ from masklab.datasets.layouts.base import (
     match_masks,
     subfolders,
 )
+from masklab.datasets.layouts.label_classes import classified, has_classes
 from masklab.datasets.layouts.masks import label_objects
 from masklab.utils.errors import InputError
 
@@ -26,7 +27,8 @@ def _find(folder: Path) -> dict[str, SplitSource]:
     for split, images, masks in _image_and_mask_folders(folder):
         if split in found:
             raise InputError(f"{masks.parent} has both a folder masks and a folder labels with images: move one away.")
-        found[split] = SplitSource(partial(_pairs_of_folders, images, masks), label_objects)
+        pairs = partial(_pairs_of_folders, images, masks)
+        found[split] = SplitSource(pairs, label_objects) if not has_classes(masks) else classified(pairs, folder)
     return found
 
 
