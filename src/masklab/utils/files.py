@@ -20,8 +20,11 @@ from masklab.utils.errors import InputError
 
 def read_text(path: str | Path) -> str:
     """A file's text: UTF-8, with or without byte order mark, or UTF-16 with one; `InputError` if it is something else."""
+    path = Path(path)
     try:
-        raw = Path(path).read_bytes()
+        if path.exists() and not path.is_file():  # a pipe or device, which may never end
+            raise OSError(0, "no plain file")
+        raw = path.read_bytes()
         return raw.decode("utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -88,8 +88,10 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
-    return sorted(folder / name for name in names if name != "__MACOSX")
+        names = [entry.name for entry in entries if entry.name[0] != "." and entry.name != "__MACOSX"]
+    return sorted(
+        path for path in (folder / name for name in names) if os.path.isdir(path)
+    )  # a link in a circle is none
 
 
 def images_in(folder: Path) -> list[Path]:
