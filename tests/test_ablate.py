@@ -98,12 +98,12 @@ def test_a_failing_run_is_reported_and_resumed_and_the_rest_goes_on(finished, sh
         if step == 1:
             raise BrokenLossError("power cut.")
 
-    def train(config, resume=False):
+    def train(config, data, resume=False):
         steps.append((config.output.parent.name, resume))
         with monkeypatch.context() as patch:
             if config.output.parent.name == "table3-2" and not resume:
                 patch.setattr("masklab.training.loop.check_finite", breaks)
-            return real(config, resume=resume)
+            return real(config, data, resume=resume)
 
     monkeypatch.setattr(ablate_module, "train", train)
     with pytest.raises(FailedRunsError, match=r"1 of 2 runs failed \(.*table3-2/seed0: power cut\)"):

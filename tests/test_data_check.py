@@ -16,6 +16,7 @@ from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
 from masklab.datasets.check import check, print_check
 from masklab.datasets.check.annotations import duplicates
+from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.open import open_split
 from masklab.datasets.problems import KEPT, PROBLEMS, SKIPPED, STOPS
 from masklab.datasets.split import Split
@@ -104,7 +105,7 @@ def test_a_faulty_annotation_is_named(data, fields, problem):
     assert {finding[3] for finding in findings} == {fields.get("id", 1000)}
     if PROBLEMS[problem] == SKIPPED:  # what training itself says
         split = Split.find(data, "train")
-        assert split.summary().count(f"skipped 1 annotations (1 {problem})") == 1
+        assert split.summary().count(f"skipped 1 annotation (1 {problem})") == 1
     elif PROBLEMS[problem] == STOPS:
         with pytest.raises(InputError):
             Split.find(data, "train")
@@ -371,6 +372,95 @@ def test_the_command_line_tells_by_its_exit_code(data, tmp_path, capsys):
     assert capsys.readouterr() == ("", f"masklab: {tmp_path} is a folder: name a file to write to.\n")
     assert main(["data", "check", str(tmp_path / "nothing")]) == 2
     assert main(["data", "check", str(data / "train")]) == 2
+
+
+REASONS = [
+    ({"segmentation": [[[2, 3], [6, 3], [6, 9]]]}, "a polygon is written in points [2, 3] but must be a flat list"),
+    (
+        {"segmentation": [[2, 3], [6, 3], [6, 9], [2, 9]]},
+        "the segmentation is a list of points [x, y], not of polygons",
+    ),
+    ({"segmentation": [2, 3, 6, 3, 6, 9]}, "the segmentation is a flat list of numbers, not a list of polygons"),
+    ({"segmentation": [[2, 3, 6, 9]]}, "a polygon has 2 points but needs 3"),
+    ({"segmentation": [[2, 3]]}, "a polygon has 1 point but needs 3"),
+    ({"segmentation": [[2, 3, 6, 3, 6, 9, 2]]}, "a polygon has 7 numbers, which is odd"),
+    ({"segmentation": [[2, 3, "6", 3, 6, 9]]}, "a polygon holds '6' but must be"),
+    ({"segmentation": [[2, 3, None, 3, 6, 9]]}, "a polygon holds null but must be"),
+    ({"segmentation": [[2, 3, float("nan"), 3, 6, 9]]}, "a polygon holds NaN, a number that is not finite"),
+    ({"segmentation": [[]]}, "a polygon has 0 points"),
+    ({"segmentation": [None]}, "a polygon is null but must be"),
+    ({"segmentation": "2 3 6 9"}, "not '2 3 6 9'"),
+    (
+        {"segmentation": {"size": [128, 96], "counts": [96 * 128]}},
+        "size is [128, 96], swapped but the image's [height, width] is [96, 128]",
+    ),
+    ({"segmentation": {"size": ["96", 128], "counts": [96 * 128]}}, 'size is ["96", 128] but'),
+    ({"segmentation": {"size": [96, 128], "counts": [3, "4"]}}, "a list of whole numbers, not '4'"),
+    ({"segmentation": {"size": [96, 128], "counts": [12300, -12]}}, "a negative run, -12"),
+    ({"iscrowd": "1"}, "iscrowd is '1' but must be 0 or 1"),
+    ({"iscrowd": True}, "iscrowd is true, taken as 1"),
+    ({"category_id": "1"}, "its category id is '1' but the categories have 1"),
+    ({"category_id": 1.0}, "its category id is 1.0 but the categories have 1"),
+    ({"category_id": 77}, "its category id is 77"),
+    ({"category_id": True}, "its category id is true"),
+    ({"bbox": [2, "3", 4, 6]}, 'its bbox is [2, "3", 4, 6] but must be four numbers'),
+    ({"area": "24"}, "its area is '24'; evaluation"),
+    ({"segmentation": "long" * 1000}, "longlon ..."),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), REASONS, ids=[str(fields)[:60] for fields, _ in REASONS])
+def test_the_report_says_what_is_wrong_with_the_value_as_it_is_written(data, fields, reason):
+    extra = {"id": 1000, "image_id": 2, "category_id": 1, "bbox": [2, 3, 4, 6], "segmentation": SQUARE, "iscrowd": 0}
+    edit(data, lambda v: v["annotations"].append({**extra, **fields}))
+    (finding,) = (f for f in check(data).findings if f.problem != "unused category")
+    assert reason in finding.detail
+    target = io.StringIO()
+    print_check(check(data), Console(file=target, width=400))
+    assert f"annotation 1000: {finding.detail}" in target.getvalue()
+
+
+PARTS = [[[70, 5, 75, 9]], [[70, 5, 75, 5, 75]], [[[70, 5], [75, 5], [75, 9]]], [["70", 5, 75, 5, 75, 9]], [None]]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_a_bad_part_of_a_polygon_costs_that_part(data, part, capsys):
+    good = [[2, 3, 6, 3, 6, 9, 2, 9], [20, 10, 24, 10, 24, 12, 20, 12]]
+    extra = {"id": 1000, "image_id": 2, "category_id": 1, "bbox": [2, 3, 22, 9], "iscrowd": 0}
+    edit(data, lambda v: v["annotations"].append(extra | {"segmentation": [good[0], *part, good[1]]}))
+    (finding,) = check(data).findings
+    assert (finding.problem, finding.consequence, finding.annotation_id) == (
+        "malformed part of a mask",
+        "skipped in part",
+        1000,
+    )
+    assert finding.detail.startswith("polygon 2 of 3 ")
+    assert main(["data", "check", str(data)]) == 1
+    assert "training skips a part of 1 mask:" in capsys.readouterr().err
+    split = Split.find(data, "train")
+    assert split.summary().endswith("; skipped a malformed part of 1 mask")
+    expected = coco_segmentation.rle_from_segmentation(good, (96, 128)).tolist()
+    assert split.objects(1).rle(len(split.objects(1)) - 1).tolist() == expected
+    assert split.truth.regions[2][-1].rle.tolist() == expected
+    from_dictionary = GroundTruth.from_coco(json.loads((data / "train.json").read_text()))
+    assert from_dictionary.regions[2][-1].rle.tolist() == expected, "evaluation of a dictionary reads the same mask"
+
+
+def test_annotations_that_lose_all_or_a_part_are_counted_apart(data, capsys):
+    bad = [[2, 3, 6, 9]]
+    edit(
+        data,
+        lambda v: [a.update(segmentation=s) for a, s in zip(v["annotations"], [bad, bad, bad + SQUARE], strict=False)],
+    )
+    assert (
+        Split.find(data, "train")
+        .summary()
+        .endswith("; skipped 2 annotations (2 malformed segmentation) and a malformed part of 1 mask")
+    )
+    assert main(["data", "check", str(data)]) == 1
+    printed = capsys.readouterr()
+    assert "skips 2 annotations and a part of 1 mask:" in printed.err
+    assert "stops training: 0, skipped: 2, skipped in part: 1, kept:" in printed.out
 
 
 def test_real_data_has_no_faults(real_data):

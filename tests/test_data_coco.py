@@ -12,11 +12,14 @@ from contracts import fails
 from PIL import Image
 from pycocotools import mask as oracle
 
-from masklab.datasets.annotations import ImageRecord, group_by_image, read_annotation
+from masklab.datasets.annotations import read_annotation
+from masklab.datasets.grouping import group_by_image
+from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.layouts.coco import find_split
 from masklab.datasets.problems import CollectingSink, TrainingSink
 from masklab.datasets.split import Split
-from masklab.images.read import list_images, read_image
+from masklab.images.listing import list_images
+from masklab.images.read import read_image
 from masklab.masks import rle
 from masklab.structures import ClassTable
 
@@ -290,7 +293,7 @@ def test_split_as_written(tmp_path):
     assert (split.read(0, 3)[:, 0, 0] == [9, 8, 7]).all()
     assert split.coco == COCO
     assert split.most_objects == 1
-    assert split.summary().endswith("2 images (1 without objects), 1 objects, 0 crowd regions, 2 classes")
+    assert split.summary().endswith("2 images (1 without objects), 1 object, 0 crowd regions, 2 classes")
 
 
 def test_polygons_keep_parts_and_rle_keeps_holes(tmp_path):

@@ -362,7 +362,7 @@ def test_each_annotation_is_decoded_once_and_each_result_read_once(weights, shap
     shutil.copytree(shapes, folder)
     grey = Split.find(folder, "val").images[0].path
     Image.open(grey).convert("L").convert("RGB").save(grey)
-    decoded, decode = [], coco_segmentation.rle_from_segmentation
+    decoded, decode = [], coco_segmentation.read_segmentation
     sets, read_results = [], evaluation_inputs._read_results
 
     def counted(segmentation, size):
@@ -373,7 +373,7 @@ def test_each_annotation_is_decoded_once_and_each_result_read_once(weights, shap
         sets.append(results)
         return read_results(truth, results, chosen)
 
-    monkeypatch.setattr(coco_segmentation, "rle_from_segmentation", counted)
+    monkeypatch.setattr(coco_segmentation, "read_segmentation", counted)
     monkeypatch.setattr(evaluation_inputs, "_read_results", read)
     assert {"by_colour", "error_analysis"} <= evaluate(weights, folder, error_analysis=True).keys()
     assert len(sets) == 2

@@ -82,9 +82,9 @@ def test_every_figure_is_written(model, image, tmp_path, caplog):
 
 def test_without_detections_the_maps_are_still_shown(model, image, tmp_path, caplog):
     caplog.set_level("INFO", "masklab")
-    written = show_image(predictor(model, score_threshold=1.1), image, tmp_path)
+    written = show_image(predictor(model, score_threshold=1.0), image, tmp_path)
     assert [path.stem for path in written] == ["disc_detections", "disc_semantic", "disc_directions"]
-    assert "no masks figure: No detection has a score of 1.10 or more; the best of" in caplog.text
+    assert "no masks figure: No detection has a score of 1.00 or more; the best of" in caplog.text
 
 
 def test_what_a_model_lacks_is_left_out(tiny_config, classes, image, tmp_path, caplog):
@@ -121,7 +121,7 @@ def test_sub_boxes_of_a_deformable_crop(tiny_config, classes):
     for colour in colour_maps.sub_box_colours(3).reshape(-1, 3)[[0, 2, 6, 8]]:
         pixels = (np.asarray(figure) == colour).all(axis=-1).sum()
         assert pixels > (190 // 3) ** 2, "the legend's square, and more: the sub-boxes"
-    assert sub_box_figure(inspect(model, 1.1)).startswith("No detection")
+    assert sub_box_figure(inspect(model, 1.0)).startswith("No detection")
 
 
 def test_moved_sub_boxes_by_hand():

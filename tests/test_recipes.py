@@ -243,10 +243,10 @@ def test_recipes_are_listed_with_their_figures(capsys):
 @pytest.mark.parametrize(
     ("changes", "fields"),
     [
-        ({"model": {"backbone": {"output_stride": 4}}}, ["model.backbone.output_stride", "8, 16 or 32"]),
+        ({"model": {"backbone": {"output_stride": 4}}}, ["model.backbone.output_stride", "one of 8, 16, 32"]),
         ({"model": {"backbone": {"width": 0.5}}}, ["model.backbone", "width is 0.5", "pretrained"]),
-        ({"model": {"mask": {"directions": 1}}}, ["model.mask.directions", "greater than or equal to 2", "not 1"]),
-        ({"model": {"box": {"deformable": "grid", "roi_size": 7}}}, ["model.box.roi_size", "multiple of 2"]),
+        ({"model": {"mask": {"directions": 1}}}, ["model.mask.directions is 1", "2 or more"]),
+        ({"model": {"box": {"deformable": "grid", "roi_size": 7}}}, ["model.box.roi_size is 7", "divisible by 2"]),
         ({"image": {"scale": 2.0, "augment": {"min_sides": [300]}}}, ["scale is 2.0", "augment.min_sides"]),
         ({"image": {"augment": {"min_sides": []}}}, ["min_sides"]),
         ({"image": {"augment": {"scale_jitter": [1.2, 0.8]}}}, ["scale_jitter", "smaller one first"]),

@@ -106,7 +106,7 @@ def test_malformed_strings_are_refused(string: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        (None, "NoneType"),
+        (None, "null"),
         ([], "no polygons"),
         ([[1, 1, 3, 3]], "2 points"),
         ([[1, 1, 3, 3, 2]], "odd"),

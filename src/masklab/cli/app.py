@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from masklab import __version__
 from masklab.cli.registry import GROUPS, VERBS, Verb
 from masklab.utils.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
-from masklab.utils.log import terminal_messages
+from masklab.utils.log import any_encoding, terminal_messages
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The waiting threads of OpenMP spin by default; with another process on the same cores, such as the one
     # that loads images, that makes a training step many times slower.  It must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with terminal_messages():
+    with any_encoding(), terminal_messages():
         try:
             verb, parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
             verb.run(parsed)
@@ -56,6 +56,7 @@ def parse(words: list[str]) -> tuple[Verb, Namespace]:
 def _parse_arguments(name: str, verb: Verb, words: list[str]) -> Namespace:
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from masklab.cli.errors import explain, field_fault
     from masklab.cli.options import add_fields, field_defaults
     from masklab.config import Config
 
@@ -71,19 +72,12 @@ def _parse_arguments(name: str, verb: Verb, words: list[str]) -> Namespace:
                 pass  # the second pass says what is wrong, after --help
             else:
                 parser.set_defaults(field_defaults(verb.config(named)))
-        return parser.parse_args(words)
+        parsed = parser.parse_args(words)
     except ArgumentError as error:
-        raise InputError(_one_sentence(str(error), name)) from None
-
-
-def _one_sentence(message: str, name: str) -> str:
-    """What jsonargparse says over several lines, as one sentence with a next step."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    lines = [line for line in lines if "validation error" not in line and not line.startswith("For further")]
-    text = " ".join(lines).split(" [type=")[0].replace("Parser key ", "").rstrip(". ")
-    if text in ("unrecognized arguments: true", "unrecognized arguments: false"):
-        return f"{text}; options such as --resume are switched on by their name alone: leave the value out."
-    return f"{text}; see `masklab {name} --help`."
+        raise InputError(explain(str(error), words, name, parser, verb.config is not None)) from None
+    if verb.config is not None and (fault := field_fault(words)):
+        raise InputError(f"{fault}.")
+    return parsed
 
 
 def _explain(words: list[str]) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from masklab.cli.options import add_data, add_output, required_data
 from masklab.utils.errors import FaultyDataError
 from masklab.utils.files import file_to_write
+from masklab.utils.words import counted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -25,7 +26,7 @@ def shapes(arguments: Namespace) -> None:
     from masklab.datasets.synthetic.shapes import draw_shapes
 
     draw_shapes(arguments.folder, {"train": arguments.train, "val": arguments.val}, arguments.seed)
-    print(f"{arguments.train} + {arguments.val} images drawn into {arguments.folder}")
+    print(f"{arguments.train} + {counted(arguments.val, 'image')} drawn into {arguments.folder}")
 
 
 def add_check(parser: ArgumentParser) -> None:

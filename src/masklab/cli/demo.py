@@ -44,7 +44,7 @@ def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None
     metrics = evaluate(predictor, data, "val")
     write_metrics(output / "metrics.json", metrics)
     _log.info("4/5  writing predictions and overlays")
-    predict_folder(predictor, [data / "val"], images)
+    predict_folder(predictor, [data / "val"], images, data / "val.json")
     _log.info("5/5  the model that comes with masklab, on a drawn image of nuclei")
     found, drawn = try_nuclei(output / "nuclei.png")
     print(f"{found} of {drawn} nuclei found: {output / 'nuclei.png'}")

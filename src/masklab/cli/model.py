@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from masklab.cli.options import MODEL_HELP, recipe_help
 from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
+from masklab.utils.words import counted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -60,7 +61,7 @@ def info(arguments: Namespace) -> None:
         print(describe(name))
     if recipe or not model:
         size = (arguments.height, arguments.width)
-        title = f"{name}: one image of {size[0]} x {size[1]}, {arguments.classes} classes"
+        title = f"{name}: one image of {size[0]} x {size[1]}, {counted(arguments.classes, 'class', 'classes')}"
         print_cost(model_cost(load_recipe(name), arguments.classes, size), title)
 
 

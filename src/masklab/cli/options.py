@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from masklab.utils.errors import InputError
-from masklab.utils.types import Precision
+from masklab.utils.types import Intensity, Precision
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -58,7 +58,7 @@ def required_data(arguments: Namespace, name: str) -> Data:
 
 
 def add_prediction_options(parser: ArgumentParser) -> None:
-    """Test-time augmentation, number of detections and precision."""
+    """Test-time augmentation, number of detections, precision and intensity."""
     parser.add_argument(
         "--flips",
         choices=["none", "horizontal", "both", "turns"],
@@ -85,6 +85,32 @@ def add_prediction_options(parser: ArgumentParser) -> None:
         default="auto",
         help="number format of the convolutions; auto takes bf16 where the hardware has it",
     )
+    add_intensity(parser)
+
+
+def add_intensity(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--intensity",
+        choices=get_args(Intensity),
+        default="model",
+        help="which values become black and white: those of the training, or each image's percentiles 0.1 and 99.9, "
+        "for images that use little of their 16 bits",
+    )
+
+
+def add_score(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--score", type=float | None, default=None, help=f"lowest score of {what}, from 0 to 1, if not the model's own"
+    )
+
+
+def given_score(arguments: Namespace) -> float | None:
+    """The value of ``--score``; `InputError` if it is no probability."""
+    from masklab.inference.options import check_probability
+
+    if arguments.score is not None:
+        check_probability(arguments.score, "--score")
+    return arguments.score
 
 
 def prediction_options(arguments: Namespace, score_threshold: float | None = None) -> PredictionOptions:
@@ -97,6 +123,7 @@ def prediction_options(arguments: Namespace, score_threshold: float | None = Non
         max_detections=arguments.max_detections,
         score_threshold=score_threshold,
         precision=arguments.precision,
+        intensity=arguments.intensity,
     )
 
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from masklab.cli.options import (
     MODEL_HELP,
     add_data,
+    add_intensity,
     add_output,
     add_prediction_options,
+    add_score,
     given_data,
+    given_score,
     prediction_options,
     required_data,
 )
@@ -64,19 +67,24 @@ def add_predict(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="images, or folders of images")
     add_output(parser, "predictions")
     parser.add_argument(
-        "--score", type=float | None, default=None, help="lowest score of a drawn object, if not the model's own"
+        "--annotations",
+        type=Path | None,
+        default=None,
+        help="COCO JSON that lists the images: results get its image ids and, by class name, its category ids",
     )
+    add_score(parser, "a drawn object")
     add_prediction_options(parser)
 
 
 def predict(arguments: Namespace) -> None:
     """Find the objects of images. Writes predictions.json (COCO results: every detection with its score, masks as run
-    lengths, your own category ids) and, for each image, an overlay of the objects found."""
+    lengths, your own category ids) and, for each image, an overlay of the objects found. The id of an image is its
+    file's name; other tools that compare results with a COCO JSON need its ids: name it as --annotations."""
     from masklab.inference.folder import predict_folder
     from masklab.inference.predictor import load
 
-    predictor = load(arguments.model, options=prediction_options(arguments, arguments.score))
-    predict_folder(predictor, arguments.images, arguments.output)
+    predictor = load(arguments.model, options=prediction_options(arguments, given_score(arguments)))
+    predict_folder(predictor, arguments.images, arguments.output, arguments.annotations)
 
 
 def add_submit(parser: ArgumentParser) -> None:
@@ -100,9 +108,8 @@ def add_show(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("image", nargs="?", default=None, help="the image; leave it out with --data")
     add_output(parser, "figures")
-    parser.add_argument(
-        "--score", type=float | None, default=None, help="lowest score of an object shown, if not the model's own"
-    )
+    add_score(parser, "an object shown")
+    add_intensity(parser)
     add_data(parser, "--data", " for the worst images")
     parser.add_argument("--split", default="val", help="which split of --data to search")
     parser.add_argument("--worst", type=int, default=9, help="how many images of --data to draw")
@@ -120,7 +127,10 @@ def show(arguments: Namespace) -> None:
     data = given_data(arguments, "data")
     if (arguments.image is None) == (data is None):
         raise InputError("show takes either an image or --data DIR: name one of the two.")
-    predictor = load(arguments.model, options=PredictionOptions(score_threshold=arguments.score))
+    predictor = load(
+        arguments.model,
+        options=PredictionOptions(score_threshold=given_score(arguments), intensity=arguments.intensity),
+    )
     if data is None:
         show_image(predictor, arguments.image, arguments.output)
     else:

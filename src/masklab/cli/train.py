@@ -58,15 +58,14 @@ def pretrain(arguments: Namespace) -> None:
 
 
 def add_ablate(parser: ArgumentParser) -> None:
-    from jsonargparse.typing import PositiveInt
-
+    from masklab.config.fields import Count
     from masklab.paper.tables import TABLES
 
     parser.add_argument("table", choices=list(TABLES), help="the table: `masklab recipes` lists what its rows change")
     parser.add_argument(
         "--recipe", type=str | None, default=None, help="recipe that the rows change, if not the table's own"
     )
-    parser.add_argument("--seeds", type=PositiveInt, default=1, help="runs of each row")
+    parser.add_argument("--seeds", type=Count, default=1, help="runs of each row")
     parser.add_argument("--rows", nargs="+", default=None, help="rows to run, if not all")
 
 

@@ -15,6 +15,7 @@ from masklab.config.fields import Section
 from masklab.config.image import ImageConfig
 from masklab.config.model import ModelConfig
 from masklab.config.train import TrainConfig
+from masklab.config.words import field_error
 from masklab.utils.errors import InputError
 
 
@@ -55,19 +56,8 @@ class Config(Section):
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
-    """Build a `Config` from nested values; `InputError` names ``source`` and the field at fault."""
+    """Build a `Config` from nested values; `InputError` names ``source``, the field at fault and its value."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        # for a field of several types, pydantic adds the type to the location, such as constrained-int
-        field = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
-        if first["type"] == "extra_forbidden":
-            parent = ".".join(str(part) for part in first["loc"][:-1])
-            hint = f"no such field; `masklab train --help` lists the fields{' of ' + parent if parent else ''}"
-        else:
-            given = first["input"]
-            hint = first["msg"].removeprefix("Value error, ") + (
-                f", not {given!r}" if isinstance(given, (str, int, float)) else ""
-            )
-        raise InputError(f"{source}: {field + ': ' if field else ''}{hint}.") from None
+        raise InputError(f"{source}: {field_error(Config, error.errors()[0], values)}.") from None

@@ -6,6 +6,7 @@ numbers for each entry, in arrays that worker processes share.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from masklab.utils.files import read_json
 LISTS = ("images", "annotations", "categories")
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 1024  # entries read at once
+_BLOCK = 2**20  # bytes
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -77,8 +79,12 @@ def _version(descriptor: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class JsonArray(Sequence[Any]):
-    """Values of a JSON text: value ``k`` is what stands from ``starts[k]`` to ``stops[k]``, both ``(N,)`` int64."""
+    """Values of a JSON text: value ``k`` is what stands from ``starts[k]`` to ``stops[k]``, both ``(N,)`` int64.
 
+    Reading one raises `InputError`, which names ``path``, where it is not JSON.
+    """
+
+    path: Path
     text: _Text
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
@@ -92,11 +98,11 @@ class JsonArray(Sequence[Any]):
         return self.take(np.array([range(len(self))[row]]))[0]
 
     def __iter__(self) -> Iterator[Any]:
-        return map(_value, self.texts())
+        return map(self._value, self.texts())
 
     def take(self, rows: NDArray[np.int64]) -> list[Any]:
         """The values of some rows."""
-        return [_value(part) for part in self.text.parts(self.starts[rows].tolist(), self.stops[rows].tolist())]
+        return [self._value(part) for part in self.text.parts(self.starts[rows].tolist(), self.stops[rows].tolist())]
 
     def texts(self) -> Iterator[bytes]:
         """The text of each value."""
@@ -106,7 +112,25 @@ class JsonArray(Sequence[Any]):
 
     def headers(self) -> Iterator[Header]:
         """What places each annotation."""
-        return map(_header, self.texts())
+        return map(self._header, self.texts())
+
+    def _value(self, text: bytes) -> Any:
+        try:
+            return _as_value(text)
+        except _UNREADABLE:  # such as NaN, which Python writes and reads
+            pass
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path} is not JSON ({error}): replace or repair the file.") from None
+
+    def _header(self, text: bytes) -> Header:
+        try:
+            return _as_header(text)
+        except _UNREADABLE:
+            value = self._value(text)
+            known = value if isinstance(value, dict) else {}
+            return Header(*(known.get(name) for name in Header.__struct_fields__))
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,7 @@ class CocoDocument:
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from None
         try:
+            _check_utf8(content)
             document = cls._parse(path, text, content, len(_BOM) if content.startswith(_BOM) else 0)
         except _UNREADABLE:  # perhaps only for msgspec, which is strict; if not, json says where it is broken
             del content
@@ -147,7 +172,7 @@ class CocoDocument:
             values = {}
         others = {key: value for key, value in values.items() if key not in LISTS}
         missing = tuple(key for key in LISTS if not _is_list(key, values.get(key)))
-        images, annotations = (_encoded([] if key in missing else values[key]) for key in LISTS[:2])
+        images, annotations = (_encoded(Path(path), [] if key in missing else values[key]) for key in LISTS[:2])
         categories = None if "categories" in missing else values["categories"]
         return cls(Path(path), images, annotations, categories, others, missing)._checked(required)
 
@@ -174,7 +199,9 @@ class CocoDocument:
             except msgspec.ValidationError:
                 rows, missing = [], [*missing, key]
             starts = np.array([_address(row) - first for row in rows], np.int64)
-            arrays[key] = JsonArray(text, starts, starts + np.array([len(memoryview(row)) for row in rows], np.int64))
+            arrays[key] = JsonArray(
+                path, text, starts, starts + np.array([len(memoryview(row)) for row in rows], np.int64)
+            )
         categories = _as_value(fields["categories"]) if "categories" in fields else None
         if "categories" in fields and not isinstance(categories, list):
             missing.append("categories")
@@ -186,6 +213,14 @@ class CocoDocument:
             if key in self.missing:
                 raise InputError(f"{self.path} is not a COCO file: it has no list {key!r}; name another file.")
         return self
+
+
+def _check_utf8(content: bytes) -> None:
+    """Raise `UnicodeDecodeError` for a text that is none, which reading it in parts would find late."""
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(content)
+    for first in range(0, len(content), _BLOCK):
+        decoder.decode(view[first : first + _BLOCK])
+    decoder.decode(b"", final=True)
 
 
 def _rows(raw: msgspec.Raw, key: str) -> list[msgspec.Raw]:
@@ -203,24 +238,8 @@ def _address(part: Any) -> int:
     return int(np.frombuffer(part, np.uint8).__array_interface__["data"][0])
 
 
-def _encoded(values: Any) -> JsonArray:
+def _encoded(path: Path, values: Any) -> JsonArray:
     """Values as text in memory."""
     texts = [json.dumps(value).encode() for value in (values.values() if isinstance(values, dict) else values)]
     stops = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    return JsonArray(_Memory(b"".join(texts)), stops - np.array([len(text) for text in texts], np.int64), stops)
-
-
-def _value(text: bytes) -> Any:
-    try:
-        return _as_value(text)
-    except _UNREADABLE:  # such as NaN, which Python writes and reads
-        return json.loads(text)
-
-
-def _header(text: bytes) -> Header:
-    try:
-        return _as_header(text)
-    except _UNREADABLE:
-        value = json.loads(text)
-        known = value if isinstance(value, dict) else {}
-        return Header(*(known.get(name) for name in Header.__struct_fields__))
+    return JsonArray(path, _Memory(b"".join(texts)), stops - np.array([len(text) for text in texts], np.int64), stops)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
+from masklab.datasets.annotations import Annotation, read_annotation
+from masklab.datasets.grouping import group_by_image
 from masklab.datasets.image_table import ImageRecord, read_images
 from masklab.datasets.problems import EMPTY, OUTSIDE, PROBLEMS, SKIPPED, Problem
 from masklab.masks import rle

@@ -9,11 +9,8 @@ from typing import Any
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.image_table import relative_name
 from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
-from masklab.datasets.layouts.cellpose import CELLPOSE
 from masklab.datasets.layouts.coco import DESCRIPTION, NAME, CocoFiles, Data, DataFiles, DataFolder, is_coco
-from masklab.datasets.layouts.kaggle import KAGGLE
-from masklab.datasets.layouts.label_images import LABEL_IMAGES
-from masklab.datasets.layouts.yolo import YOLO
+from masklab.datasets.layouts.registry import LAYOUTS
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
 from masklab.datasets.selection import choose, split_lists
 from masklab.datasets.split import Split
@@ -24,8 +21,6 @@ from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
-
-LAYOUTS = (YOLO, LABEL_IMAGES, CELLPOSE, KAGGLE)  # besides COCO's
 
 
 def open_split(
@@ -158,7 +153,7 @@ def _as_coco(
 ) -> dict[str, Any]:
     """Images and annotations in COCO's form, ``file_name`` relative to ``folder``."""
     only = (categories.ids[0], categories.names[0]) if categories and len(categories) == 1 else (1, "object")
-    names = found.names() if found.names else dict([only])
+    names = (found.names() if found.names else {}) or dict([only])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, pair in enumerate(track(pairs, "reading masks"), 1):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from masklab.utils.errors import InputError
+from masklab.utils.words import as_written, counted
 
-STOPS, SKIPPED, KEPT = "stops training", "skipped", "kept"
+STOPS, SKIPPED, IN_PART, KEPT = "stops training", "skipped", "skipped in part", "kept"
 
 MALFORMED, MALFORMED_CROWD = "malformed segmentation", "malformed iscrowd"
+MALFORMED_PART, BOOLEAN_CROWD = "malformed part of a mask", "iscrowd not a number"
 EMPTY, OUTSIDE, UNKNOWN_CATEGORY = "empty mask", "outside the image", "unknown category"
 
 PROBLEMS = {
@@ -30,8 +33,10 @@ PROBLEMS = {
     EMPTY: SKIPPED,
     OUTSIDE: SKIPPED,
     UNKNOWN_CATEGORY: SKIPPED,
+    MALFORMED_PART: IN_PART,
     "malformed box": KEPT,
     "malformed area": KEPT,
+    BOOLEAN_CROWD: KEPT,
     "box outside the image": KEPT,
     "box without area": KEPT,
     "duplicate annotation id": KEPT,
@@ -41,7 +46,7 @@ PROBLEMS = {
     "EXIF orientation": KEPT,
     "unused category": KEPT,
 }
-"""The consequence of each problem: training stops, skips the annotation, or uses the data as they are."""
+"""The consequence of each problem: training stops, skips the annotation or a part of it, or uses the data as they are."""
 
 
 class Problem(NamedTuple):
@@ -66,7 +71,7 @@ class Sink(Protocol):
 
 
 class TrainingSink:
-    """Raises `InputError` for a problem that stops training; ``skipped`` counts skipped annotations by problem."""
+    """Raises `InputError` for a problem that stops training; ``skipped`` counts annotations that lose all or a part."""
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
@@ -75,8 +80,20 @@ class TrainingSink:
         consequence = PROBLEMS[problem.name]
         if consequence == STOPS:
             raise InputError(problem.sentence) from None
-        if consequence == SKIPPED:
+        if consequence in (SKIPPED, IN_PART):
             self.skipped[problem.name] += 1
+
+
+def skipped_words(skipped: Mapping[str, int]) -> str:
+    """What training leaves out, from counts by problem, such as "skipped 2 annotations (2 empty mask)"; "" for nothing."""
+    whole, parts = (
+        {name: n for name, n in sorted(skipped.items()) if n and PROBLEMS[name] == consequence}
+        for consequence in (SKIPPED, IN_PART)
+    )
+    reasons = ", ".join(f"{n} {name}" for name, n in whole.items())
+    words = [f"{counted(sum(whole.values()), 'annotation')} ({reasons})"] * bool(whole)
+    words += [f"a malformed part of {counted(n, 'mask')}" for n in parts.values()]
+    return f"skipped {' and '.join(words)}" if words else ""
 
 
 class CollectingSink:
@@ -87,6 +104,18 @@ class CollectingSink:
 
     def report(self, problem: Problem) -> None:
         self.problems.append(problem)
+
+
+def unknown_category(category: Any, known: Iterable[Any]) -> str:
+    """What is wrong with a category id; one that only looks like an id of the table is told apart from it."""
+    written = as_written(category)
+    known = list(known)
+    alike = next((number for number in known if category != "" and str(number) == str(category).strip()), None)
+    if alike is None and isinstance(category, float):
+        alike = next((number for number in known if number == category), None)
+    if alike is None:
+        return f"its category id is {written}"
+    return f"its category id is {written} but the categories have {as_written(alike)}"
 
 
 def without_path(sentence: str, path: Path) -> str:

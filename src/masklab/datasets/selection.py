@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from masklab.utils.errors import InputError
+from masklab.utils.words import counted
 
 
 def choose(
@@ -74,11 +75,13 @@ def _listed(path: Path, names: Sequence[str]) -> set[str]:
 def hold_out(names: Sequence[str], split: str, folder: Path, val_fraction: float, seed: int) -> tuple[set[str], str]:
     """The images of ``val``, the first by a hash of ``seed`` and file name, or the rest for ``train``; and a note."""
     if len(names) < 2:
-        raise InputError(f"{folder} has no val, and {len(names)} images are too few to hold some out: add images.")
+        raise InputError(
+            f"{folder} has no val, and {counted(len(names), 'image')} {'is' if len(names) == 1 else 'are'} too few to hold some out: add images."
+        )
 
     def rank(name: str) -> tuple[bytes, str]:
         return hashlib.sha256(f"{seed}/{Path(name).name}".encode()).digest(), name
 
     held_out = set(sorted(names, key=rank)[: min(max(1, round(val_fraction * len(names))), len(names) - 1)])
-    note = f"val is {len(held_out)} of {len(names)} images, held out by file name and seed {seed}"
+    note = f"val is {len(held_out)} of {counted(len(names), 'image')}, held out by file name and seed {seed}"
     return (held_out if split == "val" else set(names) - held_out), note

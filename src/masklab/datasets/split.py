@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
+from masklab.datasets.annotations import Annotation, read_annotation
 from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.ground_truth import GroundTruth
+from masklab.datasets.grouping import group_by_image
 from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, read_images
 from masklab.datasets.layouts.coco import CocoSource, find_split
 from masklab.datasets.objects import Objects
-from masklab.datasets.problems import TrainingSink
+from masklab.datasets.problems import TrainingSink, skipped_words
 from masklab.images.intensity import IntensityRange
 from masklab.images.read import read_intensity_range, read_window
 from masklab.masks import rle
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box
+from masklab.utils.words import counted
 
 _KEPT_BYTES = 2**27  # of objects that a split keeps
 
@@ -64,6 +66,7 @@ class Split:
         self.images = ImageTable(*find_files(images, self.json_path, folder, places, root))
         self.note = ""
         self.left_out = Counter[str]()  # what the reader of the layout left out already, by problem
+        self._labels = self.categories.labels
         self._skipped: dict[int, Counter[str]] = {}
         self._objects: OrderedDict[int, Objects] = OrderedDict()
         self._kept_bytes = 0
@@ -105,6 +108,21 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def used_categories(self) -> set[int]:
+        """The category ids of the annotations."""
+        return {number for number in self._groups.categories if isinstance(number, int)}
+
+    def relabel(self, categories: ClassTable, labels: dict[int, int]) -> None:
+        """Read objects under the classes of a model: ``labels`` of ``categories`` by category id of this split.
+
+        Annotations of other categories are skipped, as those of no category are.
+        """
+        self.categories, self._labels = categories, labels
+        self._objects.clear()
+        self._kept_bytes = 0
+        self._skipped.clear()
 
     @property
     def most_objects(self) -> int:
@@ -152,13 +170,10 @@ class Split:
         objects, ignored = sum(map(len, groups)), sum(len(group.ignored) for group in groups)
         empty = sum(len(group) == 0 for group in groups)
         line = (
-            f"{self.json_path}: {len(self)} images ({empty} without objects), {objects} objects, "
-            f"{ignored} crowd regions, {len(self.categories)} classes"
+            f"{self.json_path}: {counted(len(self), 'image')} ({empty} without objects), {counted(objects, 'object')}, "
+            f"{counted(ignored, 'crowd region')}, {counted(len(self.categories), 'class', 'classes')}"
         )
-        if skipped := self.skipped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-            line += f"; skipped {skipped.total()} annotations ({reasons})"
-        return f"{line}; {self.note}" if self.note else line
+        return "; ".join(part for part in (line, skipped_words(self.skipped), self.note) if part)
 
     @cached_property
     def truth(self) -> GroundTruth:
@@ -182,9 +197,8 @@ class Split:
     def _read(self, index: int) -> list[Annotation]:
         """Decode the annotations of an image, and keep its objects."""
         image, sink = self.images[index], TrainingSink()
-        labels, document = self.categories.labels, self.document
-        entries = document.annotations.take(self._groups.of(index))
-        annotations = [read_annotation(entry, image, labels, self.json_path, sink) for entry in entries]
+        entries = self.document.annotations.take(self._groups.of(index))
+        annotations = [read_annotation(entry, image, self._labels, self.json_path, sink) for entry in entries]
         if index not in self._objects:
             self._keep(index, _as_objects(image, annotations))
         if sink.skipped:

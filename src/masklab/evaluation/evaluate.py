@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from masklab.datasets.layouts.coco import Data
-from masklab.datasets.open import open_split
+from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
 from masklab.evaluation.matching import matching_metrics, overlaps_of
+from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import is_grey
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
@@ -41,17 +42,21 @@ def evaluate(
     ``ground_truth_boxes`` gives the model the annotated boxes and classes, to measure its masks alone.
     ``error_analysis`` adds a section of this name (see `analyse_errors`) and takes three times as long in all.
 
-    Raises `InputError` for data or weights that cannot be used.
+    Classes are matched by name (see `match_classes`); what only the data or only the model has is left out, which the
+    log and ``class_note`` in ``measured`` say.
+
+    Raises `InputError` for data or weights that cannot be used, and where no class is matched.
     """
     if error_analysis and ground_truth_boxes:
         raise InputError("error_analysis includes the figures of ground_truth_boxes: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, Predictor) else str(find_weights(model))
     predictor = model if isinstance(model, Predictor) else load(model)
     predictor = predictor if options is None else Predictor(predictor.model, options)
-    source = open_split(data, split, predictor.classes)
+    source, known, class_note = open_for_model(predictor.classes, data, split)
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
+    check = IntensityCheck(predictor.config.image)
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
     max_detections = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
     for index, image in enumerate(track(source.images, "predicting")):
@@ -60,11 +65,13 @@ def evaluate(
             objects = source.objects(index)
             found = predictor.segment(values, objects.boxes, objects.labels)
         else:
-            found = predictor.predict(values)
+            found = predictor.predict(values, check=check)
             at_max_detections += len(found) == max_detections
+            found = found.of_labels(known)
         by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
         results += found.to_coco(image.image_id)
     seconds = time.perf_counter() - began
+    check.warn()
     inputs = read_inputs(source.truth, results)
     metrics = coco_metrics_of(inputs, max_detections)
     shared = overlaps_of(inputs)
@@ -81,6 +88,7 @@ def evaluate(
         "data": str(source.json_path),
         "split": split,
         "held_out": source.note or None,
+        "class_note": class_note or None,
         "ground_truth_boxes": ground_truth_boxes,
         "flips": predictor.options.flips,
         "scales": list(predictor.options.scales),
@@ -88,6 +96,7 @@ def evaluate(
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "max_detections": metrics.pop("max_detections"),
         "images_at_max_detections": at_max_detections,
+        "intensity": predictor.options.intensity,
         "precision": number_format(predictor.device, predictor.options.precision),
         "score_threshold_tuned": predictor.model.score_threshold is not None,
         "seconds_per_image": round(seconds / max(1, len(source)), 3),

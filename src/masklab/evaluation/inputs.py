@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -10,11 +11,16 @@ from typing import Any
 
 from hotcoco import mask
 
-from masklab.datasets.annotations import is_box
+from masklab.datasets.annotations import is_box, is_id
+from masklab.datasets.class_names import match_classes
 from masklab.datasets.ground_truth import GroundTruth, Region, without_short_polygons
 from masklab.masks import coco_segmentation, rle
+from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
+from masklab.utils.words import as_written, listed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ def read_inputs(
 
     A dictionary in COCO's form is converted by `GroundTruth.from_coco`.  ``image_ids`` limits the evaluation to some
     images.  Masks of results may be polygons or RLE, compressed or not; a missing or malformed box is taken from the
-    mask.  Raises `InputError` for missing fields, for results of unknown images or classes, for scores that are not
+    mask.  Where every result has a ``category_name``, it counts in place of ``category_id`` (see `match_classes`), and
+    results of other classes are left out, which is logged.  Raises `InputError` for missing fields, for results of unknown images or classes, for scores that are not
     finite and for RLE masks of another size than their image.
     """
     truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)
@@ -83,28 +90,55 @@ def _choose(images: Collection[int | str], wanted: Iterable[int | str] | None) -
 
 
 def _read_results(truth: GroundTruth, results: Sequence[dict[str, Any]], chosen: set[int | str]) -> list[Region]:
+    label_of = _named_labels(truth, results)
     regions = []
     for row, result in enumerate(results):
         where = f"result {row}"
         image_id = _get(result, "image_id", where)
-        if image_id not in truth.sizes:
-            raise InputError(f"{where}: the ground truth has no image {image_id!r}: evaluate against its own file.")
+        if not is_id(image_id) or image_id not in truth.sizes:
+            raise InputError(
+                f"{where}: the ground truth has no image {as_written(image_id)}: evaluate against its own file, or "
+                "`masklab predict` with --annotations, which gives results the ids of a file."
+            )
         if image_id in chosen:
-            regions.append(_read_result(truth, result, where))
+            label = _label(truth, result, where) if label_of is None else label_of.get(result["category_name"])
+            if label is not None:
+                regions.append(_read_result(truth, result, label, where))
     return regions
 
 
-def _read_result(truth: GroundTruth, result: dict[str, Any], where: str) -> Region:
+def _named_labels(truth: GroundTruth, results: Sequence[dict[str, Any]]) -> dict[str, int] | None:
+    """Labels by the class names of results, matched as `match_classes` does; None where a result has no name."""
+    names = sorted({name for result in results if isinstance(name := result.get("category_name"), str)})
+    if not names or not all(isinstance(result.get("category_name"), str) for result in results):
+        return None
+    classes = ClassTable(tuple(range(len(truth.class_names))), tuple(truth.class_names))
+    found = ClassTable(tuple(range(len(names))), tuple(names))
+    match = match_classes(classes, found, "the results")
+    if match.renamed:
+        _log.info(f"classes of results are matched, {listed(f'{name} as {other}' for name, other in match.renamed)}.")
+    if match.unknown:
+        _log.info(f"results of classes that the ground truth lacks are left out, {listed(match.unknown)}.")
+    return {names[number]: label for number, label in match.labels.items()}
+
+
+def _label(truth: GroundTruth, result: dict[str, Any], where: str) -> int:
     category = _get(result, "category_id", where)
-    if category not in truth.labels:
-        raise InputError(f"{where}: the ground truth has no category {category!r}: add it or correct category_id.")
+    if not is_id(category) or category not in truth.labels:
+        raise InputError(
+            f"{where}: the ground truth has no category {as_written(category)}: add it or correct category_id."
+        )
+    return truth.labels[category]
+
+
+def _read_result(truth: GroundTruth, result: dict[str, Any], label: int, where: str) -> Region:
     compressed = _compressed(_get(result, "segmentation", where), truth.sizes[result["image_id"]], where)
     score = float(_get(result, "score", where))
     if not math.isfinite(score):
         raise InputError(f"{where}: score is {score}: give a finite number.")
     given = result.get("bbox")
     box = [float(value) for value in (given if is_box(given) else mask.to_bbox(compressed))]
-    return Region(result["image_id"], truth.labels[category], compressed, box, score=score)
+    return Region(result["image_id"], label, compressed, box, score=score)
 
 
 def _get(entry: dict[str, Any], field: str, where: str) -> Any:

@@ -15,6 +15,7 @@ from masklab.evaluation.errors import ERROR_TYPES
 from masklab.evaluation.recall import RECALL_AT, STAGES
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
+from masklab.utils.words import counted
 
 _COCO_COLUMNS = {
     "AP": "AP",
@@ -54,8 +55,8 @@ def print_report(metrics: dict[str, Any], console: Console | None = None) -> Non
     measured = metrics.get("measured", {})
     if measured.get("images_at_max_detections"):
         console.print(
-            f"{measured['images_at_max_detections']} of {measured['images']} images reached the maximum of "
-            f"{measured['max_detections']} detections: measure again with a larger --max_detections to see if it matters."
+            f"{measured['images_at_max_detections']} of {counted(measured['images'], 'image')} reached the maximum of "
+            f"{counted(measured['max_detections'], 'detection')}: measure again with a larger --max_detections to see if it matters."
         )
 
 

@@ -85,7 +85,7 @@ def _check_unit_range(image: Tensor, name: str | Path) -> None:
     if least < -_ROUNDING or most > 1 + _ROUNDING:
         raise InputError(
             f"{name} holds numbers from {least:g} to {most:g} where floats from 0 to 1 are expected: scale them, "
-            "or train with image.value_range or image.percentiles."
+            "predict with --intensity percentiles, or train with image.value_range or image.percentiles."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os.path import isfile
+from os.path import isfile, islink
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+_TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of both byte orders; BigTIFF has a plus
 ORIENTATION = 274  # EXIF's tag and TIFF's
 _MAX_DECODED_BYTES = 2**30  # decoded at once: a few bytes of a compressed file may claim any size
 
@@ -53,7 +54,8 @@ class Opened(NamedTuple):
 def decoding(path: Path) -> Iterator[None]:
     """Context that turns all errors of decoders into an `InputError` that names the file and its fault."""
     if not isfile(path):
-        raise InputError(f"{path}: there is no such image file; correct the path or restore the file.")
+        fault = " is a link to a file that is missing" if islink(path) else ": there is no such image file"
+        raise InputError(f"{path}{fault}; correct the path or restore the file.")
     try:
         yield
     except (InputError, MemoryError):
@@ -62,9 +64,17 @@ def decoding(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is not an image that can be read; convert it to PNG, JPEG or TIFF.") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path} has too many pixels to be decoded at once; save it as uncompressed TIFF.") from None
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); change the rights of the file.") from None
     except Exception as error:  # damaged files make decoders raise almost anything, TypeError and ZeroDivisionError too
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from error
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as TIFF files do, whatever its suffix."""
+    with open(path, "rb") as file:
+        return file.read(4) in _TIFF_BEGINNINGS
 
 
 def channels_without_alpha(found: int, alpha: bool, channels: int | None) -> int:

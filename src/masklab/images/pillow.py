@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
+from masklab.images.embedded import embedded_bytes, is_embedded
 from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, upright
 
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
@@ -16,8 +18,11 @@ _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM
 
 
 def open_pillow(path: Path) -> ImageFile.ImageFile:
-    """Open a file of a known format with Pillow, whatever its suffix; only the header is read."""
-    return Image.open(path, formats=_PILLOW_FORMATS)
+    """Open a file of a known format with Pillow, whatever its suffix; only the header is read.
+
+    Of a JSON file it is the image that labelme embeds there.
+    """
+    return Image.open(io.BytesIO(embedded_bytes(path)) if is_embedded(path) else path, formats=_PILLOW_FORMATS)
 
 
 def open_verified(path: Path) -> ImageFile.ImageFile:

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklab.images.intensity import IntensityRange, channel_percentiles, sampling_step
-from masklab.images.opened import ORIENTATION, TIFF_SUFFIXES, Opened, decoding
+from masklab.images.opened import ORIENTATION, Opened, decoding, is_tiff
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
-from masklab.images.tiff import open_tiff
+from masklab.images.tiff import image_axes, open_tiff
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box, Size
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm", ".pnm"}
+)
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -31,7 +33,7 @@ def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
     are decoded.
     """
     with decoding(path):
-        if path.suffix.lower() not in TIFF_SUFFIXES:
+        if not is_tiff(path):
             yield read_pillow(path, channels)
         else:
             with tifffile.TiffFile(path) as tiff:
@@ -121,9 +123,9 @@ def image_size(path: str | Path) -> Size:
     """
     path = Path(path)
     with decoding(path):
-        if path.suffix.lower() in TIFF_SUFFIXES:
+        if is_tiff(path):
             with tifffile.TiffFile(path) as tiff:
-                sides = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
+                sides = dict(zip(image_axes(tiff.series[0]), tiff.series[0].shape, strict=True))
                 height, width = sides["Y"], sides["X"]
                 orientation = int(tiff.pages.first.tags.valueof(ORIENTATION, 1))
         else:
@@ -131,19 +133,3 @@ def image_size(path: str | Path) -> Size:
                 width, height = image.size
                 orientation = image.getexif().get(ORIENTATION, 1)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-
-
-def list_images(path: str | Path) -> list[Path]:
-    """The image itself if ``path`` is a file, else the images directly inside the folder in order of name, hidden ones left out.
-
-    Raises `InputError` if ``path`` does not exist or the folder holds no image.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path}: there is no such image or folder; correct the path.")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
-    if not found:
-        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder.")
-    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, c
 from masklab.images.pillow import read_pillow
 from masklab.utils.errors import InputError
 
+_log = logging.getLogger(__name__)
+
 _CHANNEL_AXES = frozenset(
     "CSQI"
 )  # channels, samples, and Q (unknown) and I (pages), as channels without a name are read
+_UNNAMED = frozenset("QI")
+_MOST_CHANNELS = 16  # a longer last side is a width, not channels
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
 _NEEDED_TAGS = {
@@ -66,9 +72,12 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     """Open a TIFF: memory-mapped if it is uncompressed, by tiles or strips, or else whole, by Pillow where it must."""
     page: Any = tiff.pages.first
     series = tiff.series[0]
+    axes = image_axes(series)
+    _refuse_stacks(series, axes, path)
     if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-        return read_pillow(path, channels)
-    _refuse_stacks(series, path)
+        if len(series.pages) > 1:
+            raise _stack(series, axes, path)
+        return _read_pillow(page, path, channels)
     _refuse_lost_tags(page)
     _refuse_lost_pages(tiff)
     orientation = int(page.tags.valueof(ORIENTATION, 1))
@@ -76,32 +85,57 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     if series.dataoffset is not None:
         _check_segments(page, page)
         mapped = tifffile.memmap(path, mode="r")
-        values = upright(_channels_last(mapped, series.axes), orientation)
-    elif lacking := _lacking_codec(page):
+        values = upright(_channels_last(mapped, axes), orientation)
+    elif _lacks_codec(page):
         if len(series.pages) > 1 or page.samplesperpixel > (4 if page.bitspersample == 8 else 1):
-            raise InputError(
-                f"{path} cannot be decoded ({lacking}): install imagecodecs, or save the image uncompressed."
-            )
-        return read_pillow(path, channels)
-    elif orientation == 1 and _in_segments(series):
+            raise _missing_codec(page, path)
+        return _read_pillow(page, path, channels)
+    elif orientation == 1 and axes == series.axes and _in_segments(series):
         values = _Segments(series.pages)
     else:
         check_decoded_size(series.nbytes)
-        values = upright(_channels_last(series.asarray(), series.axes), orientation)
+        values = upright(_channels_last(series.asarray(), axes), orientation)
     alpha = any(sample in _ALPHA for sample in page.extrasamples)
     return Opened(values, channels_without_alpha(values.shape[2], alpha, channels))
 
 
-def _refuse_stacks(series: tifffile.TiffPageSeries, path: Path) -> None:
-    if "Y" not in series.axes or "X" not in series.axes:
-        raise ValueError(f"its axes {series.axes} {series.shape} are not those of an image")
-    extra = [axis for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YX" and side > 1]
+def image_axes(series: tifffile.TiffPageSeries) -> str:
+    """tifffile's axes of a series; channels that were saved last are named as such.
+
+    An array ``(256, 256, 2)`` is saved as 256 pages of 256 x 2 pixels by tools that expect the channels first.
+    """
+    axes, shape = series.axes, series.shape
+    if axes[1:] == "YX" and axes[0] != "S" and shape[2] <= _MOST_CHANNELS < min(shape[:2]):
+        return "YXC"
+    return axes
+
+
+def _refuse_stacks(series: tifffile.TiffPageSeries, axes: str, path: Path) -> None:
+    if "Y" not in axes or "X" not in axes:
+        raise ValueError(f"its axes {axes} {series.shape} are not those of an image")
+    extra = {axis: side for axis, side in zip(axes, series.shape, strict=True) if axis not in "YX" and side > 1}
     if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra):
-        sides = " x ".join(map(str, series.shape))
-        raise InputError(
-            f"{path} is a stack (axes {series.axes}, {sides}) but a flat image is needed: "
-            "save its planes, or their projection, as files of their own."
-        )
+        raise _stack(series, axes, path)
+    if any(axis in _UNNAMED and side == 3 for axis, side in extra.items()):
+        _warn_of_pages(path.parent)
+
+
+@lru_cache
+def _warn_of_pages(folder: Path) -> None:
+    """Say, once for a folder, that three pages are read as channels."""
+    _log.warning(
+        "images of %s have three pages without names, which are read as red, green and blue; if they are planes or "
+        "moments, save each as a file of its own; if they are channels, name them (axes CYX) or save RGB.",
+        folder,
+    )
+
+
+def _stack(series: tifffile.TiffPageSeries, axes: str, path: Path) -> InputError:
+    sides = " x ".join(map(str, series.shape))
+    return InputError(
+        f"{path} is a stack (axes {axes}, {sides}) but a flat image is needed: "
+        "save its planes, or their projection, as files of their own."
+    )
 
 
 def _refuse_lost_tags(page: Any) -> None:
@@ -152,15 +186,35 @@ def _check_segments(page: Any, key: Any) -> None:
         raise ValueError(f"its strips hold {sum(lengths)} bytes but its pixels need {needed}")
 
 
-def _lacking_codec(page: Any) -> str | None:
-    """tifffile's message if it needs imagecodecs for the page's compression."""
+def _lacks_codec(page: Any) -> bool:
+    """Whether tifffile needs imagecodecs, which is not installed, for the page's compression."""
     try:
         page.decode(None, 0)
-    except ValueError as error:
-        if "imagecodecs" in str(error):
-            return " ".join(str(error).split())
+        if page.compression != tifffile.COMPRESSION.NONE:
+            tifffile.TIFF.DECOMPRESSORS[page.compression](b"")
+    except ImportError:  # tifffile takes what Python has in place of imagecodecs, such as ZSTD since 3.14
+        return True
+    except Exception as error:  # no bytes cannot be decoded
+        return "imagecodecs" in str(error)
+    return False
+
+
+def _missing_codec(page: Any, path: Path) -> InputError:
+    compression = getattr(page.compression, "name", page.compression)
+    return InputError(
+        f"{path} is compressed with {compression}, which needs the package imagecodecs: pip install imagecodecs, "
+        "or save the image uncompressed."
+    )
+
+
+def _read_pillow(page: Any, path: Path, channels: int | None) -> Opened:
+    """`read_pillow`, whose decoders have no word for a compression that they do not know."""
+    try:
+        return read_pillow(path, channels)
+    except OSError as error:
+        if _lacks_codec(page):
+            raise _missing_codec(page, path) from error
         raise
-    return None
 
 
 def _in_segments(series: tifffile.TiffPageSeries) -> bool:

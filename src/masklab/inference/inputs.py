@@ -12,6 +12,7 @@ from torch import Tensor
 from masklab.images.intensity import FULL_RANGE
 from masklab.images.read import from_pillow, read_image
 from masklab.utils.errors import InputError
+from masklab.utils.words import counted
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
@@ -20,7 +21,9 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
     """Raise `InputError` unless boxes ``(n, 4)`` ``xyxy`` have an area and ``labels`` ``(n,)`` are classes."""
     if labels.shape != boxes.shape[:1]:
-        raise InputError(f"there are {len(boxes)} boxes but labels of shape {tuple(labels.shape)}: give one per box.")
+        raise InputError(
+            f"boxes and labels differ: {counted(len(boxes), 'box', 'boxes')} but labels of shape {tuple(labels.shape)}: give one per box."
+        )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise InputError(f"labels are from {labels.min()} to {labels.max()}: give classes from 0 to {num_classes - 1}.")
     flat = (~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero().flatten().tolist()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import get_args
 
 from masklab.inference.test_time_augmentation import PLAIN, Flips, View, all_views
 from masklab.utils.errors import InputError
-from masklab.utils.types import Precision
+from masklab.utils.types import Intensity, Precision
+
+
+def check_probability(value: float, name: str) -> None:
+    """Raise `InputError`, which calls the value ``name``, unless it is from 0 to 1."""
+    if not 0 <= value <= 1:
+        meant = f" (did you mean {value / 100:g}?)" if 2 <= value <= 100 else ""
+        raise InputError(f"{name} is {value:g}: give a probability from 0 to 1{meant}.")
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class PredictionOptions:
     ``scales``           scales of test-time augmentation, as factors on the size that the model was trained for
     ``max_detections``   largest number of objects per image; None takes the model's own number
     ``score_threshold``  score from which an object counts as found; None takes the model's own threshold
+    ``intensity``        "model" rescales intensities as in training; "percentiles" stretches each image between its
+                         percentiles 0.1 and 99.9, all channels together, unless the model has percentiles of its own
     ``precision``        number format of the convolutions; "auto" takes bf16 where the hardware has it
     ===================  ==========================================================================================
 
@@ -35,16 +43,18 @@ class PredictionOptions:
     max_detections: int | None = None
     score_threshold: float | None = None
     precision: Precision = "auto"
+    intensity: Intensity = "model"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
         all_views(self.flips, self.scales)
         if self.max_detections is not None and self.max_detections < 1:
             raise InputError(f"max_detections is {self.max_detections}: give 1 or more.")
-        if self.score_threshold is not None and math.isnan(self.score_threshold):
-            raise InputError(f"score_threshold is {self.score_threshold}: give a number.")
-        if self.precision not in get_args(Precision):
-            raise InputError(f"precision is {self.precision!r}: give one of {', '.join(get_args(Precision))}.")
+        if self.score_threshold is not None:
+            check_probability(self.score_threshold, "score_threshold")
+        for name, allowed in (("precision", get_args(Precision)), ("intensity", get_args(Intensity))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}.")
 
     @property
     def views(self) -> list[View]:

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
+from masklab.images.exposure import IntensityCheck, stretched
 from masklab.images.resize import network_image
 from masklab.inference.inputs import ImageLike, as_tensor, check_boxes
 from masklab.inference.options import PredictionOptions
@@ -26,6 +28,7 @@ from masklab.structures import ClassTable
 from masklab.utils.device import autocast, check_precision
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
+from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
 
 _UNTUNED_THRESHOLD = 0.5
@@ -63,11 +66,10 @@ class Predictor:
         self.model = model
         self.options = PredictionOptions() if options is None else options
         check_precision(self.options.precision, self.device, "precision")
+        self._warned = False
 
     def __repr__(self) -> str:
-        return (
-            f"Predictor({len(self.classes)} classes, threshold {self.threshold:.2f}, on {self.device}; {self.options})"
-        )
+        return f"Predictor({counted(len(self.classes), 'class', 'classes')}, threshold {self.threshold:.2f}, on {self.device}; {self.options})"
 
     @property
     def device(self) -> torch.device:
@@ -98,34 +100,46 @@ class Predictor:
         return self.options.max_detections or self.model.box_head.max_detections
 
     @overload
-    def predict(self, images: ImageLike, batch_size: int = ...) -> Instances: ...  # type: ignore[overload-overlap]
+    def predict(  # type: ignore[overload-overlap]
+        self, images: ImageLike, batch_size: int = ..., check: IntensityCheck | None = ...
+    ) -> Instances: ...
 
     @overload
-    def predict(self, images: Sequence[ImageLike], batch_size: int = ...) -> list[Instances]: ...
+    def predict(
+        self, images: Sequence[ImageLike], batch_size: int = ..., check: IntensityCheck | None = ...
+    ) -> list[Instances]: ...
 
-    def predict(self, images: Any, batch_size: int = 8) -> Any:
+    def predict(self, images: Any, batch_size: int = 8, check: IntensityCheck | None = None) -> Any:
         """Find the objects of an image, or of each image of a list.
 
         An image is a file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``.  Its
-        intensities are rescaled as in training (see `masklab.images.intensity.rescale_intensity`), and it is resized
-        and normalised as there.  Returns one `Instances` per image, in the image's own pixels, best first; use
+        intensities are rescaled as the options say (see `image_config`), and it is resized and normalised as in training.  Returns one `Instances` per image, in the image's own pixels, best first; use
         ``instances.above(predictor.threshold)`` for those that count as found.
 
         Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``
         of them and at most about one megapixel together.  With test-time augmentation there is one image at a time.
 
+        Images whose intensities are far from what the model expects are counted in ``check``, which the caller
+        reports; without one, a warning is logged after the first call with such images.
+
         Raises `InputError` for an image that cannot be read and for a ``batch_size`` below 1.
         """
+        if check is None:
+            check = IntensityCheck(self.config.image)
+            found = self.predict(images, batch_size, check)
+            self._warned = self._warned or check.warn()
+            return found
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: give 1 or more.")
         if not isinstance(images, (list, tuple)):
-            return self.predict([images])[0]
+            return self.predict([images], batch_size, check)[0]
+        values = self._read_checked(images, check)
         if not self.options.plain:
-            return [self._predict_views(self._read(image)) for image in images]
-        found: list[Instances | None] = [None] * len(images)
-        for row, instances in self._predict_batches(map(self._read, images), batch_size):
-            found[row] = instances
-        return found
+            return [self._predict_views(image) for image in values]
+        in_order: list[Instances | None] = [None] * len(images)
+        for row, instances in self._predict_batches(values, batch_size):
+            in_order[row] = instances
+        return in_order
 
     def segment(self, image: ImageLike, boxes: np.ndarray, labels: np.ndarray) -> Instances:
         """Masks of objects whose boxes are known, from any detector.
@@ -168,12 +182,22 @@ class Predictor:
         finally:
             self.model.train(was_training)
 
+    def image_config(self, image: Tensor) -> ImageConfig:
+        """How the intensities of an image (C, H, W) are rescaled: as in training, or stretched if the options say so."""
+        return self.config.image if self.options.intensity == "model" else stretched(image, self.config.image)
+
     def _read(self, image: ImageLike) -> Tensor:
         return as_tensor(image, self.config.model.backbone.channels)
 
+    def _read_checked(self, images: Sequence[ImageLike], check: IntensityCheck) -> Iterator[Tensor]:
+        for number, image in enumerate(images, 1):
+            values = self._read(image)
+            if self.options.intensity == "model":
+                check.add(values, image if isinstance(image, (str, Path)) else f"image {number}")
+            yield values
+
     def _prepare(self, image: Tensor, view: View = PLAIN) -> _Prepared:
-        config = self.config
-        inputs = view.show(network_image(image, config.image, view.scale))
+        inputs = view.show(network_image(image, self.image_config(image), view.scale))
         size = _size(inputs)
         height, width = padded_size(size, self.model.stride)
         inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import hotcoco.mask
@@ -10,7 +11,9 @@ import numpy as np
 
 from masklab.masks.rle import RLE, rle_from_string
 from masklab.utils.types import Size
+from masklab.utils.words import as_written, counted
 
+_FLAT_LIST = "a flat list of numbers x1, y1, x2, y2, ..."
 _FARTHEST_POINT = (
     2**20
 )  # pixels: polygons are rasterised pixel by pixel along their edges, so their size must be bounded
@@ -26,11 +29,22 @@ def rle_from_segmentation(segmentation: Any, size: Size) -> RLE:
     Returns run lengths ``(M,)`` that add up to ``height * width``.  Raises `ValueError` with the reason when
     the mask does not fit the image or is malformed.
     """
+    runs, faults = read_segmentation(segmentation, size)
+    if faults:
+        raise ValueError(faults[0])
+    return runs
+
+
+def read_segmentation(segmentation: Any, size: Size) -> tuple[RLE, list[str]]:
+    """`rle_from_segmentation` of the polygons that can be used, and what is wrong with each of the others.
+
+    Raises `ValueError` where no polygon can be used.
+    """
     if isinstance(segmentation, dict):
-        return _from_dictionary(segmentation, size)
+        return _from_dictionary(segmentation, size), []
     if isinstance(segmentation, (list, tuple)):
         return _from_polygons(segmentation, size)
-    raise ValueError(f"a segmentation is a list of polygons or an RLE dictionary, not {type(segmentation).__name__}")
+    raise ValueError(f"a segmentation must be a list of polygons or an RLE dictionary, not {as_written(segmentation)}")
 
 
 def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:
@@ -40,7 +54,8 @@ def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:
     height, width = size
     given = segmentation["size"]
     if not isinstance(given, (list, tuple)) or list(given) != [height, width]:
-        raise ValueError(f"the RLE's size is {given} but the image's is {[height, width]} (height, width)")
+        swapped = ", swapped" if isinstance(given, (list, tuple)) and list(given) == [width, height] else ""
+        raise ValueError(f"the RLE's size is {as_written(given)}{swapped} but the image's [height, width] is {[*size]}")
     counts = segmentation["counts"]
     rle = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts, height * width)
     total = sum(rle.tolist())  # which does not overflow
@@ -55,43 +70,65 @@ def _from_counts(counts: Any, pixels: int) -> RLE:
     except ValueError:
         values = np.asarray(None)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-        raise ValueError("the RLE's counts must be a string or a list of whole numbers")
+        strange = counts if not isinstance(counts, list) else next((v for v in counts if type(v) is not int), counts)
+        raise ValueError(f"the RLE's counts must be a string or a list of whole numbers, not {as_written(strange)}")
     if (values < 0).any():
-        raise ValueError("the RLE holds a negative run")
+        raise ValueError(f"the RLE holds a negative run, {values.min()}")
     if (values > pixels).any():
         raise ValueError(f"the RLE holds a run of {values.max()}, but the image has {pixels} pixels")
     return values.astype(np.int64)
 
 
-def _from_polygons(polygons: Sequence[Any], size: Size) -> RLE:
+def _from_polygons(polygons: Sequence[Any], size: Size) -> tuple[RLE, list[str]]:
     if len(polygons) == 0:
         raise ValueError("the segmentation has no polygons")
     height, width = size
     if height * width >= 2**32:
         raise ValueError(f"the image's {height} x {width} pixels are too many for polygons")
-    parts = [_checked_polygon(polygon) for polygon in polygons]
+    parts, faults = [], []
+    for number, polygon in enumerate(polygons, 1):
+        try:
+            parts.append(_checked_polygon(polygon))
+        except ValueError as error:
+            faults.append(f"polygon {number} of {len(polygons)} {error}" if len(polygons) > 1 else f"a polygon {error}")
+    if not parts:
+        raise ValueError(_misplaced_list(polygons) or faults[0])
     rasterized = hotcoco.mask.frPyObjects(parts, height, width)
     merged = hotcoco.mask.merge(rasterized) if len(rasterized) > 1 else rasterized[0]
-    return _canonical(rle_from_string(merged["counts"]))
+    return _canonical(rle_from_string(merged["counts"])), faults
+
+
+def _misplaced_list(polygons: Sequence[Any]) -> str | None:
+    """What is wrong with a list of numbers or of points in place of a list of polygons; None for anything else."""
+    if all(isinstance(value, Real) for value in polygons):
+        return f"the segmentation is a flat list of numbers, not a list of polygons: {_FLAT_LIST} inside another list"
+    if len(polygons) > 1 and all(isinstance(each, (list, tuple)) and len(each) == 2 for each in polygons):
+        return f"the segmentation is a list of points [x, y], not of polygons, each {_FLAT_LIST}"
+    return None
 
 
 def _checked_polygon(polygon: Any) -> list[float]:
+    """The numbers of a polygon; `ValueError` with what follows the word polygon in a sentence."""
     if not isinstance(polygon, (list, tuple, np.ndarray)):
-        raise ValueError("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
+        raise ValueError(f"is {as_written(polygon)} but must be {_FLAT_LIST}")
     try:
         values = np.asarray(polygon)
     except (TypeError, ValueError):
         values = np.asarray(None)
     if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise ValueError("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
+        strange = next((value for value in polygon if not isinstance(value, Real)), None)
+        if isinstance(strange, (list, tuple)):
+            raise ValueError(f"is written in points {as_written(strange)} but must be {_FLAT_LIST}")
+        raise ValueError(f"holds {as_written(strange)} but must be {_FLAT_LIST}" if len(polygon) else "is empty")
     if values.size % 2:
-        raise ValueError(f"a polygon has {values.size} numbers, which is odd: one x or y is missing")
+        raise ValueError(f"has {values.size} numbers, which is odd: one x or y is missing")
     if values.size < 6:
-        raise ValueError(f"a polygon has {values.size // 2} points but needs 3")
+        raise ValueError(f"has {counted(values.size // 2, 'point')} but needs 3")
     if not np.isfinite(values).all():
-        raise ValueError("a polygon holds a number that is not finite")
+        strange = values[~np.isfinite(values)][0]
+        raise ValueError(f"holds {as_written(float(strange))}, a number that is not finite")
     if np.abs(values).max() > _FARTHEST_POINT:
-        raise ValueError(f"a polygon has a point over {_FARTHEST_POINT} pixels outside the image")
+        raise ValueError(f"has a point over {_FARTHEST_POINT} pixels outside the image")
     return values.tolist()
 
 

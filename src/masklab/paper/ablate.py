@@ -27,6 +27,7 @@ from masklab.training.record import refuse_other_settings
 from masklab.training.resume import CHECKPOINT
 from masklab.training.train import train
 from masklab.utils.errors import FailedRunsError, InputError
+from masklab.utils.words import counted
 from masklab.weights.segmentation import check_network
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def ablate(
     print_results(table, results)
     if failed:
         raise FailedRunsError(
-            f"{len(failed)} of {len(runs)} runs failed ({'; '.join(f'{run}: {why}' for run, why in failed.items())}); "
+            f"{len(failed)} of {counted(len(runs), 'run')} failed ({'; '.join(f'{run}: {why}' for run, why in failed.items())}); "
             "remove the cause and run this again, which keeps what is finished."
         )
     return results

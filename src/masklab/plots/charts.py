@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-import warnings
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,13 @@ from PIL import Image, ImageOps
 from masklab.datasets.statistics import Statistics
 from masklab.plots.sheets import CONTENT_WIDTH, GAP, PAPER, TEXT
 from masklab.results.overlay import PALETTE
+from masklab.results.text import drawable
 from masklab.utils.types import Doubles, Integers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 _DPI = 100
 _BINS = 24
@@ -44,15 +45,15 @@ def statistics_chart(title: str, statistics: Statistics, class_names: Sequence[s
     figure = Figure((CONTENT_WIDTH / _DPI, (_TOP + sum(heights)) / _DPI), dpi=_DPI, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(_TOP + heights[0], heights[1]))
     upper, lower = halves
-    upper.suptitle(_plain(textwrap.fill(title, 160)), x=0.003, ha="left", fontsize=_points(TEXT + 2))
+    _write(
+        upper.suptitle("", x=0.003, ha="left", fontsize=_points(TEXT + 2)), textwrap.fill(drawable(title, TEXT)[0], 160)
+    )
     left, right = upper.subplots(1, 2)
     _draw_sizes(left, statistics, scaling)
     _draw_counts(right, statistics)
     _draw_classes(lower.subplots(), names, counts, rest=len(class_names) > _MOST_CLASSES)
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have
-        canvas.draw()
+    canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     return ImageOps.expand(drawn, GAP, PAPER)
 
@@ -132,7 +133,9 @@ def _draw_classes(axes: Axes, names: Sequence[str], counts: Integers, rest: bool
     colours = [_BAR] * (len(names) - rest) + [_REST] * rest
     bars = axes.barh(np.arange(len(names)), counts, height=0.7, color=colours)
     axes.bar_label(bars, padding=6, fontsize=_points(TEXT))
-    axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+    axes.set_yticks(np.arange(len(names)), [drawable(name, TEXT)[0] for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        _write(label, name)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, max(1, int(counts.max(initial=0))) * 1.06)
     axes.set_xticks([])
@@ -151,9 +154,15 @@ def _points(pixels: float) -> float:
     return pixels * 72 / _DPI
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+def _write(label: Text, text: str) -> None:
+    """Set a label's text, in a font that has its letters, and never as a formula."""
+    from matplotlib.font_manager import FontProperties
+
+    shown, font = drawable(text, TEXT, lines=True)
+    label.set_text(shown)
+    label.set_parse_math(False)
+    if isinstance(font.path, str):
+        label.set_fontproperties(FontProperties(fname=font.path, size=label.get_fontsize()))
 
 
 def _most_frequent(names: Sequence[str], per_class: Integers) -> tuple[list[str], Integers]:

@@ -25,9 +25,11 @@ from masklab.plots.charts import statistics_chart
 from masklab.plots.save import save_png
 from masklab.plots.sheets import CONTENT_WIDTH, GAP
 from masklab.results.overlay import tinted
+from masklab.results.text import drawable
 from masklab.training.auto import resolve_image_fields
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
+from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def _sheet(source: Split, statistics: Statistics, config: Config) -> Image.Image
     places = np.unique(np.linspace(0, len(order) - 1, min(_MOST_IMAGES, len(order))).round().astype(int))
     tiles = [_tile(source, int(order[place]), config.image) for place in places]
     rows = [sheets.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
-    title = f"{source.json_path}: {len(tiles)} of {len(source)} images, from the emptiest to the fullest"
+    title = f"{source.json_path}: {len(tiles)} of {counted(len(source), 'image')}, from the emptiest to the fullest"
     return sheets.figure(title, *rows)
 
 
@@ -108,14 +110,15 @@ def _tile(source: Split, index: int, config: ImageConfig) -> Image.Image:
             name = names[int(objects.labels[row])]
             labels.add(name, _label_corner(objects.boxes[row].reshape(2, 2) * scale, name))
     labels.draw()
-    count = f"{len(objects)} object{'' if len(objects) == 1 else 's'}"
+    count = counted(len(objects), "object")
     caption = f"{image.path.name}\n{count}, {image.size[1]} x {image.size[0]} pixels"
     return sheets.widened(sheets.captioned(canvas, caption, width), width)
 
 
 def _label_corner(box: NDArray[Any], name: str) -> NDArray[Any]:
     """The corner (x, y) above which a name is written: in the middle of a box that is large enough, or above the box."""
-    wide, tall = sheets.font().getlength(name), 1.2 * sheets.TEXT
+    text, font = drawable(name, sheets.TEXT)
+    wide, tall = font.getlength(text), 1.2 * sheets.TEXT
     inside = (box[1] - box[0] > (1.2 * wide, 2 * tall)).all()
     return box.mean(axis=0) + np.array([-wide / 2, tall / 2]) if inside else box[0]
 
@@ -128,5 +131,5 @@ def _chart(source: Split, statistics: Statistics, config: Config) -> Image.Image
         if image.scale is not None
         else f"shortest side of an image {image.min_side}, longest at most {image.max_side}"
     )
-    objects = f"{len(source)} images, {len(statistics.sides)} objects, {len(classes)} classes"
+    objects = f"{counted(len(source), 'image')}, {counted(len(statistics.sides), 'object')}, {counted(len(classes), 'class', 'classes')}"
     return statistics_chart(f"{source.json_path}: {objects}", statistics, classes, scaling)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from masklab.datasets.ground_truth import GroundTruth, Region
 from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.layouts.coco import Data
-from masklab.datasets.open import open_split
+from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.errors import LOCALISATION_IOU, Errors, find_errors
 from masklab.evaluation.matching import overlaps
 from masklab.inference.predictor import Predictor
@@ -29,6 +29,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Bytes, Colour, Size
+from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -114,29 +115,28 @@ def show_failures(
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of images to show, at least 1.")
     score = predictor.threshold
-    source = open_split(data, split, predictor.classes)
+    source, known, _ = open_for_model(predictor.classes, data, split)
     output = make_folder(output)
     truth = source.truth
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
     for index, image in enumerate(track(source.images, "predicting")):
-        found = predictor.predict(source.read(index, predictor.config.model.backbone.channels)).above(score)
+        found = predictor.predict(source.read(index, predictor.config.model.backbone.channels))
+        found = found.above(score).of_labels(known)
         failures = find_failures(image, truth, found)
         totals += (failures.matched, *_counts(failures))
         if any(_counts(failures)):
             kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
     matched, missed, wrong, bad = totals.tolist()
     _log.info(
-        f"{len(source)} images at score {score:.2f}: {matched} objects found ({bad} badly localised), "
+        f"{counted(len(source), 'image')} at score {score:.2f}: {counted(matched, 'object')} found ({bad} badly localised), "
         f"{missed} missed, {wrong} wrong"
     )
     if not kept:
         _log.info("no failure figures: every image is right.")
         return []
     channels = predictor.config.model.backbone.channels
-    images = [
-        as_rgb(source.read(source.images.index(failures.image), channels), predictor.config.image) for failures in kept
-    ]
+    images = [as_rgb(source.read(source.images.index(failures.image), channels), predictor) for failures in kept]
     written = [save_png(_sheet(kept, images), output / "failures.png")]
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
         name = f"failure_{place:02d}_{failures.image.path.stem}.png"

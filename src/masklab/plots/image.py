@@ -16,7 +16,7 @@ from masklab.plots.logit_maps import direction_figure, semantic_figure
 from masklab.plots.mask_stages import mask_figure
 from masklab.plots.save import save_png
 from masklab.plots.sub_boxes import sub_box_figure
-from masklab.utils.files import make_folder
+from masklab.utils.files import file_name, make_folder
 
 _log = logging.getLogger(__name__)
 
@@ -50,5 +50,5 @@ def show_image(predictor: Predictor, image: str | Path, output: str | Path) -> l
         if isinstance(drawn, str):
             _log.info("no %s figure: %s", name, drawn)
             continue
-        written.append(save_png(drawn, output / f"{path.stem}_{name}.png"))
+        written.append(save_png(drawn, output / file_name(path.stem, f"_{name}.png")))
     return written

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from masklab.config.image import ImageConfig
 from masklab.images.intensity import displayed
 from masklab.inference.predictor import Predictor
 from masklab.model.backbone import Features
@@ -61,7 +60,7 @@ class Inspection:
         return cls(
             predictor,
             name,
-            as_rgb(values, predictor.config.image),
+            as_rgb(values, predictor),
             score,
             detections,
             found,
@@ -153,9 +152,9 @@ class Inspection:
         return f"Score of {self.score:.2f} or more: {classes}"
 
 
-def as_rgb(values: NDArray[Any], config: ImageConfig) -> Bytes:
-    """An image ``(C, H, W)`` of any depth and number of channels as ``(H, W, 3)`` uint8, by the model's intensity range."""
-    return np.ascontiguousarray(displayed(values, config).transpose(1, 2, 0))
+def as_rgb(values: NDArray[Any], predictor: Predictor) -> Bytes:
+    """An image ``(C, H, W)`` of any depth and number of channels as ``(H, W, 3)`` uint8, as the predictor rescales it."""
+    return np.ascontiguousarray(displayed(values, predictor.image_config(torch.from_numpy(values))).transpose(1, 2, 0))
 
 
 def draw_boxes(image: Image.Image, boxes: NDArray[np.float32]) -> None:

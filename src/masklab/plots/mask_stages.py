@@ -34,7 +34,8 @@ def mask_figure(inspection: Inspection) -> Image.Image | str:
         missing.append("this model has no refinement (model.mask.refine_levels is empty).")
     notes = " ".join(["Boxes are stretched to squares, as the network sees them.", *missing])
     table = sheets.row([sheets.stack(rows), sheets.stack(legends)])
-    return sheets.figure(f"{inspection.name}: the best {count} objects", table, sheets.text_block(notes, table.width))
+    best = "the best object" if count == 1 else f"the best {count} objects"
+    return sheets.figure(f"{inspection.name}: {best}", table, sheets.text_block(notes, table.width))
 
 
 def _columns(inspection: Inspection, count: int, side: int) -> tuple[list[tuple[str, list[Bytes]]], list[Image.Image]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from masklab.results.overlay import is_free
+from masklab.results.text import default_font, drawable
 from masklab.utils.types import Bytes, Colour, Size
 
 PAGE = 1600  # pixels: no figure is wider
@@ -22,8 +23,8 @@ PAPER, INK = "white", "black"
 
 
 def font(size: int = TEXT) -> Any:
-    """The font of all figures, which comes with Pillow."""
-    return ImageFont.load_default(size=size)
+    """The font of numbers and of English text in figures; other text is drawn in the font of `drawable`."""
+    return default_font(size)
 
 
 def shown_size(size: Size, room: Size) -> Size:
@@ -43,7 +44,7 @@ def scaled(image: Bytes, size: Size) -> Bytes:
 
 def text_block(text: str, width: int, size: int = TEXT, fixed: bool = False) -> Image.Image:
     """Text broken into lines of at most ``width`` pixels, as an image; ``fixed`` makes it exactly ``width`` wide."""
-    text_font = font(size)
+    text, text_font = drawable(text, size, lines=True)
     lines: list[str] = []
     for paragraph in text.split("\n"):
         lines.append("")
@@ -152,21 +153,22 @@ class Labels:
 
     def __init__(self, image: Image.Image) -> None:
         self.image, self.draw_on = image, ImageDraw.Draw(image)
-        self.placed: list[tuple[tuple[float, float, float, float], str]] = []
+        self.placed: list[tuple[tuple[float, float, float, float], str, Any]] = []
 
     def add(self, text: str, corner: NDArray[Any]) -> None:
         """Add a label above a corner (x, y), or below it at the image's top."""
-        wide, tall = font().getlength(text), 1.2 * TEXT
+        text, text_font = drawable(text, TEXT)
+        wide, tall = text_font.getlength(text), 1.2 * TEXT
         x = min(max(float(corner[0]), 2), self.image.width - wide - 2)
         y = float(corner[1]) - tall - 2
         box = (x, y if y >= 0 else float(corner[1]) + 4, x + wide, (y if y >= 0 else float(corner[1]) + 4) + tall)
-        if text and x >= 0 and is_free(box, (other for other, _ in self.placed)):
-            self.placed.append((box, text))
+        if text and x >= 0 and is_free(box, (other for other, _, _ in self.placed)):
+            self.placed.append((box, text, text_font))
 
     def draw(self) -> None:
         """Draw all labels."""
-        for box, text in self.placed:
-            self.draw_on.text(box[:2], text, fill="white", font=font(), stroke_width=2, stroke_fill="black")
+        for box, text, text_font in self.placed:
+            self.draw_on.text(box[:2], text, fill="white", font=text_font, stroke_width=2, stroke_fill="black")
 
 
 def legend(entries: Sequence[tuple[str, Colour, Sequence[float]]]) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from masklab.masks import label_map, polygons, rle, threshold
 from masklab.masks.rle import RLE
+from masklab.utils.words import counted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,12 +67,18 @@ class Instances:
         counts = Counter(self.class_names[label] for label in self.labels.tolist()).most_common()
         classes = ", ".join(f"{count} {name}" for name, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
         scores = f", scores {self.scores.min():.2f}..{self.scores.max():.2f}" if len(self) else ""
-        found = "1 object" if len(self) == 1 else f"{len(self)} objects"
-        return f"Instances({found}{': ' if classes else ''}{classes}{scores}; image {height} x {width})"
+        return f"Instances({counted(len(self), 'object')}{': ' if classes else ''}{classes}{scores}; image {height} x {width})"
 
     def above(self, score: float) -> Instances:
         """The objects whose score is at least ``score``."""
-        kept = np.flatnonzero(self.scores >= score)
+        return self._rows(self.scores >= score)
+
+    def of_labels(self, labels: Iterable[int]) -> Instances:
+        """The objects of some classes."""
+        return self._rows(np.isin(self.labels, list(labels)))
+
+    def _rows(self, wanted: NDArray[np.bool_]) -> Instances:
+        kept = np.flatnonzero(wanted)
         return replace(
             self,
             boxes=self.boxes[kept],

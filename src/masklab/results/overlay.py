@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from masklab.masks import rle
 from masklab.results.instances import Instances
+from masklab.results.text import drawable
 from masklab.utils.types import Colour
 
 # Seven hues that people with any kind of colour blindness tell apart (Okabe and Ito, 2008; its black left out).
@@ -111,7 +111,7 @@ def _eroded(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 def _annotate(canvas: Image.Image, shown: Instances, colours: list[Colour], factor: int) -> None:
     """Draw boxes, then class names, if there are several classes, and scores, best first, where they hide no other label."""
     draw = ImageDraw.Draw(canvas)
-    font: Any = ImageFont.load_default(size=max(13, min(canvas.size) // 50))
+    size = max(13, min(canvas.size) // 50)
     boxes = (shown.boxes * factor).tolist()
     order = np.argsort(-shown.scores, kind="stable").tolist()
     for n in reversed(order):
@@ -120,7 +120,7 @@ def _annotate(canvas: Image.Image, shown: Instances, colours: list[Colour], fact
     placed: list[_Rectangle] = []
     for n in order:
         name = f"{shown.class_names[int(shown.labels[n])]} " if len(shown.class_names) > 1 else ""
-        text = f"{name}{shown.scores[n]:.2f}"
+        text, font = drawable(f"{name}{shown.scores[n]:.2f}", size)
         spot = _spot(boxes[n], draw.textbbox((0, 0), text, font=font), canvas.size, placed)
         if spot is not None:
             placed.append(spot)

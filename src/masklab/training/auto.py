@@ -26,6 +26,7 @@ from masklab.training.record import refuse_other_settings
 from masklab.training.task import InstanceTask
 from masklab.utils.errors import InputError
 from masklab.utils.files import read_yaml
+from masklab.utils.words import counted
 
 _NUM_SAMPLED = 20  # images, evenly spaced over the split
 _DEEP_PERCENTILES = (0.1, 99.9)
@@ -108,11 +109,13 @@ def resolve_auto(config: Config, split: Split) -> Config:
                 "give a list of sides in pixels."
             )
         rpn = rpn.model_copy(update={"anchor_sizes": statistics.anchor_sizes})
-        _log.info(f"model.rpn.anchor_sizes {statistics.anchor_sizes} from the sizes of {len(statistics.sides)} objects")
+        _log.info(
+            f"model.rpn.anchor_sizes {statistics.anchor_sizes} from the sizes of {counted(len(statistics.sides), 'object')}"
+        )
     if box.max_detections == "auto":
         box = box.model_copy(update={"max_detections": statistics.max_detections})
         _log.info(
-            f"model.box.max_detections {box.max_detections}: the fullest image has {statistics.per_image.max(initial=0)} objects"
+            f"model.box.max_detections {box.max_detections}: the fullest image has {counted(statistics.per_image.max(initial=0), 'object')}"
         )
     if rpn.proposals_test == "auto":
         proposals = proposals_for(resolved(box.max_detections, "model.box.max_detections"))

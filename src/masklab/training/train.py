@@ -23,6 +23,7 @@ from masklab.training.loop import fit
 from masklab.training.resume import CHECKPOINT, data_and_run, open_run
 from masklab.training.task import InstanceTask
 from masklab.utils.progress import track
+from masklab.utils.words import counted
 from masklab.weights.checkpoint import read_notes, save_model
 from masklab.weights.segmentation import check_network, initial_model
 from masklab.weights.transfer import load_matching, load_start
@@ -72,7 +73,7 @@ def train(
             but = f" but {', '.join(kept)}" if kept else ""
             _log.info(f"train.start_from {config.train.start_from}: weights loaded for all layers{but}")
     if start.step >= config.train.steps and fabric.is_global_zero:
-        _log.info(f"{run} has all its {config.train.steps} steps already")
+        _log.info(f"{run} has all of {counted(config.train.steps, 'step')} already")
     batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
     fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
     return _tune(run, train_split) if fabric.is_global_zero else load(run)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import yaml
 
 from masklab.utils.errors import InputError
+
+_LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 
 
 def read_text(path: str | Path) -> str:
@@ -49,11 +52,26 @@ def read_yaml(file: Any, name: str | Path) -> Any:
         raise InputError(f"{name} cannot be read ({reason}): correct the file.") from None
 
 
+def file_name(stem: str, ending: str) -> str:
+    """``stem`` and ``ending`` as the name of a file; a stem that would make it too long is cut and marked by a number.
+
+    The number is a checksum of the stem, so that names which begin alike stay apart.
+    """
+    raw, room = os.fsencode(stem), _LONGEST_NAME - len(os.fsencode(ending))
+    if len(raw) <= room:
+        return stem + ending
+    mark = f"~{zlib.crc32(raw):08x}"
+    kept = raw[: room - len(mark)]
+    while kept and len(raw) > len(kept) and raw[len(kept)] & 0xC0 == 0x80:  # never within a letter of UTF-8
+        kept = kept[:-1]
+    return os.fsdecode(kept) + mark + ending
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path in the same folder to write to; renamed to ``path`` at the end, removed if writing fails."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(file_name(f".{path.name}", f".{os.getpid()}.part"))
     try:
         yield temporary
         os.replace(temporary, path)

@@ -7,10 +7,14 @@ package chooses where they go, for example with ``logging.basicConfig(level="INF
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""Control characters, which file names may hold and terminals obey, and how they are written instead."""
 
 
 class _TerminalHandler(logging.Handler):
@@ -19,9 +23,27 @@ class _TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # The streams are looked up for each message, because a progress bar and tests replace them.
         if record.levelno >= logging.WARNING:
-            print(f"masklab: {self.format(record)}", file=sys.stderr, flush=True)
+            print(f"masklab: {self.format(record)}".translate(_CONTROL), file=sys.stderr, flush=True)
         else:
-            print(self.format(record), flush=True)
+            print(self.format(record).translate(_CONTROL), flush=True)
+
+
+@contextmanager
+def any_encoding() -> Iterator[None]:
+    """Letters that the terminal's encoding lacks are written as ``\\u7ec6`` while the context is open.
+
+    Otherwise a class or file name beyond ASCII would end the program on a terminal of another code page.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    try:
+        for stream in streams:
+            stream.reconfigure(errors="backslashreplace")
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 @contextmanager

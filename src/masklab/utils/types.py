@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Auto = Literal["auto"]
+Intensity = Literal["model", "percentiles"]
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 SubBoxes = Literal["grid", "cell"]
 DistanceMetric = Literal["linf", "l2_side", "l2_corner"]

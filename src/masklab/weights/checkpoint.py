@@ -31,7 +31,8 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
     half the size, which `load_model` returns as float32; `InputError` for weights beyond its range.
     """
     config = model.config.model_dump(mode="json")
-    del config["data"], config["output"]  # paths of the machine it was trained on
+    for place in ("data", "annotations", "images", "output"):  # of the machine that it was trained on
+        del config[place]
     config["model"]["backbone"] |= {"weights": None, "segmentation_weights": None}
     config["train"]["start_from"] = None
     header = {

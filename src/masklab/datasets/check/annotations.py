@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
+from masklab.datasets.annotations import Annotation, read_annotation
 from masklab.datasets.check.split import LenientSplit
+from masklab.datasets.grouping import group_by_image
 from masklab.datasets.image_table import ImageRecord, id_of
 from masklab.masks import rle
 from masklab.masks.rle import RLE

@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from masklab.datasets.problems import KEPT, PROBLEMS, SKIPPED, STOPS, Problem
+from masklab.datasets.problems import IN_PART, KEPT, PROBLEMS, SKIPPED, STOPS, Problem
 from masklab.utils.files import atomic_write
+from masklab.utils.words import counted
 
 _EXAMPLES = 4  # of each problem, in the table
+_CONSEQUENCES = (STOPS, SKIPPED, IN_PART, KEPT)
 _NARROW = 22  # letters of the table's first column
+_LISTS = {"images": ("image",), "annotations": ("annotation",), "categories": ("category", "categories")}
 
 
 class Finding(NamedTuple):
@@ -56,17 +59,19 @@ class Report:
     @property
     def fault(self) -> str | None:
         """A sentence on what training would stop at or skip; None where it takes everything."""
-        stops, skipped = self.count[STOPS], self.count[SKIPPED]
-        if not stops + skipped:
+        stops, skipped, in_part = (self.count[consequence] for consequence in (STOPS, SKIPPED, IN_PART))
+        left_out = [counted(skipped, "annotation")] * bool(skipped)
+        left_out += [f"a part of {counted(in_part, 'mask')}"] * bool(in_part)
+        parts = [f"stops at {counted(stops, 'fault')}"] * bool(stops)
+        parts += [f"skips {' and '.join(left_out)}"] * bool(left_out)
+        if not parts:
             return None
-        parts = [f"stops at {stops} fault{'s' * (stops > 1)}"] * bool(stops)
-        parts += [f"skips {skipped} annotation{'s' * (skipped > 1)}"] * bool(skipped)
         return f"{self.folder}: training {' and '.join(parts)}: correct them, the table says where."
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: every finding, its consequence beside it."""
         findings = [finding._asdict() | {"consequence": finding.consequence} for finding in self.findings]
-        counts = {consequence: self.count[consequence] for consequence in (STOPS, SKIPPED, KEPT)}
+        counts = {consequence: self.count[consequence] for consequence in _CONSEQUENCES}
         return {"folder": str(self.folder), "splits": self.splits, "counts": counts, "findings": findings}
 
 
@@ -74,7 +79,7 @@ def print_check(report: Report, console: Console | None = None) -> None:
     """Print a table with a row for each problem of each split: its consequence for training, and where it is."""
     console = console or Console()
     for name, counts in report.splits.items():
-        console.print(f"{_shown(name)}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        console.print(f"{_shown(name)}: " + ", ".join(counted(counts[what], *forms) for what, forms in _LISTS.items()))
     if not report.findings:
         console.print("nothing is wrong")
         return
@@ -94,8 +99,7 @@ def print_check(report: Report, console: Console | None = None) -> None:
             words = (problem, str(len(group)), PROBLEMS[problem].removesuffix(" training"), "\n".join(places))
             table.add_row(*map(_shown, words))
     console.print(table)
-    ends = {STOPS: "stop training", SKIPPED: "are skipped in training", KEPT: "are kept in training"}
-    console.print(", ".join(f"{report.count[key]} {words}" for key, words in ends.items()))
+    console.print(", ".join(f"{consequence}: {report.count[consequence]}" for consequence in _CONSEQUENCES))
 
 
 def _shown(text: str) -> str:

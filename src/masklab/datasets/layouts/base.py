@@ -1,6 +1,6 @@
 """Interface of the layouts of data sets, and helpers that they share.
 
-A layout is one file here with one `Layout`, listed in `masklab.datasets.open.LAYOUTS`:
+A layout is one file here with one `Layout`, listed in `masklab.datasets.layouts.registry.LAYOUTS`:
 
 ====================  ==========================================================================================
 ``Layout.find``       ``find(folder) -> {split: SplitSource}``: the splits of a folder, none where it does not fit;
@@ -28,9 +28,6 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 VAL_NAMES = ("valid", "validation")  # other names of the split val
-MASK_FOLDERS = ("masks", "labels")
-_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
-CELLPOSE_ENDINGS = ("_masks", "_cp_masks")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class SplitSource:
 
     ``pairs`` lists its images.  ``objects`` reads the objects of one of them, given its ``(height, width)``; what
     cannot be used of a single object is reported to the sink and left out.  ``names`` returns the classes by category
-    id, the same for all splits of a folder; None where the layout has no classes.  All three raise `InputError`.
+    id, the same for all splits of a folder, empty where this folder has none; None where the layout has no classes.
+    All three raise `InputError`.
     """
 
     pairs: Callable[[], list[Pair]]
@@ -85,64 +83,32 @@ def check_names(folder: Path, split: str) -> None:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly inside one, by name; none where it does not exist."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name[0] != "." and entry.name != "__MACOSX"]
-    return sorted(
-        path for path in (folder / name for name in names) if os.path.isdir(path)
-    )  # a link in a circle is none
+    names = [entry.name for entry in _entries(folder) if entry.name[0] != "." and entry.name != "__MACOSX"]
+    return sorted(folder / name for name in names if os.path.isdir(folder / name))  # a link in a circle is none
 
 
 def images_in(folder: Path) -> list[Path]:
     """The images directly inside a folder, by name; none where it does not exist."""
-    if not folder.is_dir():
+    return [folder / name for name in image_names(folder)]
+
+
+def image_names(folder: Path) -> list[str]:
+    """The file names of `images_in`, which cost less than the paths."""
+    names = sorted(entry.name for entry in _entries(folder) if entry.name[0] != ".")
+    return [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds; nothing where it does not exist.  Raises `InputError` where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        folder / name
-        for name in os.listdir(folder)
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."
-    )
-
-
-def is_kaggle_folder(folder: Path) -> bool:
-    """Whether a folder holds one image, and masks that are not named after it."""
-    if not (folder / "masks").is_dir():
-        return False
-    images = images_in(folder / "images")
-    return len(images) == 1 and image_stem(images[0]) not in map(_name_of_mask, images_in(folder / "masks"))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): make it readable or move it away.") from None
 
 
 def image_stem(path: Path) -> str:
     """The file name without its suffix, which may be ``.ome.tif``."""
     return path.stem.removesuffix(".ome")
-
-
-def _name_of_mask(mask: Path) -> str:
-    ending = next((ending for ending in _MASK_ENDINGS if image_stem(mask).endswith(ending)), "")
-    return image_stem(mask).removesuffix(ending)
-
-
-def match_masks(images: list[Path], masks: list[Path], where: Path) -> list[Pair]:
-    """Each image with the mask of its name; `InputError` for an image without or with two, and a mask without image."""
-    named: dict[str, Path] = {}
-    for image in images:
-        other = named.setdefault(image_stem(image), image)
-        if other is not image:
-            raise InputError(f"{other} and {image.name} would have the same mask: rename or remove one.")
-    mask_of: dict[str, Path] = {}
-    for mask in masks:
-        name = _name_of_mask(mask)
-        name = next((n for n in (image_stem(mask), name, f"{name}_img") if n in named), name)
-        if name not in named:
-            raise InputError(f"{mask} belongs to an image {name}, which is missing: restore it or move the mask away.")
-        if name in mask_of:
-            raise InputError(f"{mask_of[name]} and {mask.name} are masks of the same image: remove one.")
-        mask_of[name] = mask
-    missing = [image for name, image in named.items() if name not in mask_of]
-    if missing:
-        raise InputError(
-            f"{missing[0]} has no mask in {where} ({len(missing)} of {len(named)} images have none): add the masks, "
-            "all zero where there is no object, or move the images away."
-        )
-    return [Pair(image, (mask_of[name],)) for name, image in named.items()]

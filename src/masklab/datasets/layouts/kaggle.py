@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource, images_in, is_kaggle_folder, subfolders
+from masklab.datasets.layouts.base import Layout, ObjectMask, Pair, SplitSource, images_in, subfolders
 from masklab.datasets.layouts.masks import check_size, read_numbers
+from masklab.datasets.layouts.pairing import is_kaggle_folder
 from masklab.datasets.problems import Sink
 from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
+from masklab.utils.words import counted
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
@@ -31,7 +33,7 @@ def _pairs_of_ids(folder: Path) -> list[Pair]:
         images = images_in(sub / "images")
         if len(images) != 1 or not (sub / "masks").is_dir():
             raise InputError(
-                f"{sub} has {len(images)} images in images and {'a' if (sub / 'masks').is_dir() else 'no'} folder "
+                f"{sub} has {counted(len(images), 'image')} in images and {'a' if (sub / 'masks').is_dir() else 'no'} folder "
                 "masks, but needs one image and the masks: restore them or move it away."
             )
         pairs.append(Pair(images[0], tuple(images_in(sub / "masks"))))

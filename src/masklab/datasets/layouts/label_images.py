@@ -1,51 +1,55 @@
-"""Label images: ``images/`` with ``masks/`` or ``labels/``, one whole number per object."""
+"""Label images in a folder of their own: ``images/`` with ``masks/``, one whole number per object.
+
+Other names of the two folders, and how their files belong together, are in `masklab.datasets.layouts.pairing`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from masklab.datasets.layouts.base import (
-    MASK_FOLDERS,
-    Layout,
-    Pair,
-    SplitSource,
-    images_in,
-    is_kaggle_folder,
-    match_masks,
-    subfolders,
-)
+from masklab.datasets.layouts.base import Layout, Pair, SplitSource, images_in, subfolders
 from masklab.datasets.layouts.label_classes import classified, has_classes
 from masklab.datasets.layouts.masks import label_objects
+from masklab.datasets.layouts.pairing import folder_role, is_kaggle_folder, match_masks
 from masklab.utils.errors import InputError
 
 
 def _find(folder: Path) -> dict[str, SplitSource]:
-    """Folders ``images`` with ``masks`` or ``labels``, undivided, inside each split, or divided into splits."""
+    """Folders of images and of masks, undivided, inside each split, named after a split, or divided into splits."""
+    images, masks = _by_split(folder, "images"), _by_split(folder, "masks")
     found: dict[str, SplitSource] = {}
-    for split, images, masks in _image_and_mask_folders(folder):
-        if split in found:
-            raise InputError(f"{masks.parent} has both a folder masks and a folder labels with images: move one away.")
-        pairs = partial(_pairs_of_folders, images, masks)
-        found[split] = SplitSource(pairs, label_objects) if not has_classes(masks) else classified(pairs, folder)
+    for split in [split for split in images if split in masks]:
+        for places in (images[split], masks[split]):
+            if len(places) > 1:
+                names = " and a folder ".join(place.relative_to(folder).as_posix() for place in places)
+                raise InputError(f"{folder} has both a folder {names} with images: move one away.")
+        if not is_kaggle_folder(images[split][0].parent):
+            pairs, own = partial(_pairs_of_folders, images[split][0], masks[split][0]), masks[split][0]
+            found[split] = classified(pairs, folder) if has_classes(own) else SplitSource(pairs, label_objects)
     return found
 
 
-def _image_and_mask_folders(folder: Path) -> Iterable[tuple[str, Path, Path]]:
-    for place in (folder, *subfolders(folder)):
-        for word in MASK_FOLDERS:
-            if _are_label_images(place / "images", place / word) and not is_kaggle_folder(place):
-                yield ("" if place == folder else place.name), place / "images", place / word
-    for images in subfolders(folder / "images"):
-        for word in MASK_FOLDERS:
-            if _are_label_images(images, folder / word / images.name):
-                yield images.name, images, folder / word / images.name
+def _by_split(folder: Path, wanted: str) -> dict[str, list[Path]]:
+    """The folders of images, or of masks, by split.  A folder ``masks`` counts even where it is empty."""
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for split, place in _places(folder, wanted):
+        if images_in(place) or "masks" in (place.name, place.parent.name):
+            found[split].append(place)
+    return found
 
 
-def _are_label_images(images: Path, masks: Path) -> bool:
-    """Whether both folders hold images; ``labels/`` without images may be YOLO's."""
-    return bool(images_in(images)) and masks.is_dir() and ("masks" in masks.parts[-2:] or bool(images_in(masks)))
+def _places(folder: Path, wanted: str) -> Iterator[tuple[str, Path]]:
+    for sub in subfolders(folder):
+        role, split = folder_role(sub) or ("", "")
+        if role == wanted:
+            yield split, sub
+        if role == wanted and not split:
+            yield from ((inner.name, inner) for inner in subfolders(sub))
+        if not role:
+            yield from ((sub.name, inner) for inner in subfolders(sub) if folder_role(inner) == (wanted, ""))
 
 
 def _pairs_of_folders(images: Path, masks: Path) -> list[Pair]:

@@ -68,7 +68,7 @@ def read_numbers(path: Path) -> NDArray[Any]:
     if path.suffix.lower() not in _LABEL_SUFFIXES:
         raise InputError(f"{path} cannot hold exact masks: save it as PNG or TIFF.")
     with decoding(path):
-        if _has_palette(path):
+        if has_palette(path):
             with open_verified(path) as opened:
                 return np.asarray(ImageOps.exif_transpose(opened))[:, :, None]
     with open_image_file(path, None) as image:
@@ -77,7 +77,8 @@ def read_numbers(path: Path) -> NDArray[Any]:
     return 255 - values if inverted else values  # Pillow inverts 8-bit images in which 0 is white
 
 
-def _has_palette(path: Path) -> bool:
+def has_palette(path: Path) -> bool:
+    """Whether the numbers of a PNG or TIFF stand for colours of a palette."""
     if path.suffix.lower() in TIFF_SUFFIXES:
         return _photometric(path) == tifffile.PHOTOMETRIC.PALETTE
     with open_pillow(path) as opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,14 @@ from masklab.masks.rle import RLE
 from masklab.utils.types import Size
 
 _ELLIPSE_POINTS = 180
+_FARTHEST = 2.0**31  # pixels
+
+
+def number(value: Any, name: str) -> float:
+    """A number of an annotation; raises `ValueError` for what is none or cannot be pixels."""
+    if type(value) not in (int, float) or not -_FARTHEST < value < _FARTHEST:
+        raise ValueError(f"its {name} is {str(value)[:20]!r}, not a number of pixels")
+    return float(value)
 
 
 def polygon_mask(points: ArrayLike, size: Size, holes: Sequence[ArrayLike] = ()) -> RLE:
@@ -32,6 +41,14 @@ def subtract(mask: RLE, others: Sequence[RLE], size: Size) -> RLE:
     return _combined([mask], others, size) if others else mask
 
 
+def odd_mask(masks: Sequence[RLE], size: Size) -> RLE:
+    """Run lengths of the pixels that an odd number of the masks covers: outlines, their holes, islands in these."""
+    pixels = size[0] * size[1]
+    edges, counts = np.unique(np.concatenate([[pixels], *(np.cumsum(mask)[:-1] for mask in masks)]), return_counts=True)
+    inner = edges[(counts % 2 == 1) & (edges < pixels)]
+    return np.diff(inner, prepend=0, append=pixels)
+
+
 def rectangle_points(one: Sequence[float], two: Sequence[float]) -> list[tuple[float, float]]:
     """The corners of the rectangle between two opposite corners ``(x, y)``."""
     (x1, y1), (x2, y2) = one, two
@@ -41,13 +58,17 @@ def rectangle_points(one: Sequence[float], two: Sequence[float]) -> list[tuple[f
 def ellipse_points(center: Sequence[float], radii: Sequence[float]) -> list[tuple[float, float]]:
     """Points on an ellipse with axes along x and y: ``center`` is ``(x, y)``, ``radii`` are those along x and y."""
     angles = np.linspace(0, 2 * np.pi, _ELLIPSE_POINTS, endpoint=False)
-    return list(
-        zip(
-            (center[0] + radii[0] * np.cos(angles)).tolist(),
-            (center[1] + radii[1] * np.sin(angles)).tolist(),
-            strict=True,
-        )
-    )
+    xs, ys = center[0] + radii[0] * np.cos(angles), center[1] + radii[1] * np.sin(angles)
+    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+def rotated_points(
+    points: Sequence[Sequence[float]], center: Sequence[float], angle: float
+) -> list[tuple[float, float]]:
+    """Points ``(x, y)`` turned around ``center`` by an angle in radians, clockwise as the image is seen."""
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    turned = (np.asarray(points, np.float64) - center) @ turn + center
+    return [(x, y) for x, y in turned.tolist()]
 
 
 def bitmap_mask(bitmap: ArrayLike, origin: Sequence[int], size: Size) -> RLE:
@@ -64,7 +85,7 @@ def bitmap_mask(bitmap: ArrayLike, origin: Sequence[int], size: Size) -> RLE:
 def _filled(points: ArrayLike, size: Size) -> RLE:
     try:
         corners = np.asarray(points, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("a polygon must be a list of points x, y") from None
     if corners.ndim != 2 or corners.shape[1] != 2:
         raise ValueError("a polygon must be a list of points x, y")

@@ -5,7 +5,6 @@ A writer is one file here with one `Writer`, listed in `masklab.datasets.convert
 
 from __future__ import annotations
 
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from masklab.datasets.layouts.base import image_stem
 from masklab.datasets.split import Split
+from masklab.images.embedded import copy_image, is_embedded, stored_suffix
 from masklab.images.read import IMAGE_SUFFIXES
 from masklab.utils.errors import InputError
 
@@ -31,11 +31,20 @@ class Writer(NamedTuple):
     write: Callable[[Mapping[str, Split], Path], dict[str, Counter[str]]]
 
 
-def copy_image(source: Path, target: Path) -> Path:
-    """Copy an image to ``target``, whose folder is made if it is missing; returns where it is."""
+def copy(source: Path, target: Path) -> Path:
+    """Copy an image to ``target``, whose folder is made if it is missing; returns ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    copy_image(source, target)
     return target
+
+
+def stored_names(split: Split) -> list[PurePosixPath]:
+    """The path of each image in its folder, with the suffix of the image itself where it is embedded in another file."""
+    names = map(PurePosixPath, split.images.names())
+    return [
+        name.with_suffix(stored_suffix(image.path)) if is_embedded(image.path) else name
+        for name, image in zip(names, split.images, strict=True)
+    ]
 
 
 def flat_names(split: Split) -> list[str]:
@@ -44,7 +53,7 @@ def flat_names(split: Split) -> list[str]:
     Names that differ in their suffix or in case alone get the names of their folders, and a number where that is not
     enough.  Raises `InputError` for an image whose suffix readers of folders do not look for.
     """
-    paths = [PurePosixPath(name) for name in split.images.names()]
+    paths = stored_names(split)
     for path in paths:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(

@@ -21,7 +21,7 @@ from masklab.datasets.layouts.base import image_stem
 from masklab.datasets.layouts.label_classes import CLASS_FIELDS, CLASSES, OBJECT_CLASSES, OBJECT_FIELDS
 from masklab.datasets.objects import Objects
 from masklab.datasets.split import Split
-from masklab.datasets.writers.base import CROWDS, Writer, class_names, copy_image, flat_names
+from masklab.datasets.writers.base import CROWDS, Writer, class_names, copy, flat_names
 from masklab.masks.rle import window
 
 _MOST_IN_16_BITS = 2**16 - 1
@@ -44,7 +44,7 @@ def _write_split(split: Split, folder: Path, has_classes: bool) -> Counter[str]:
     classes = list(zip(split.categories.ids, split.categories.names, strict=True))
     (folder / "masks").mkdir(parents=True)
     for index, (image, own) in enumerate(zip(split.images, flat_names(split), strict=True)):
-        written = copy_image(image.path, folder / "images" / own)
+        written = copy(image.path, folder / "images" / own)
         objects = split.objects(index)
         labels, kept = _paint(objects, lost)
         mask = _write_labels(folder / "masks" / image_stem(written), labels, len(kept))

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from masklab.datasets.split import Split
-from masklab.datasets.writers.base import CROWDS, Writer, class_names, copy_image, flat_names
+from masklab.datasets.writers.base import CROWDS, Writer, class_names, copy, flat_names
 from masklab.masks.polygons import joined, rle_to_polygons
 from masklab.masks.rle import RLE
 from masklab.utils.types import Size
@@ -33,7 +33,7 @@ def _write_split(split: Split, folder: Path, name: str, numbers: Mapping[int, in
     labels.mkdir(parents=True)
     of_label = [numbers[category] for category in split.categories.ids]
     for index, (image, own) in enumerate(zip(split.images, flat_names(split), strict=True)):
-        written = copy_image(image.path, folder / "images" / name / own)
+        written = copy(image.path, folder / "images" / name / own)
         objects = split.objects(index)
         rows = range(len(objects))
         lines = [_line(of_label[objects.labels[row]], objects.rle(row), image.size) for row in rows]

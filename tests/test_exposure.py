@@ -1,0 +1,230 @@
+"""Images whose intensities are far from those that a model expects."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from contracts import fails, predictor
+from PIL import Image
+
+import masklab
+from masklab.cli.app import main, parse
+from masklab.cli.options import prediction_options
+from masklab.config.image import ImageConfig
+from masklab.datasets.open import open_split
+from masklab.datasets.synthetic.nuclei import draw_nuclei
+from masklab.evaluation.evaluate import evaluate
+from masklab.images.exposure import IntensityCheck, stretched
+from masklab.images.intensity import rescale_intensity
+from masklab.inference.folder import predict_folder
+from masklab.inference.options import PredictionOptions
+from masklab.inference.predictor import Predictor
+from masklab.model.build import build_model
+
+RNG = np.random.default_rng(0)
+
+
+def cells(most, dtype=np.uint16, offset=0):
+    """A dark image with bright squares of values up to ``offset + most``, (3, 60, 80)."""
+    values = RNG.integers(0, max(2, most // 20), (60, 80)) + offset
+    values[10:25, 10:30] = values[40:50, 40:60] = offset + most
+    return torch.from_numpy(np.repeat(values[None].astype(dtype), 3, axis=0))
+
+
+def kinds(image, **config):
+    check = IntensityCheck(ImageConfig(**config))
+    check.add(image, "a.tif")
+    return check.messages()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config, classes):
+    return build_model(tiny_config, classes).eval()
+
+
+# ---- which images are far from what is expected
+
+
+@pytest.mark.parametrize(
+    ("image", "config", "dim"),
+    [
+        (cells(4095), {}, True),
+        (cells(235), {}, True),
+        (cells(4095, offset=32768), {}, True),  # camera numbers that were stored with a sign
+        (cells(0.01 * 1000, np.uint8), {}, True),
+        (cells(4000), {"value_range": (0, 65535)}, True),
+        (cells(20, np.uint8), {"value_range": (0, 4095)}, True),
+        (cells(30, np.uint8), {}, False),  # nuclei of a faint stain
+        (cells(255, np.uint8), {}, False),
+        (cells(16383), {}, False),
+        (cells(65535), {}, False),
+        (cells(4095), {"value_range": (0, 4095)}, False),
+        (cells(4095), {"percentiles": (1, 99)}, False),
+        (torch.zeros(3, 60, 80, dtype=torch.uint16), {}, False),  # nothing to be seen at any range
+        (torch.full((3, 60, 80), 7, dtype=torch.uint8), {}, False),
+    ],
+)
+def test_dim_images_are_told_from_dark_ones(image, config, dim):
+    messages = kinds(image, **config)
+    assert len(messages) == dim
+    assert not dim or ("less than a twelfth" in messages[0] and "--intensity percentiles" in messages[0])
+
+
+def test_images_far_beyond_the_expected_range_are_bright():
+    assert "far beyond" in kinds(cells(65535), value_range=(0, 4095))[0]
+    assert not kinds(cells(9000), value_range=(0, 4095))
+    assert "far beyond" in kinds(cells(65535).float(), value_range=(0.0, 1.0))[0]
+
+
+def test_a_hot_pixel_does_not_make_an_image_bright():
+    large = np.tile(cells(300).numpy(), (1, 8, 8))
+    large[:, 0, 0] = 65535
+    assert "from 0 to 300" in kinds(torch.from_numpy(large))[0]
+
+
+def test_values_that_are_not_finite_are_left_out():
+    image = cells(1).float() / 1000
+    image[:, ::3] = torch.nan
+    image[0, 1, 1] = torch.inf
+    assert "from 0 to 0.001" in kinds(image)[0]
+    assert not kinds(torch.full((3, 5, 5), torch.nan))
+
+
+def test_one_sentence_counts_all_images_of_a_kind():
+    check = IntensityCheck(ImageConfig(value_range=(0, 4095)))
+    for number, most in enumerate((100, 4095, 120, 65535, 90)):
+        check.add(cells(most), f"{number}.tif")
+    dim, bright = check.messages()
+    assert dim.startswith("3 of 5 images")
+    assert "0.tif has values from 0 to 100" in dim
+    assert bright.startswith("1 of 5 images")
+
+
+# ---- stretching
+
+
+def test_stretched_is_between_the_percentiles_of_all_channels():
+    values = RNG.integers(0, 4096, (3, 50, 60), dtype=np.uint16)
+    values[2] //= 8
+    image = torch.from_numpy(values)
+    config = stretched(image, ImageConfig())
+    np.testing.assert_allclose(config.value_range, np.percentile(image.numpy(), (0.1, 99.9)))
+    shown = rescale_intensity(image, config)
+    assert shown[2].max() < 40, "colours stay"
+    with_its_own = ImageConfig(percentiles=(1, 99))
+    assert stretched(image, with_its_own) is with_its_own
+
+
+@pytest.mark.parametrize("scale", [1 / 257, 1 / 16, 1e-4])
+def test_a_stretched_image_does_not_depend_on_its_scale(scale):
+    image = torch.from_numpy(RNG.random((1, 50, 60)).astype(np.float32)) * 65535
+    once, again = (rescale_intensity(each, stretched(each, ImageConfig())) for each in (image, image * scale))
+    torch.testing.assert_close(once, again, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0, 7, 65535])
+def test_an_image_of_one_value_is_stretched_to_something_finite(value):
+    image = torch.full((3, 20, 20), value, dtype=torch.uint16)
+    assert rescale_intensity(image, stretched(image, ImageConfig())).isfinite().all()
+
+
+# ---- prediction
+
+
+@pytest.fixture(scope="module")
+def nuclei():
+    return masklab.load("nuclei", "cpu"), draw_nuclei()[0]
+
+
+def deep(image, most):
+    return np.rint(image.astype(np.float64) / 255 * most).astype(np.uint16)
+
+
+@pytest.mark.parametrize("most", [4095, 235])
+def test_the_shipped_model_finds_the_nuclei_of_a_dim_image_when_told_to(nuclei, caplog, most):
+    plain, image = nuclei
+    told = Predictor(plain.model, PredictionOptions(intensity="percentiles"))
+    expected = len(plain.predict(image).above(plain.threshold))
+    assert expected > 5
+    assert not caplog.records, "a dark image of full range is none to warn of"
+    assert len(told.predict(deep(image, most)).above(told.threshold)) >= 0.9 * expected
+    assert not caplog.records
+    assert len(plain.predict(deep(image, most)).above(plain.threshold)) < 0.7 * expected
+    assert "1 of 1 images use less than a twelfth" in caplog.text
+    plain._warned = False
+
+
+def test_a_predictor_warns_once(model, caplog):
+    one = predictor(model)
+    one.predict([cells(4095), cells(65535), cells(235)])
+    one.predict(cells(4095))
+    assert [record.getMessage()[:16] for record in caplog.records] == ["2 of 3 images us"]
+    views = predictor(model, flips="horizontal")
+    views.predict(cells(4095))
+    assert len(caplog.records) == 2
+
+
+def test_floats_of_another_scale_are_predicted_when_told_to(model):
+    image = cells(200).float()
+    fails(["0 to 200", "--intensity percentiles"], predictor(model).predict, image)
+    found = predictor(model, intensity="percentiles", score_threshold=0.0).predict(image)
+    again = predictor(model, intensity="percentiles", score_threshold=0.0).predict(image / 200)
+    np.testing.assert_allclose(found.boxes, again.boxes, atol=0.01)
+
+
+def test_a_folder_has_one_warning_and_its_results_say_how_they_were_made(model, tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        tifffile.imwrite(tmp_path / "set" / f"{number}.tif", cells(4095)[0].numpy())
+    Image.fromarray(cells(255, np.uint8)[0].numpy()).save(tmp_path / "set" / "full.png")
+    predict_folder(predictor(model, score_threshold=1.0), [tmp_path / "set"], tmp_path / "plain")
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("3 of 4 images use less than a twelfth")
+    caplog.clear()
+    told_to = predictor(model, intensity="percentiles", score_threshold=1.0)
+    predict_folder(told_to, [tmp_path / "set"], tmp_path / "told")
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    plain, told = (json.loads((tmp_path / name / "settings.json").read_text()) for name in ("plain", "told"))
+    assert plain["options"]["intensity"] == "model"
+    assert plain["stretched"] is None
+    assert told["options"]["intensity"] == "percentiles"
+    assert told["stretched"]["0.tif"] == [0, 4095]
+    assert set(told["stretched"]) == {"0.tif", "1.tif", "2.tif", "full.png"}
+    dark, light = (np.asarray(Image.open(tmp_path / name / "0.png")).max() for name in ("plain", "told"))
+    assert dark < 30 < 200 < light, "the overlay shows what the network saw"
+
+
+def test_evaluate_takes_the_same_options(tiny_config, shapes, caplog):
+    model = build_model(tiny_config, open_split(shapes, "val").categories)
+    metrics = evaluate(predictor(model), shapes, options=PredictionOptions(intensity="percentiles"))
+    assert metrics["measured"]["intensity"] == "percentiles"
+    assert not caplog.records
+
+
+def test_verbs_hand_the_intensity_on():
+    for words in (["predict", "nuclei", "a"], ["evaluate", "nuclei", "--data", "a"]):
+        assert prediction_options(parse(words)[1]).intensity == "model"
+        assert prediction_options(parse([*words, "--intensity", "percentiles"])[1]).intensity == "percentiles"
+    assert parse(["show", "nuclei", "a", "--intensity", "percentiles"])[1].intensity == "percentiles"
+    fails(["intensity is 'auto'", "model, percentiles"], lambda: PredictionOptions(intensity="auto"))
+    assert dataclasses.asdict(PredictionOptions())["intensity"] == "model"
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize(
+    ("score", "words"), [("50", "50: give a probability from 0 to 1 (did you mean 0.5?)"), ("2", "0.02"), ("-1", "-1")]
+)
+@pytest.mark.parametrize("verb", ["predict", "show"])
+def test_a_score_that_is_no_probability_is_refused(verb, score, words, capsys):
+    assert main([verb, "nuclei", "a.png", f"--score={score}"]) == 2
+    said = capsys.readouterr().err
+    assert "--score is" in said
+    assert words in said
+    fails([f"score_threshold is {score}"], lambda: PredictionOptions(score_threshold=float(score)))
