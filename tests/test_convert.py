@@ -272,10 +272,10 @@ def test_images_that_differ_in_folder_suffix_or_case_stay_apart(tmp_path, format
 
 def test_an_image_that_no_folder_would_show_is_refused(tmp_path):
     dataset(tmp_path / "src", IMAGES)
-    text = (tmp_path / "src/train.json").read_text().replace("a.png", "a.jfif")
+    text = (tmp_path / "src/train.json").read_text().replace("a.png", "a.image")
     (tmp_path / "src/train.json").write_text(text)
-    (tmp_path / "src/train/a.png").rename(tmp_path / "src/train/a.jfif")
-    fails(["a.jfif", "rename it"], partial(convert, format="yolo"), tmp_path / "src", tmp_path / "dst")
+    (tmp_path / "src/train/a.png").rename(tmp_path / "src/train/a.image")
+    fails(["a.image", "rename it"], partial(convert, format="yolo"), tmp_path / "src", tmp_path / "dst")
     assert not (tmp_path / "dst").exists()
 
 

@@ -342,7 +342,7 @@ def test_a_bad_yolo_line_is_named_and_costs_that_line(tmp_path, line, words):
     assert problem.sentence.startswith(f"{tmp_path}/labels/a.txt line 2 ")
     assert problem.sentence.endswith(problem.detail)
     assert all(word in problem.detail for word in ["line 2", *words])
-    assert "skipped 1 annotations (1 malformed segmentation)" in open_split(tmp_path, "all").summary()
+    assert "skipped 1 annotation (1 malformed segmentation)" in open_split(tmp_path, "all").summary()
 
 
 def test_polygons_outside_are_skipped_and_counted(tmp_path):

@@ -13,12 +13,8 @@ from masklab.datasets.layouts.coco import DataFolder
 from masklab.datasets.open import LAYOUTS, open_split, recognise
 from masklab.utils.errors import InputError
 
-BOX = {"xmin": "1", "ymin": "2", "xmax": "8", "ymax": "9"}
-VOC = (
-    "<annotation><folder>x</folder><filename>0.png</filename><object><name>leaf</name><bndbox>"
-    + "".join(f"<{key}>{value}</{key}>" for key, value in BOX.items())
-    + "</bndbox></object></annotation>"
-)
+DLIB = "<?xml version='1.0'?><dataset><images><image file='0.png'><box top='1' left='2' width='3' height='4'/></image>"
+OLD = "<annotation><filename>0.png</filename><object><name>leaf</name><polygon><pt><x>1</x><y>2</y></pt></polygon>"
 PANOPTIC = {
     "images": [{"id": 1, "file_name": "0.png", "height": 9, "width": 9}],
     "annotations": [{"image_id": 1, "file_name": "0.png", "segments_info": [{"id": 1, "category_id": 1}]}],
@@ -34,8 +30,8 @@ BDD = [{"name": "0.png", "labels": [{"category": "car", "box2d": {"x1": 1, "y1":
 RESULTS = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]
 
 FILES = {  # name, content, and words of the message
-    "a VOC box": ("ann/0.xml", VOC, ["0.xml looks like Pascal VOC boxes", "SegmentationObject", "COCO or YOLO"]),
-    "video": ("a.xml", "<annotations><version>1.1</version><track id='0'/></annotations>", ["CVAT for video"]),
+    "boxes in XML": ("ann/0.xml", DLIB, ["0.xml looks like dlib boxes", "outlines", "COCO or YOLO"]),
+    "old LabelMe": ("ann/0.xml", OLD, ["LabelMe's old XML", "convert it to COCO"]),
     "panoptic": ("panoptic_train2017.json", json.dumps(PANOPTIC), ["a COCO panoptic file", "instances"]),
     "keypoints": ("person_keypoints_val.json", '{"annotations": [{"num_keypoints": 3}]}', ["person keypoints"]),
     "CreateML": ("_annotations.createml.json", json.dumps(CREATEML), ["CreateML", "boxes only", "outlines"]),
@@ -84,13 +80,13 @@ def test_the_layouts_that_are_read_are_listed_shortly(tmp_path):
 
 def test_many_files_are_one_kind(tmp_path):
     for k in range(300):
-        put(tmp_path / f"ann/{k:03}.xml", VOC)
+        put(tmp_path / f"ann/{k:03}.xml", DLIB)
         image(tmp_path / f"img/{k:03}.png")
     put(tmp_path / "x.csv", "xmin\n")
     put(tmp_path / "y.h5", "")
     put(tmp_path / "z.json", "{}")
     put(tmp_path / "z.mat", "")
-    words = ["ann/000.xml and 299 more look like Pascal VOC boxes", "2 other kinds of files", "300 images"]
+    words = ["ann/000.xml and 299 more look like dlib boxes", "2 other kinds of files", "300 images"]
     fails(words, open_split, tmp_path, "train")
     with pytest.raises(InputError) as caught:
         open_split(tmp_path, "train")
@@ -109,8 +105,8 @@ def test_a_path_that_is_a_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.txt", "")
     fails(["x.zip", "an archive", "unpack it"], open_split, tmp_path / "x.zip", "train")
-    put(tmp_path / "x.xml", VOC)
-    fails(["x.xml", "Pascal VOC boxes", "name the folder"], open_split, tmp_path / "x.xml", "train")
+    put(tmp_path / "x.xml", DLIB)
+    fails(["x.xml", "dlib boxes", "name the folder"], open_split, tmp_path / "x.xml", "train")
     put(tmp_path / "x.bin", "")
     fails(["x.bin is a file", "folder"], open_split, tmp_path / "x.bin", "train")
     put(tmp_path / "p.json", json.dumps(CREATEML))
