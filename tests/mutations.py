@@ -143,7 +143,7 @@ def duplicate(path: Path, random: Random) -> None:
         f"{path.stem}.json",
         f"a{path.name}",
     )
-    shutil.copy(path, path.with_name(pick(random, others)))
+    shutil.copy(path, path.with_name(pick(random, [name for name in others if name != path.name])))
 
 
 def make_folder(path: Path, random: Random) -> None:
@@ -221,7 +221,7 @@ def encoding(path: Path, random: Random) -> None:
 
 def at_a_place_of_json(path: Path, random: Random) -> None:
     """Something hostile, nothing, or what is there once more, at one place, fields by name equally often."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8-sig"))
     fields: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
     for place in places_of(values):
         fields.setdefault(tuple(step for step in place if isinstance(step, str)), []).append(place)

@@ -147,7 +147,11 @@ def test_joining_lines_lie_between_near_corners():
     assert max(np.linalg.norm(np.subtract(a, b)) for a, b in there) < 17
 
 
-def test_large_outlines_are_joined_in_bounded_time(monkeypatch):
+def test_large_outlines_are_joined_in_bounded_time_and_memory(monkeypatch):
+    rings = [np.stack((np.arange(400_000) + start, np.zeros(400_000, np.int64)), axis=1) for start in (0, 500_000)]
+    place, other = polygons._near_corners(*rings)
+    assert place > 399_000
+    assert other == 0
     monkeypatch.setattr(polygons, "_MOST_CORNERS", 8)
     mask = np.random.default_rng(0).random((60, 60)) < 0.5
     ring = polygons.joined(polygons.rle_to_polygons(runs(mask), mask.shape))

@@ -188,3 +188,17 @@ def test_a_table_of_yolo_stands_for_its_folder(tmp_path):
     (data / "instances.json").unlink()
     assert recognise(data / "data.yaml")[0] == data
     assert open_split(data / "data.yaml", "train").categories.names == ("fruit",)
+
+
+def test_files_with_spaces_in_their_names_are_splits(tmp_path):
+    data = yolo_and_coco(tmp_path)
+    (data / "data.yaml").unlink()
+    (data / "instances.json").rename(data / "my leaves (1).json")
+    put(data / "more.json", (data / "my leaves (1).json").read_bytes())
+    assert len(open_split(DataFolder(data, "coco"), "my leaves (1)")) == 3
+
+
+def test_a_message_is_one_line_whatever_a_file_brings_into_it(tmp_path):
+    data = yolo_and_coco(tmp_path)
+    put(data / "data.yaml", 'names: [fruit]\ntrain: "new\\nline\\u001b[2J"\n')
+    fails(["data.yaml", "new\\nline\\x1b[2J"], open_split, DataFolder(data, "yolo"), "train")

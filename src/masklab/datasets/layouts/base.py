@@ -77,8 +77,8 @@ def check_names(folder: Path, split: str) -> None:
     """Raise `InputError` unless ``folder`` exists and ``split`` is a plain name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such data set folder; correct the path.")
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
-        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
+    if not re.fullmatch(r"[\w. ()+,-]*\w[\w. ()+,-]*", split) or ".." in split:
+        raise InputError(f"{folder}: {split!r} cannot be the name of a split; use a plain name such as train or val.")
 
 
 def subfolders(folder: Path) -> list[Path]:
