@@ -91,13 +91,24 @@ def add_convert(parser: ArgumentParser) -> None:
         "--val_fraction", type=float, default=VAL_FRACTION, help="share that becomes val, if there is no val"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed chooses the same images for val")
+    parser.add_argument(
+        "--format",
+        choices=["coco", "yolo", "label_images"],
+        default="coco",
+        help="coco keeps everything; yolo joins the parts and holes of an object into one outline and has no crowd "
+        "regions; label_images have none either, and hold one object per pixel",
+    )
 
 
 def convert(arguments: Namespace) -> None:
-    """Write a data set - YOLO segmentation, label images, Cellpose's or Kaggle's layout, or COCO - in the COCO layout,
-    with exact masks, as run lengths. Training reads all of these layouts without it."""
+    """Write a data set of any layout that masklab reads in COCO's, with exact masks, as run lengths; or as YOLO
+    segmentation or label images, for other tools. Training reads all layouts without it. What the new format cannot
+    hold is left out and counted."""
     from masklab.datasets.convert import convert
 
-    splits = convert(required_data(arguments, "source"), arguments.folder, arguments.val_fraction, arguments.seed)
-    for name, split in splits.items():
-        print(f"{arguments.folder / name}.json from {split.summary()}")
+    source = required_data(arguments, "source")
+    splits = convert(source, arguments.folder, arguments.val_fraction, arguments.seed, arguments.format)
+    for split, place, lost in splits.values():
+        print(f"{place} from {split.summary()}")
+        for what, count in lost.items():
+            print(f"{place} lost: {count} {what}")

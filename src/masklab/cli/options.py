@@ -34,6 +34,9 @@ def add_data(parser: ArgumentParser, name: str, purpose: str = "") -> None:
     kind = {"default": None} if name.startswith("-") else {"nargs": "?", "default": None}
     parser.add_argument(name, type=Path | None, help=text, **kind)
     parser.add_argument(
+        "--layout", type=str | None, default=None, help="its layout, where the folder fits more than one"
+    )
+    parser.add_argument(
         "--annotations", type=Path, nargs="+", default=None, help="COCO files instead, such as train.json and val.json"
     )
     parser.add_argument("--images", type=Path, nargs="+", default=None, help="folders of the images of --annotations")
@@ -41,9 +44,9 @@ def add_data(parser: ArgumentParser, name: str, purpose: str = "") -> None:
 
 def given_data(arguments: Namespace, name: str) -> Data | None:
     """The data set that the options of `add_data` name; None where they name none."""
-    from masklab.datasets.layouts.coco import data_files
+    from masklab.datasets.layouts.coco import data_files, named_data
 
-    return arguments[name] or data_files(arguments.annotations, arguments.images)
+    return named_data(arguments[name], arguments.layout, data_files(arguments.annotations, arguments.images))
 
 
 def required_data(arguments: Namespace, name: str) -> Data:

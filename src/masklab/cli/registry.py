@@ -50,7 +50,9 @@ VERBS = {
     "data check": Verb("list everything that is wrong with a data set", data.add_check, data.check),
     "data show": Verb("draw a data set's images and counts; suggest anchors", data.add_show, data.show),
     "data download": Verb("fetch a public data set from its own site", data.add_download, data.download),
-    "data convert": Verb("write a data set of any known format in COCO's", data.add_convert, data.convert),
+    "data convert": Verb(
+        "write a data set in COCO's format, YOLO's, or as label images", data.add_convert, data.convert
+    ),
     "share": Verb("write a model's weights at half the size, to give to others", model.add_share, model.share),
     "info": Verb("describe a model, or count the cost of a recipe's model", model.add_info, model.info),
     "recipes": Verb("list the recipes", model.add_nothing, model.recipes),

@@ -30,6 +30,8 @@ class Config(Section):
     """Training."""
     data: Path | None = None
     """Data set: a folder, whose layout is recognised, or a COCO file beside its images."""
+    layout: str | None = None
+    """Name of the layout of data, where its folder fits more than one."""
     annotations: Path | list[Path] | None = None
     """COCO files to read in place of data, such as train.json and val.json."""
     images: Path | list[Path] | None = None

@@ -1,33 +1,60 @@
-"""Conversion of a data set of any layout to COCO's."""
+"""Conversion of a data set of any layout to COCO's, to YOLO's or to label images."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split, split_names
 from masklab.datasets.split import Split
-from masklab.images.embedded import copy_image, stored_suffix
+from masklab.datasets.writers.base import Writer
+from masklab.datasets.writers.coco import COCO
+from masklab.datasets.writers.label_images import LABEL_IMAGES
+from masklab.datasets.writers.yolo import YOLO
 from masklab.utils.files import atomic_folder, atomic_write
 
+Format = Literal["coco", "yolo", "label_images"]
 
-def convert(source: Data, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0) -> dict[str, Split]:
-    """Write every split of a data set as ``SPLIT.json`` and ``SPLIT/`` into a new ``folder``; returns the splits read.
+WRITERS: dict[Format, Writer] = {"coco": COCO, "yolo": YOLO, "label_images": LABEL_IMAGES}
 
-    Masks are kept exactly, as run lengths; annotations of COCO's layout are copied unchanged, and so are images.
-    ``split.json`` lists the images of each split.  Finds and raises what `open_split` does.
+
+class Converted(NamedTuple):
+    """A split as it was read, where it was written to, and what its new format cannot hold, counted."""
+
+    split: Split
+    place: Path
+    lost: Counter[str]
+
+
+def convert(
+    source: Data, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0, format: Format = "coco"
+) -> dict[str, Converted]:
+    """Write every split of a data set into a new ``folder``.
+
+    ==================  ==============================================================================================
+    ``coco``            ``SPLIT.json`` and ``SPLIT/``: masks exactly, as run lengths; annotations of COCO's layout
+                        unchanged
+    ``yolo``            ``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``: outlines along the pixels' edges; parts
+                        and holes of an object are joined into one outline by lines without width
+    ``label_images``    ``SPLIT/images`` and ``SPLIT/masks``: smaller objects over larger ones; classes in
+                        ``classes.csv`` and ``SPLIT/object_classes.csv``
+    ==================  ==============================================================================================
+
+    Only ``coco`` holds crowd regions.  Images are copied unchanged.  ``split.json`` lists the images of each split.  Finds
+    and raises what `open_split` does.
     """
-    splits: dict[str, Split] = {}
+    writer = WRITERS[format]
     with atomic_folder(folder) as temporary:
-        for name in split_names(source):
-            splits[name] = open_split(source, name, None, val_fraction, seed)
-            _write_split(splits[name], temporary, name)
+        splits = {name: open_split(source, name, None, val_fraction, seed) for name in split_names(source)}
+        lost = writer.write(splits, temporary)
         write_lists(splits, temporary / "split.json")
-    return splits
+    places = {name: Path(folder) / writer.place.format(split=name) for name in splits}
+    return {name: Converted(split, places[name], +lost[name]) for name, split in splits.items()}
 
 
 def write_lists(splits: Mapping[str, Split], path: Path) -> None:
@@ -41,22 +68,3 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
     }
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(lists, indent=1), encoding="utf-8")
-
-
-def _write_split(split: Split, folder: Path, name: str) -> None:
-    """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
-    names = [
-        PurePosixPath(own).with_suffix(stored_suffix(image.path)).as_posix()
-        for own, image in zip(split.images.names(), split.images, strict=True)
-    ]
-    flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
-    values = split.coco
-    entries = []
-    (folder / name).mkdir()
-    for image, entry, own in zip(split.images, values["images"], names, strict=True):
-        target = Path(own).name if flat else own
-        (folder / name / target).parent.mkdir(parents=True, exist_ok=True)
-        copy_image(image.path, folder / name / target)
-        entries.append({**entry, "file_name": target})
-    text = json.dumps(values | {"images": entries})
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")

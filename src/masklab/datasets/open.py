@@ -9,11 +9,12 @@ from typing import Any
 from masklab.config.fields import VAL_FRACTION
 from masklab.datasets.image_table import relative_name
 from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
-from masklab.datasets.layouts.coco import DESCRIPTION, CocoFiles, Data, DataFiles
+from masklab.datasets.layouts.coco import DESCRIPTION, NAME, CocoFiles, Data, DataFiles, DataFolder, is_coco
 from masklab.datasets.layouts.registry import LAYOUTS
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
 from masklab.datasets.selection import choose, split_lists
 from masklab.datasets.split import Split
+from masklab.datasets.unknown import explain_file, explain_folder, is_of_other_tool
 from masklab.images.read import image_size
 from masklab.masks import rle
 from masklab.structures import ClassTable
@@ -83,39 +84,59 @@ def split_names(data: Data) -> list[str]:
 
 def recognise(data: Data, split: str = "all") -> tuple[Path, dict[str, SplitSource] | CocoFiles]:
     """The folder of a data set, which may lie in the one that is named, and the splits of the one layout that fits."""
-    if isinstance(data, DataFiles) or (Path(data).suffix.lower() == ".json" and Path(data).is_file()):
-        files = CocoFiles.of_files(data) if isinstance(data, DataFiles) else CocoFiles.of_file(Path(data))
+    path, layout = (data.path, data.layout) if isinstance(data, DataFolder) else (data, None)
+    if layout not in (None, NAME, *(each.name for each in LAYOUTS)):
+        names = ", ".join([NAME, *(each.name for each in LAYOUTS)])
+        raise InputError(f"layout {layout!r} is not known; name one of {names}.")
+    if isinstance(path, DataFiles) or _is_single_file(Path(path), layout):
+        files = CocoFiles.of_files(path) if isinstance(path, DataFiles) else CocoFiles.of_file(Path(path))
         check_names(files.folder, split)
         return files.folder, files
-    folder = Path(data)
+    folder = Path(path)
+    if folder.suffix.lower() in (".yaml", ".yml") and folder.is_file():
+        folder = folder.parent  # YOLO's table, whose folder it is
     check_names(folder, split)
-    while (found := _fitting(folder)) is None:
+    while (found := _fitting(folder, layout)) is None:
         inside = subfolders(folder)
         if len(inside) != 1:
-            known = "; ".join([DESCRIPTION, *(layout.description for layout in LAYOUTS)])
-            raise InputError(f"{data} holds no data set: none of {known} was found; correct the path.")
+            raise InputError(explain_folder(Path(path), [each.partition(" (")[0] for each in _descriptions(layout)]))
         folder = inside[0]  # as archives unpack
     return folder, found
 
 
-def _fitting(folder: Path) -> dict[str, SplitSource] | CocoFiles | None:
+def _is_single_file(path: Path, layout: str | None) -> bool:
+    """Whether a path is a COCO file; `InputError` for one that is neither that nor a table of YOLO."""
+    if not path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
+        return False
+    if path.suffix.lower() != ".json" or layout not in (None, NAME) or (not is_coco(path) and is_of_other_tool(path)):
+        raise InputError(explain_file(path))
+    return True
+
+
+def _descriptions(layout: str | None) -> list[str]:
+    """The descriptions of the layouts, or of the one that is named."""
+    known = {NAME: DESCRIPTION} | {each.name: each.description for each in LAYOUTS}
+    return [known[layout]] if layout else list(known.values())
+
+
+def _fitting(folder: Path, chosen: str | None = None) -> dict[str, SplitSource] | CocoFiles | None:
+    """The splits of the layout that fits a folder, or of the one that is ``chosen``; None where it does not."""
     fitting: dict[str, dict[str, SplitSource] | CocoFiles] = {}
     errors: list[InputError] = []
-    coco = CocoFiles.find(folder)
-    if coco.splits:
-        fitting[DESCRIPTION] = coco
-    for layout in LAYOUTS:
+    if chosen in (None, NAME) and (coco := CocoFiles.find(folder)).splits:
+        fitting[NAME] = coco
+    for layout in (layout for layout in LAYOUTS if chosen in (None, layout.name)):
         try:
             if splits := layout.find(folder):
-                fitting[layout.description] = _with_val(splits)
+                fitting[layout.name] = _with_val(splits)
         except InputError as error:
             errors.append(error)
     if not fitting and errors:
         raise errors[0]
     if len(fitting) > 1:
-        raise InputError(
-            f"{folder} fits more than one layout: {' and '.join(fitting)}: move what you do not mean away."
-        )
+        described = " and ".join(_descriptions(name)[0] for name in fitting)
+        options = " or ".join(f"--layout {name}" for name in fitting)
+        raise InputError(f"{folder} fits more than one layout: {described}; say which one you mean ({options}).")
     return next(iter(fitting.values()), None)
 
 

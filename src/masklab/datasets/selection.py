@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from masklab.utils.errors import InputError
+from masklab.utils.files import read_text
 from masklab.utils.words import counted
 
 
@@ -62,10 +63,7 @@ def _listed(path: Path, names: Sequence[str]) -> set[str]:
     known: dict[str, str] = {}
     for name in names:
         known |= dict.fromkeys((name, Path(name).name, Path(name).stem), name)
-    try:
-        lines = [line.strip().removeprefix("./") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): replace the file.") from None
+    lines = [line.strip().removeprefix("./") for line in read_text(path).splitlines()]
     strange = [line for line in lines if line and line not in known]
     if strange:
         raise InputError(f"{path} lists {strange[0]}, which is not among the images: correct the line.")

@@ -14,6 +14,8 @@ from masklab.utils.types import Size
 _Ring = NDArray[np.int64]
 Polygon = list[_Ring]
 
+_MOST_CORNERS = 1000  # of a ring that are compared with another's
+
 
 def rle_to_polygons(rle: RLE, size: Size) -> list[Polygon]:
     """`polygons` of a mask given by its run lengths."""
@@ -37,6 +39,44 @@ def polygons(region: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[Pol
         around = [k for k in outer if _surrounds(rings[k], hole)]
         found[min(around, key=lambda k: areas[k])].append(hole + origin)
     return list(found.values())
+
+
+def joined(parts: list[Polygon]) -> _Ring:
+    """One ring that fills the same pixels as all the polygons, where what it winds around twice is outside.
+
+    Lines without width lead from ring to ring and back, between corners that are near each other: from each hole to
+    its outer ring, and from each polygon to the one before.  Returns ``(n, 2)`` corners; at least one polygon is given.
+    """
+    rings: list[_Ring] = []
+    parents: list[int] = []
+    outer = 0
+    for polygon in parts:
+        parents += [outer] + [len(rings)] * (len(polygon) - 1)
+        outer = len(rings)
+        rings += polygon
+    hanging: list[list[tuple[int, _Ring]]] = [[] for _ in rings]
+    for k in range(len(rings) - 1, 0, -1):
+        place, begin = _near_corners(rings[parents[k]], rings[k])
+        hanging[parents[k]].append((place, _walk(rings[k], hanging.pop(), begin)))
+    return _walk(rings[0], hanging[0], 0)[:-1]
+
+
+def _walk(ring: _Ring, hanging: list[tuple[int, _Ring]], begin: int) -> _Ring:
+    """The way around a ring from one of its corners and back, with the closed ways that hang on its corners."""
+    pieces, last = [], 0
+    turned = np.roll(ring, -begin, axis=0)
+    for place, way in sorted((((place - begin) % len(ring), way) for place, way in hanging), key=lambda item: item[0]):
+        pieces += [turned[last : place + 1], way]
+        last = place
+    return np.concatenate([*pieces, turned[last:], turned[:1]])
+
+
+def _near_corners(one: _Ring, two: _Ring) -> tuple[int, int]:
+    """Corners of two rings that are near each other: the nearest, unless the rings have very many corners."""
+    steps = [-(-len(ring) // _MOST_CORNERS) for ring in (one, two)]
+    away = one[:: steps[0], None] - two[None, :: steps[1]]
+    place, other = divmod(int((away**2).sum(axis=2).argmin()), away.shape[1])
+    return place * steps[0], other * steps[1]
 
 
 def _corners(region: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:

@@ -27,6 +27,7 @@ _RENAMED_FACTS = {"pictures": "images", "pictures_sha256": "images_sha256"}  # v
 # fields that do not change the result, and may change when a run is resumed
 _FREE = (
     "data",
+    "layout",
     "annotations",
     "images",
     "output",

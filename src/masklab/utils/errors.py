@@ -7,8 +7,13 @@ class InputError(Exception):
     """Input that cannot be used: a file, a field or an argument.
 
     The message is one sentence that names the file or field and says what to do next.
-    The command line prints it and exits with code 2; from Python it is an ordinary exception.
+    The command line prints it and exits with code 2; from Python it is an ordinary exception.  Characters that cannot be
+    printed, which a damaged or hostile file brings into it, are shown escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+        super().__init__("".join(shown))
 
 
 class FailedRunsError(RuntimeError):

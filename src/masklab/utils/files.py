@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -21,10 +23,18 @@ from masklab.utils.errors import InputError
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 
 
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes; `OSError` also for a pipe or device, which may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return open(path, "rb")
+
+
 def read_text(path: str | Path) -> str:
     """A file's text: UTF-8, with or without byte order mark, or UTF-16 with one; `InputError` if it is something else."""
     try:
-        raw = Path(path).read_bytes()
+        with open_plain(path) as file:
+            raw = file.read()
         return raw.decode("utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from masklab.utils.errors import InputError
+from masklab.utils.files import open_plain
 
 _MAX_BYTES = 2**30
 _PIECE = 2**20
@@ -35,7 +36,7 @@ def read_xml(path: Path, target: XmlTarget) -> None:
     try:
         if os.path.getsize(path) > _MAX_BYTES:
             raise InputError(f"{path} has more than {_MAX_BYTES // 2**30} GiB: export it in parts.")
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             while piece := file.read(_PIECE):
                 parser.feed(piece)
         parser.feed(b"")

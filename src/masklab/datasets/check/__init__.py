@@ -12,7 +12,7 @@ from masklab.datasets.check.classes import check_classes
 from masklab.datasets.check.images import Seen, check_images, compare_images
 from masklab.datasets.check.report import Finding, Report, print_check, write_check
 from masklab.datasets.check.split import LenientSplit
-from masklab.datasets.layouts.coco import CocoFiles, CocoSource, Data, DataFiles
+from masklab.datasets.layouts.coco import CocoFiles, CocoSource, Data, DataFiles, DataFolder
 from masklab.datasets.open import open_split, recognise, split_names
 from masklab.datasets.problems import PROBLEMS, CollectingSink, Problem
 from masklab.structures import ClassTable
@@ -29,7 +29,8 @@ def check(data: Data) -> Report:
     the folder does not exist or holds no data set.
     """
     names = split_names(data)
-    report = Report(recognise(data)[0] if isinstance(data, DataFiles) else Path(data))
+    given = data.path if isinstance(data, DataFolder) else data
+    report = Report(recognise(data)[0] if isinstance(given, DataFiles) else Path(given))
     for name in {"train", "val"} - set(names):
         try:
             open_split(data, name)

@@ -77,14 +77,14 @@ def check_names(folder: Path, split: str) -> None:
     """Raise `InputError` unless ``folder`` exists and ``split`` is a plain name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such data set folder; correct the path.")
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", split) or ".." in split:
-        raise InputError(f"{split!r} cannot be the name of a split; use a plain name such as train or val.")
+    if not re.fullmatch(r"[\w. ()+,-]*\w[\w. ()+,-]*", split) or ".." in split:
+        raise InputError(f"{folder}: {split!r} cannot be the name of a split; use a plain name such as train or val.")
 
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly inside one, by name; none where it does not exist."""
-    names = [entry.name for entry in _entries(folder) if entry.name[0] != "." and entry.is_dir()]
-    return sorted(folder / name for name in names if name != "__MACOSX")
+    names = [entry.name for entry in _entries(folder) if entry.name[0] != "." and entry.name != "__MACOSX"]
+    return sorted(folder / name for name in names if os.path.isdir(folder / name))  # a link in a circle is none
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.utils.errors import InputError
+from masklab.utils.files import open_plain
 from masklab.utils.pickled import Call, Name, plain_values
 
 _KNOWN = frozenset(
@@ -29,7 +30,7 @@ _WHOLE_NUMBERS = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4
 def read_seg(path: Path) -> dict[str, Any]:
     """The dictionary of a ``_seg.npy``: arrays are those that `label_image` reads; `InputError` for any other file."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             magic, length = file.read(8), int.from_bytes(file.read(2), "little")
             if magic != _MAGIC or not re.fullmatch(_ONE_OBJECT, file.read(length)):
                 raise ValueError("it holds no dictionary")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from masklab.datasets.layouts.base import VAL_NAMES, check_names, subfolders
 from masklab.datasets.problems import TrainingSink
 from masklab.utils.errors import InputError
 
-DESCRIPTION = "COCO (a JSON file with images, annotations and categories)"
+NAME, DESCRIPTION = "coco", "COCO (a JSON file with images, annotations and categories)"
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -58,8 +59,23 @@ class DataFiles:
     images: tuple[Path, ...]
 
 
-Data = str | Path | DataFiles
+@dataclass(frozen=True)
+class DataFolder:
+    """A data set's folder with the name of its layout, where looking finds more than one."""
+
+    path: Path
+    layout: str
+
+
+Data = str | Path | DataFolder | DataFiles
 """A data set: its folder, a COCO file beside its images, or the files that it consists of."""
+
+
+def named_data(path: str | Path | None, layout: str | None, files: DataFiles | None) -> Data | None:
+    """The data set of the options for a path, its layout, and the files instead; None where neither is given."""
+    if layout and path is None:
+        raise InputError(f"layout {layout} needs the folder of a data set: name it, or leave the layout out.")
+    return DataFolder(Path(path), layout) if path is not None and layout else path or files
 
 
 def data_files(annotations: Path | Sequence[Path] | None, images: Path | Sequence[Path] | None) -> DataFiles | None:
@@ -188,7 +204,7 @@ def is_coco(path: Path) -> bool:
     """Whether a file has COCO's fields; of a broken one, whether its name or its beginning promise them."""
     try:
         status = path.stat()
-        return _has_fields(path, status.st_size, status.st_mtime_ns)
+        return stat.S_ISREG(status.st_mode) and _has_fields(path, status.st_size, status.st_mtime_ns)
     except OSError:
         return False
 

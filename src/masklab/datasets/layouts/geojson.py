@@ -20,7 +20,7 @@ from masklab.datasets.layouts.outlines import polygon_mask, union
 from masklab.datasets.problems import MALFORMED, Problem, Sink
 from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
-from masklab.utils.files import read_json
+from masklab.utils.files import open_plain, read_json
 from masklab.utils.types import Size
 
 _SNIFFED = 3  # .json files of a folder that are looked at, and bytes of each
@@ -83,7 +83,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _is_geojson(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             start = file.read(_SNIFFED_BYTES).replace(b"\0", b"")  # also of UTF-16
     except OSError:
         return False

@@ -28,6 +28,7 @@ from masklab.datasets.problems import MALFORMED, Problem, Sink
 from masklab.images.read import channels_and_dtype
 from masklab.masks.rle import RLE
 from masklab.utils.errors import InputError
+from masklab.utils.files import open_plain
 from masklab.utils.types import Size
 
 logging.getLogger("roifile").setLevel(logging.ERROR)  # it warns of what is reported here
@@ -77,7 +78,7 @@ def _holds_regions(path: Path) -> bool:
     try:
         if path.stat().st_size > _MOST_BYTES:
             return False
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             return any(map(_is_region, archive.infolist()))
     except _BROKEN_ZIP:
         return bool(re.search(_SET_WORDS, path.stem, flags=re.IGNORECASE))  # its reader says what is wrong
@@ -95,12 +96,14 @@ def _read(path: Path) -> Iterator[tuple[str, ImagejRoi | str]]:
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise ValueError("it is too large for a region")
-            yield path.name, _decode(path.read_bytes())
+            with open_plain(path) as file:
+                content = file.read()
+            yield path.name, _decode(content)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}): save the region again.") from None
         return
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if _is_region(member)]
             if len(members) > _MOST_REGIONS or sum(member.file_size for member in members) > _MOST_BYTES:
                 raise ValueError(f"it unpacks to more than {_MOST_REGIONS} regions or {_MOST_BYTES} bytes")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from masklab.datasets.layouts.base import Layout, Pair, SplitSource, images_in, subfolders
+from masklab.datasets.layouts.label_classes import classified, has_classes
 from masklab.datasets.layouts.masks import label_objects
 from masklab.datasets.layouts.pairing import folder_role, is_kaggle_folder, match_masks
 from masklab.utils.errors import InputError
@@ -26,7 +27,8 @@ def _find(folder: Path) -> dict[str, SplitSource]:
                 names = " and a folder ".join(place.relative_to(folder).as_posix() for place in places)
                 raise InputError(f"{folder} has both a folder {names} with images: move one away.")
         if not is_kaggle_folder(images[split][0].parent):
-            found[split] = SplitSource(partial(_pairs_of_folders, images[split][0], masks[split][0]), label_objects)
+            pairs, own = partial(_pairs_of_folders, images[split][0], masks[split][0]), masks[split][0]
+            found[split] = classified(pairs, folder) if has_classes(own) else SplitSource(pairs, label_objects)
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from masklab.images.read import IMAGE_SUFFIXES
 from masklab.utils.errors import InputError
+from masklab.utils.files import open_plain
 
 _DEEPEST = 3  # folders below the data set's in which annotation files are looked for
 _MOST_FOLDERS = 2000
@@ -173,7 +174,7 @@ def _entries(folder: Path, endings: tuple[str, ...] = ()) -> list[Path]:
 def _head(path: Path) -> str:
     """The first characters of a text file; "" for one that cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             raw = file.read(_HEAD)
     except OSError:
         return ""

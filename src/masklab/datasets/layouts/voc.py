@@ -22,7 +22,7 @@ from masklab.datasets.problems import MALFORMED, Problem, Sink
 from masklab.images.read import read_image
 from masklab.masks import encode
 from masklab.utils.errors import InputError
-from masklab.utils.files import read_text
+from masklab.utils.files import open_plain, read_text
 from masklab.utils.types import Size
 
 _OBJECTS = ("SegmentationObject", "SegmentationObjectPNG")  # the latter by earlier versions of labelme
@@ -100,7 +100,7 @@ def _refuse_without_objects(folder: Path) -> None:
 
 def _has_boxes_only(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             head = file.read(_HEAD)
     except OSError:
         return False

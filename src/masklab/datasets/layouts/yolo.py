@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from masklab.datasets.layouts.outlines import polygon_mask
 from masklab.datasets.layouts.yolo_table import Table, find_table, listed_names, resolve
 from masklab.datasets.problems import MALFORMED, Problem, Sink
 from masklab.utils.errors import InputError
-from masklab.utils.files import read_text
+from masklab.utils.files import open_plain, read_text
 from masklab.utils.types import Size
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -113,7 +114,7 @@ def _is_yolo(labels: Path) -> bool:
 
 def _begins_with_numbers(path: Path) -> bool:
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_plain(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
             words = next((words for line in islice(file, 10) if (words := line.split())), [])
         return len(words) >= 5 and words[0].isdecimal() and bool([float(word) for word in words])
     except (OSError, ValueError):

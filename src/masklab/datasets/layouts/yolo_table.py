@@ -22,6 +22,7 @@ _CLASS_LISTS = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt
 _SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {*_SPLITS, *VAL_NAMES}
 _LARGEST = 2**20  # bytes of a YAML file
+_LONGEST_PATH = 4096  # characters
 _MOST_CLASSES = 100_000
 
 
@@ -75,6 +76,8 @@ def resolve(folder: Path, bases: list[str], entry: str) -> Path | None:
     last part that is called after a split stays.
     """
     root, text = os.path.abspath(folder), entry.strip().replace("\\", "/")
+    if len(text) > _LONGEST_PATH:
+        return None
     parts = [part for part in text.split("/") if part not in ("", ".") and not part.endswith(":")]
     climbs = max((k + 1 for k, part in enumerate(parts) if part == ".."), default=0)
     last = max((k for k, part in enumerate(parts) if part.lower() in _SPLIT_WORDS), default=len(parts) - 1)

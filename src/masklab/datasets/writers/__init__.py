@@ -1,0 +1,1 @@
+"""Writers of data sets, one file for each format, for `masklab.datasets.convert`."""
