@@ -37,13 +37,19 @@ def add_data(parser: ArgumentParser, name: str, purpose: str = "") -> None:
         "--annotations", type=Path, nargs="+", default=None, help="COCO files instead, such as train.json and val.json"
     )
     parser.add_argument("--images", type=Path, nargs="+", default=None, help="folders of the images of --annotations")
+    parser.add_argument(
+        "--split_components",
+        action="store_true",
+        help="read each connected piece of a mask as an object, where masks hold one value for many objects",
+    )
 
 
 def given_data(arguments: Namespace, name: str) -> Data | None:
     """The data set that the options of `add_data` name; None where they name none."""
-    from masklab.datasets.layouts.coco import data_files
+    from masklab.datasets.layouts.coco import Separated, data_files
 
-    return arguments[name] or data_files(arguments.annotations, arguments.images)
+    data = arguments[name] or data_files(arguments.annotations, arguments.images)
+    return Separated(data) if data and arguments.split_components else data
 
 
 def required_data(arguments: Namespace, name: str) -> Data:

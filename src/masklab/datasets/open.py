@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from masklab.config.fields import VAL_FRACTION
+from masklab.datasets.components import separate
 from masklab.datasets.image_table import relative_name
 from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
 from masklab.datasets.layouts.cellpose import CELLPOSE
-from masklab.datasets.layouts.coco import DESCRIPTION, CocoFiles, Data, DataFiles
+from masklab.datasets.layouts.coco import DESCRIPTION, CocoFiles, Data, DataFiles, Separated
 from masklab.datasets.layouts.kaggle import KAGGLE
 from masklab.datasets.layouts.label_images import LABEL_IMAGES
 from masklab.datasets.layouts.yolo import YOLO
@@ -50,6 +51,8 @@ def open_split(
     Raises `InputError` when no layout or several fit, for a split that does not exist, and for files that cannot be
     used.
     """
+    if isinstance(data, Separated):
+        return separate(open_split(data.data, split, categories, val_fraction, seed, sink), sink)
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}: give a share between 0 and 1, such as {VAL_FRACTION}.")
     folder, found = recognise(data, split)
@@ -88,6 +91,8 @@ def split_names(data: Data) -> list[str]:
 
 def recognise(data: Data, split: str = "all") -> tuple[Path, dict[str, SplitSource] | CocoFiles]:
     """The folder of a data set, which may lie in the one that is named, and the splits of the one layout that fits."""
+    if isinstance(data, Separated):
+        return recognise(data.data, split)
     if isinstance(data, DataFiles) or (Path(data).suffix.lower() == ".json" and Path(data).is_file()):
         files = CocoFiles.of_files(data) if isinstance(data, DataFiles) else CocoFiles.of_file(Path(data))
         check_names(files.folder, split)

@@ -12,6 +12,7 @@ STOPS, SKIPPED, KEPT = "stops training", "skipped", "kept"
 
 MALFORMED, MALFORMED_CROWD = "malformed segmentation", "malformed iscrowd"
 EMPTY, OUTSIDE, UNKNOWN_CATEGORY = "empty mask", "outside the image", "unknown category"
+NO_OBJECT, NO_OBJECT_HERE, SMALL_PIECE = "no usable object", "no object here", "pieces of a pixel or two"
 
 PROBLEMS = {
     "unusable split": STOPS,
@@ -23,6 +24,7 @@ PROBLEMS = {
     "missing image": STOPS,
     "damaged image": STOPS,
     "unusable annotation file": STOPS,
+    NO_OBJECT: STOPS,
     "other size than annotated": STOPS,
     "annotated as stored, before EXIF": STOPS,
     MALFORMED: SKIPPED,
@@ -30,6 +32,7 @@ PROBLEMS = {
     EMPTY: SKIPPED,
     OUTSIDE: SKIPPED,
     UNKNOWN_CATEGORY: SKIPPED,
+    SMALL_PIECE: SKIPPED,
     "malformed box": KEPT,
     "malformed area": KEPT,
     "box outside the image": KEPT,
@@ -39,7 +42,12 @@ PROBLEMS = {
     "duplicate image": KEPT,
     "image in two splits": KEPT,
     "EXIF orientation": KEPT,
+    NO_OBJECT_HERE: KEPT,
     "unused category": KEPT,
+    "objects in many pieces": KEPT,
+    "objects that cover the image": KEPT,
+    "images of nearly one value": KEPT,
+    "other images than train": KEPT,
 }
 """The consequence of each problem: training stops, skips the annotation, or uses the data as they are."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from masklab.config.schema import Config
 from masklab.config.train import TrainConfig
-from masklab.datasets.layouts.coco import Data, DataFiles, data_files
+from masklab.datasets.layouts.coco import Data, DataFiles, Separated, data_files
 from masklab.training.ema import ExponentialMovingAverage
 from masklab.training.optimizer import build_optimizer, set_learning_rate
 from masklab.training.record import read_record
@@ -34,9 +34,7 @@ class Start(NamedTuple):
     checkpoint: dict[str, Any] | None
 
 
-def data_and_run(
-    config: Config, data: Data | None = None, output: str | Path | None = None
-) -> tuple[Path | DataFiles, Path]:
+def data_and_run(config: Config, data: Data | None = None, output: str | Path | None = None) -> tuple[Data, Path]:
     """The data set and the folder of the run, by default those of the configuration; `InputError` without one."""
     data = data or config.data or data_files(config.annotations, config.images)
     output = output or config.output
@@ -45,7 +43,10 @@ def data_and_run(
             raise InputError(
                 f"training needs the folder {name}: give it, or set {name} in the configuration (--{name} DIR)."
             )
-    return data if isinstance(data, DataFiles) else Path(str(data)), Path(str(output))
+    if not isinstance(data, Separated):
+        data = data if isinstance(data, DataFiles) else Path(str(data))
+        data = Separated(data) if config.split_components else data
+    return data, Path(str(output))
 
 
 def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT) -> Start:

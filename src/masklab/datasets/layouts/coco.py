@@ -58,8 +58,18 @@ class DataFiles:
     images: tuple[Path, ...]
 
 
-Data = str | Path | DataFiles
-"""A data set: its folder, a COCO file beside its images, or the files that it consists of."""
+@dataclass(frozen=True)
+class Separated:
+    """A data set that is read with each connected piece of a mask as an object of its own."""
+
+    data: str | Path | DataFiles
+
+    def __str__(self) -> str:
+        return f"{self.data} (each piece of a mask an object)"
+
+
+Data = str | Path | DataFiles | Separated
+"""A data set: its folder, a COCO file beside its images, or the files that it consists of; perhaps separated."""
 
 
 def data_files(annotations: Path | Sequence[Path] | None, images: Path | Sequence[Path] | None) -> DataFiles | None:
