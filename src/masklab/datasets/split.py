@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
-from masklab.datasets.coco_document import CocoDocument
+from masklab.datasets.coco_document import CocoDocument, JsonArray
 from masklab.datasets.ground_truth import GroundTruth
-from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, read_images
+from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, is_id, read_images
 from masklab.datasets.layouts.coco import CocoSource, find_split
 from masklab.datasets.objects import Objects
 from masklab.datasets.problems import TrainingSink
@@ -169,6 +169,17 @@ class Split:
         """The objects of some images, with all of ``categories``, as a model may find classes without an object here."""
         read = ((image, self._read(self._places[image.image_id])) for image in images)
         return GroundTruth.build(read, self.categories.ids, self.categories.names)
+
+    def annotations(self, index: int) -> list[Annotation]:
+        """The annotations of image ``index`` as they are read, crowd regions and those that are skipped included."""
+        return self._read(index)
+
+    @property
+    def annotated_categories(self) -> set[Any]:
+        """The category ids that occur in the annotations of the split, whether training can use these or not."""
+        annotations, rows = self.document.annotations, self._groups.rows
+        headers = JsonArray(annotations.text, annotations.starts[rows], annotations.stops[rows]).headers()
+        return {header.category_id for header in headers if is_id(header.category_id)}
 
     @cached_property
     def _places(self) -> dict[int | str, int]:
