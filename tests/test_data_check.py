@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from masklab.cli.app import main
+from masklab.config.image import ImageConfig
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
 from masklab.datasets.check import check, print_check
@@ -25,6 +26,7 @@ from masklab.masks import coco_segmentation
 from masklab.model.build import build_model
 from masklab.plots.dataset import suggestion
 from masklab.training.auto import resolve_auto
+from masklab.training.judge import judge_data
 from masklab.training.train import train
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model
@@ -271,6 +273,7 @@ def trains(folder):
             split.summary()
             for index in range(len(split)):
                 split.read(index, 3)
+        judge_data(*splits, ImageConfig())
     except InputError:
         return False
     return not any(split.skipped for split in splits)
@@ -335,6 +338,7 @@ def test_other_formats_are_checked_as_they_are_read(tmp_path):
         ("images/0.png", "damaged image"),
         ("images/1.png", "unusable annotation file"),
         ("images/2.png", "unusable annotation file"),
+        (None, "no usable object"),  # the one image of val is one of these
     }
     (tmp_path / "masks" / "3.png").unlink()
     assert "unusable split" in [finding[1] for finding in found(tmp_path)], "nobody knows what has a mask"

@@ -1,0 +1,112 @@
+"""Check of the images of a split, one by one, in several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from masklab.datasets.annotations import Grouping
+from masklab.datasets.check.annotations import read_objects
+from masklab.datasets.check.images import Digest, check_image
+from masklab.datasets.coco_document import JsonArray
+from masklab.datasets.image_table import ImageRecord
+from masklab.datasets.plausibility import Look, ObjectFacts, object_facts
+from masklab.datasets.problems import CollectingSink, Problem
+from masklab.utils.errors import InputError
+
+_BLOCK = 16  # images that a process checks at a time
+_FEW = 32  # images: fewer are not worth a process
+
+
+class Inspected(NamedTuple):
+    """What was found in one image; ``digest`` and ``look`` are None if it cannot be decoded."""
+
+    problems: list[Problem]
+    objects: ObjectFacts
+    digest: Digest | None
+    look: Look | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to know to check the images of a split."""
+
+    images: Sequence[ImageRecord]
+    annotations: JsonArray
+    groups: Grouping
+    labels: Mapping[Any, int]
+    source: Path
+
+    def inspect(self, index: int) -> Inspected:
+        """Check image ``index`` and its annotations."""
+        image, sink = self.images[index], CollectingSink()
+        entries = self.annotations.take(self.groups.of(index))
+        objects = object_facts(read_objects(entries, image, self.labels, self.source, sink), image.size)
+        seen = check_image(image, sink)
+        return Inspected(sink.problems, objects, *(seen or (None, None)))
+
+    def block(self, first: int) -> str:
+        """`inspect` for some images in a row, as a line of JSON."""
+        return json.dumps([self.inspect(index) for index in range(first, min(first + _BLOCK, len(self.images)))])
+
+
+def read_block(line: str) -> list[Inspected]:
+    """What `Work.block` wrote; `ValueError` or `TypeError` for anything else."""
+    return [
+        Inspected(
+            [Problem(*problem) for problem in problems],
+            ObjectFacts(*objects),
+            None if digest is None else Digest(*digest),
+            None if look is None else Look(*look),
+        )
+        for problems, objects, digest, look in json.loads(line)
+    ]
+
+
+@contextmanager
+def blocks(work: Work, done: int, workers: int | None) -> Iterator[Iterator[str]]:
+    """The lines of the blocks of a split after the first ``done``, in order, checked by ``workers`` processes.
+
+    By default there is one process for each core, and none for a few images.  Raises `InputError` where a process is
+    killed.
+    """
+    firsts = range(done * _BLOCK, len(work.images), _BLOCK)
+    count = min(len(firsts), workers or (os.cpu_count() or 1 if len(work.images) >= _FEW else 1))
+    if count <= 1:
+        yield map(work.block, firsts)
+        return
+    pool = ProcessPoolExecutor(count, initializer=_prepare, initargs=(work,))
+    try:
+        yield pool.map(_block, firsts)
+    except BrokenProcessPool:
+        raise InputError(
+            f"a process that checked {work.source} was killed, perhaps for its memory: run the command again with fewer "
+            "--workers; with --output it goes on where it was."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_prepared: Work
+
+
+def _prepare(work: Work) -> None:
+    """Make a new process ready: its parent alone answers Ctrl-C, and the threads of PyTorch do not outlive a fork."""
+    global _prepared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _prepared = work
+
+
+def _block(first: int) -> str:
+    return _prepared.block(first)
