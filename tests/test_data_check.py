@@ -115,6 +115,15 @@ def test_a_faulty_annotation_is_named(data, fields, problem):
         assert len(values["annotations"]) == sum(len(Split.find(data, "train").objects(k)) for k in range(6))
 
 
+@pytest.mark.parametrize("number", ["x", 10**400, 7.5, None])
+def test_ids_of_any_type_are_compared(data, number):
+    extra = {"image_id": 2, "category_id": 1, "segmentation": SQUARE, "id": number}
+    other = {**extra, "image_id": 3, "segmentation": [[20, 3, 26, 3, 26, 9, 20, 9]]}
+    edit(data, lambda v: v["annotations"].extend([extra, other]))
+    expected = [] if number in (7.5, None) else [("train", "duplicate annotation id", k, number) for k in (2, 3)]
+    assert found(data) == expected
+
+
 def test_boxes_are_allowed_the_rounding_of_their_makers(data):
     fields = {"id": 1000, "image_id": 2, "category_id": 1, "bbox": [-0.9, 3, 6, 6], "segmentation": SQUARE}
     edit(data, lambda v: v["annotations"].append(fields))

@@ -1,5 +1,7 @@
 """Connected pieces of masks are compared with a slow search, and masks of one value are separated into objects."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,7 +120,17 @@ def test_every_verb_takes_the_option(binary, tmp_path, capsys):
     assert data_and_run(config, binary, "run")[0] == binary
 
 
-def test_crowds_and_objects_of_one_piece_stay_as_they_are(shapes):
+def test_crowds_stay_as_they_are(binary, tmp_path):
+    new = tmp_path / "new"
+    main(["data", "convert", str(binary), str(new)])
+    values = json.loads((new / "train.json").read_text())
+    for annotation in values["annotations"]:
+        annotation["iscrowd"] = 1
+    (new / "train.json").write_text(json.dumps(values))
+    assert open_split(Separated(new), "train").coco["annotations"] == values["annotations"]
+
+
+def test_objects_of_one_piece_stay_as_they_are(shapes):
     before, after = open_split(shapes, "val"), open_split(Separated(shapes), "val")
     single = [a for a in before.coco["annotations"] if a in after.coco["annotations"]]
     assert len(single) > 0.5 * len(before.coco["annotations"])

@@ -179,6 +179,13 @@ def test_mixed_sources_in_both_splits_are_no_alarm(tmp_path, caplog):
     assert said(tmp_path, caplog) == []
 
 
+@pytest.mark.parametrize("words", ["side in pixels", "brightness", "grey"])
+def test_sources_that_overlap_are_no_alarm(tmp_path, words):
+    """Two fifths of train and three fifths of val are of the second source: the medians are far apart."""
+    draw(tmp_path, lambda k: (SOURCES[words] if (k % 5 < 2) == (k <= 100) else noise)(k), counts=(10, 10))
+    assert checked(tmp_path)[0] == []
+
+
 def test_an_image_or_two_are_not_compared(tmp_path):
     draw(tmp_path, lambda k: noise(k, low=200) if k > 100 else noise(k), counts=(8, 2))
     assert checked(tmp_path)[0] == []

@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from masklab.datasets.check.work import Work, read_block
+from masklab.datasets.check.work import BLOCK, Work, read_block
 from masklab.utils.files import atomic_write
 from masklab.utils.versions import versions
 
@@ -41,7 +41,7 @@ class Progress:
             _log.warning(f"{split} has changed since the check was stopped: it begins anew")
         kept = list(lines) if before == fingerprint else []
         if kept:
-            _log.info(f"{split}: the check goes on after {len(kept)} blocks of images")
+            _log.info(f"{split}: the check goes on after {min(len(kept) * BLOCK, len(work.images))} images")
         self._done[split] = fingerprint, kept
         return list(kept)
 

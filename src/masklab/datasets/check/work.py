@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from masklab.datasets.plausibility import Look, ObjectFacts, object_facts
 from masklab.datasets.problems import CollectingSink, Problem
 from masklab.utils.errors import InputError
 
-_BLOCK = 16  # images that a process checks at a time
+BLOCK = 16  # images that a process checks at a time
 _FEW = 32  # images: fewer are not worth a process
 
 
@@ -55,9 +57,10 @@ class Work:
         seen = check_image(image, sink)
         return Inspected(sink.problems, objects, *(seen or (None, None)))
 
-    def block(self, first: int) -> str:
-        """`inspect` for some images in a row, as a line of JSON."""
-        return json.dumps([self.inspect(index) for index in range(first, min(first + _BLOCK, len(self.images)))])
+    def block(self, first: int, is_stopped: Callable[[], bool] = bool) -> str:
+        """`inspect` for some images in a row, as a line of JSON; for no more once the check ``is_stopped``."""
+        indices = range(first, min(first + BLOCK, len(self.images)))
+        return json.dumps([self.inspect(index) for index in indices if not is_stopped()])
 
 
 def read_block(line: str) -> list[Inspected]:
@@ -80,12 +83,13 @@ def blocks(work: Work, done: int, workers: int | None) -> Iterator[Iterator[str]
     By default there is one process for each core, and none for a few images.  Raises `InputError` where a process is
     killed.
     """
-    firsts = range(done * _BLOCK, len(work.images), _BLOCK)
+    firsts = range(done * BLOCK, len(work.images), BLOCK)
     count = min(len(firsts), workers or (os.cpu_count() or 1 if len(work.images) >= _FEW else 1))
     if count <= 1:
         yield map(work.block, firsts)
         return
-    pool = ProcessPoolExecutor(count, initializer=_prepare, initargs=(work,))
+    stop = multiprocessing.Event()
+    pool = ProcessPoolExecutor(count, initializer=_prepare, initargs=(work, stop))
     try:
         yield pool.map(_block, firsts)
     except BrokenProcessPool:
@@ -94,19 +98,21 @@ def blocks(work: Work, done: int, workers: int | None) -> Iterator[Iterator[str]
             "--workers; with --output it goes on where it was."
         ) from None
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-_prepared: Work
+_prepared: tuple[Work, Callable[[], bool]]
 
 
-def _prepare(work: Work) -> None:
+def _prepare(work: Work, stop: Event) -> None:
     """Make a new process ready: its parent alone answers Ctrl-C, and the threads of PyTorch do not outlive a fork."""
     global _prepared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _prepared = work
+    _prepared = work, stop.is_set
 
 
 def _block(first: int) -> str:
-    return _prepared.block(first)
+    work, is_stopped = _prepared
+    return work.block(first, is_stopped)
