@@ -91,7 +91,7 @@ def object_facts(annotations: Iterable[Annotation], size: Size) -> ObjectFacts:
     crowds = boxes = 0
     for annotation in annotations:
         crowds += annotation.crowd and not annotation.problem
-        boxes += annotation.problem == MALFORMED and annotation.box is not None
+        boxes += annotation.problem == MALFORMED and min(annotation.bbox[2:]) > 0
         if annotation.rle is not None and not annotation.problem and not annotation.crowd:
             masks.append(annotation.rle)
     pieces = [_count_pieces(mask, size) for mask in masks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.datasets.annotations import Annotation, group_by_image, read_annotation
-from masklab.datasets.coco_document import CocoDocument, JsonArray
+from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, is_id, read_images
 from masklab.datasets.layouts.coco import CocoSource, find_split
@@ -178,7 +179,7 @@ class Split:
     def annotated_categories(self) -> set[Any]:
         """The category ids that occur in the annotations of the split, whether training can use these or not."""
         annotations, rows = self.document.annotations, self._groups.rows
-        headers = JsonArray(annotations.text, annotations.starts[rows], annotations.stops[rows]).headers()
+        headers = replace(annotations, starts=annotations.starts[rows], stops=annotations.stops[rows]).headers()
         return {header.category_id for header in headers if is_id(header.category_id)}
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,22 +39,23 @@ def check_annotations(split: LenientSplit, images: Sequence[ImageRecord]) -> Gro
 
 def _check_ids(split: LenientSplit) -> None:
     """Report the ids of several annotations; of large files, numbers are compared in an array."""
-    ids = [_id_in(text) for text in split.annotations.texts()]
+    annotations = split.annotations
+    ids = [_id_in(text, annotations, row) for row, text in enumerate(annotations.texts())]
     if all(type(number) is int and abs(number) < 2**63 for number in ids):
         numbers, counts = np.unique(np.array(ids, np.int64), return_counts=True)
         twice = set(numbers[counts > 1].tolist())
     else:
         twice = {number for number, count in Counter(ids).items() if count > 1} - {None}
     for row in [row for row, number in enumerate(ids) if number in twice] if twice else []:
-        annotation = split.annotations[row]
-        split.add("duplicate annotation id", "", annotation.get("image_id"), ids[row])
+        split.add("duplicate annotation id", "", annotations[row].get("image_id"), ids[row])
 
 
-def _id_in(text: bytes) -> int | str | None:
+def _id_in(text: bytes, annotations: Sequence[Any], row: int) -> int | str | None:
+    """The id of an annotation from its text, without the rest of it where that is possible."""
     try:
         number = _as_identified(text).id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return id_of(json.loads(text))
+        return id_of(annotations[row])
     return number if is_id(number) else None
 
 
