@@ -107,9 +107,9 @@ def test_occluded_objects_are_no_alarm(tmp_path, caplog, pieces):
     assert said(tmp_path, caplog) == []
 
 
-@pytest.mark.parametrize("side", [30, 5])
-def test_specks_beside_an_object_are_no_pieces(tmp_path, side):
-    specks = [[x, 60, x + 1, 60, x + 1, 62, x, 62] for x in range(4, 70, 8)]
+@pytest.mark.parametrize(("side", "speck"), [(30, 3), (5, 1)])
+def test_specks_beside_an_object_are_no_pieces(tmp_path, side, speck):
+    specks = [[x, 60, x + speck, 60, x + speck, 62, x, 62] for x in range(4, 70, 8)]
     draw(tmp_path, segmentation=[[square(5, 5, side), *specks]])
     assert checked(tmp_path)[0] == []
 
