@@ -126,6 +126,14 @@ def test_a_background_that_is_an_object(tmp_path, caplog, others):
     assert any("background" in line for line in said(tmp_path, caplog))
 
 
+@pytest.mark.parametrize(
+    "outline", [[2, 2, 78, 2, 78, 62, 2, 62], [0, 0, 80, 0, 80, 6, 6, 6, 6, 64, 0, 64]], ids=["inside", "thin"]
+)
+def test_objects_that_are_large_or_long_are_no_alarm(tmp_path, outline):
+    draw(tmp_path, segmentation=[[outline]])
+    assert checked(tmp_path)[0] == []
+
+
 def test_some_close_ups_are_no_alarm(tmp_path):
     draw(tmp_path)
     extra = {"id": 1000, "image_id": 1, "category_id": 1, "segmentation": [EVERYTHING]}
