@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from masklab.cli.app import main
+from masklab.config.image import ImageConfig
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
 from masklab.datasets.check import check, print_check
@@ -26,6 +27,7 @@ from masklab.masks import coco_segmentation
 from masklab.model.build import build_model
 from masklab.plots.dataset import suggestion
 from masklab.training.auto import resolve_auto
+from masklab.training.judge import judge_data
 from masklab.training.train import train
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model
@@ -112,6 +114,15 @@ def test_a_faulty_annotation_is_named(data, fields, problem):
     else:
         assert not Split.find(data, "train").skipped
         assert len(values["annotations"]) == sum(len(Split.find(data, "train").objects(k)) for k in range(6))
+
+
+@pytest.mark.parametrize("number", ["x", 10**400, 7.5, None])
+def test_ids_of_any_type_are_compared(data, number):
+    extra = {"image_id": 2, "category_id": 1, "segmentation": SQUARE, "id": number}
+    other = {**extra, "image_id": 3, "segmentation": [[20, 3, 26, 3, 26, 9, 20, 9]]}
+    edit(data, lambda v: v["annotations"].extend([extra, other]))
+    expected = [] if number in (7.5, None) else [("train", "duplicate annotation id", k, number) for k in (2, 3)]
+    assert found(data) == expected
 
 
 def test_boxes_are_allowed_the_rounding_of_their_makers(data):
@@ -272,6 +283,7 @@ def trains(folder):
             split.summary()
             for index in range(len(split)):
                 split.read(index, 3)
+        judge_data(*splits, ImageConfig())
     except InputError:
         return False
     return not any(split.skipped for split in splits)
@@ -336,6 +348,7 @@ def test_other_formats_are_checked_as_they_are_read(tmp_path):
         ("images/0.png", "damaged image"),
         ("images/1.png", "unusable annotation file"),
         ("images/2.png", "unusable annotation file"),
+        (None, "no usable object"),  # the one image of val is one of these
     }
     (tmp_path / "masks" / "3.png").unlink()
     assert "unusable split" in [finding[1] for finding in found(tmp_path)], "nobody knows what has a mask"

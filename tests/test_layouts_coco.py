@@ -12,8 +12,8 @@ from PIL import Image
 from masklab.cli.app import main
 from masklab.datasets.check import check
 from masklab.datasets.coco_document import CocoDocument
-from masklab.datasets.layouts.coco import DataFiles
 from masklab.datasets.open import open_split, split_names
+from masklab.datasets.source import DataSource
 from masklab.datasets.split import Split
 from masklab.masks import rle
 from masklab.utils.errors import InputError
@@ -252,17 +252,29 @@ def test_files_and_folders_may_be_named(tmp_path, capsys):
     write(tmp_path / "here/holdout_val.json", coco(names[3:]))
     for k, name in enumerate(names):
         image(tmp_path / "there" / name, k)
-    both = DataFiles((tmp_path / "here/train.json", tmp_path / "here/holdout_val.json"), (tmp_path / "there",))
+    both = DataSource(
+        annotations=(tmp_path / "here/train.json", tmp_path / "here/holdout_val.json"), images=(tmp_path / "there",)
+    )
     assert [len(open_split(both, name)) for name in ("train", "val")] == [3, 1]
-    one = DataFiles((tmp_path / "here/train.json",), (tmp_path / "there",))
+    one = DataSource(annotations=(tmp_path / "here/train.json",), images=(tmp_path / "there",))
     assert [len(open_split(one, name)) for name in ("train", "val", "all")] == [2, 1, 3]
     words = ["--annotations", str(tmp_path / "here/train.json"), "--images", str(tmp_path / "there")]
     assert main(["data", "check", *words]) == 0
     assert "nothing is wrong" in capsys.readouterr().out
     assert main(["data", "check", *words[:2]]) == 2
     assert main(["data", "check"]) == 2
-    fails(["nowhere"], open_split, DataFiles((tmp_path / "here/train.json",), (tmp_path / "nowhere",)), "all")
-    fails(["nothing.json"], open_split, DataFiles((tmp_path / "nothing.json",), (tmp_path / "there",)), "all")
+    fails(
+        ["nowhere"],
+        open_split,
+        DataSource(annotations=(tmp_path / "here/train.json",), images=(tmp_path / "nowhere",)),
+        "all",
+    )
+    fails(
+        ["nothing.json"],
+        open_split,
+        DataSource(annotations=(tmp_path / "nothing.json",), images=(tmp_path / "there",)),
+        "all",
+    )
 
 
 def test_an_image_that_could_be_two_files_is_refused(tmp_path):

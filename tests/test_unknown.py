@@ -9,8 +9,8 @@ from contracts import fails
 from PIL import Image
 
 from masklab.cli.app import main
-from masklab.datasets.layouts.coco import DataFolder
 from masklab.datasets.open import LAYOUTS, open_split, recognise
+from masklab.datasets.source import DataSource
 from masklab.utils.errors import InputError
 
 DLIB = "<?xml version='1.0'?><dataset><images><image file='0.png'><box top='1' left='2' width='3' height='4'/></image>"
@@ -150,8 +150,8 @@ def yolo_and_coco(folder):
 def test_a_folder_of_two_layouts_asks_which(tmp_path, capsys):
     data = yolo_and_coco(tmp_path / "both")
     fails(["more than one layout", "COCO", "YOLO", "--layout coco or --layout yolo"], open_split, data, "train")
-    assert open_split(DataFolder(data, "coco"), "train").categories.names == ("leaf",)
-    assert open_split(DataFolder(data, "yolo"), "train").categories.names == ("fruit",)
+    assert open_split(DataSource(data, layout="coco"), "train").categories.names == ("leaf",)
+    assert open_split(DataSource(data, layout="yolo"), "train").categories.names == ("fruit",)
     assert main(["data", "check", str(data)]) == 2
     assert main(["data", "check", str(data), "--layout", "coco"]) == 0
     assert main(["data", "convert", str(data), str(tmp_path / "new"), "--layout", "yolo", "--format", "yolo"]) == 0
@@ -164,10 +164,13 @@ def test_a_folder_of_two_layouts_asks_which(tmp_path, capsys):
 def test_a_layout_that_does_not_fit_or_is_unknown(tmp_path):
     data = yolo_and_coco(tmp_path)
     fails(
-        ["cityscape", "coco", *(layout.name for layout in LAYOUTS)], open_split, DataFolder(data, "cityscape"), "train"
+        ["cityscape", "coco", *(layout.name for layout in LAYOUTS)],
+        open_split,
+        DataSource(data, layout="cityscape"),
+        "train",
     )
-    fails(["holds no data set", "Kaggle 2018"], open_split, DataFolder(data, "kaggle"), "train")
-    fails(["instances.json"], open_split, DataFolder(data / "instances.json", "yolo"), "train")
+    fails(["holds no data set", "Kaggle 2018"], open_split, DataSource(data, layout="kaggle"), "train")
+    fails(["instances.json"], open_split, DataSource(data / "instances.json", layout="yolo"), "train")
 
 
 def test_a_layout_without_a_folder_is_refused(capsys):
@@ -180,7 +183,7 @@ def test_training_takes_the_layout(tmp_path):
     from masklab.training.resume import data_and_run
 
     config = Config(data=tmp_path, layout="coco", output=tmp_path / "run")
-    assert data_and_run(config)[0] == DataFolder(tmp_path, "coco")
+    assert data_and_run(config)[0] == DataSource(tmp_path, layout="coco")
 
 
 def test_a_table_of_yolo_stands_for_its_folder(tmp_path):
@@ -195,10 +198,10 @@ def test_files_with_spaces_in_their_names_are_splits(tmp_path):
     (data / "data.yaml").unlink()
     (data / "instances.json").rename(data / "my leaves (1).json")
     put(data / "more.json", (data / "my leaves (1).json").read_bytes())
-    assert len(open_split(DataFolder(data, "coco"), "my leaves (1)")) == 3
+    assert len(open_split(DataSource(data, layout="coco"), "my leaves (1)")) == 3
 
 
 def test_a_message_is_one_line_whatever_a_file_brings_into_it(tmp_path):
     data = yolo_and_coco(tmp_path)
     put(data / "data.yaml", 'names: [fruit]\ntrain: "new\\nline\\u001b[2J"\n')
-    fails(["data.yaml", "new\\nline\\x1b[2J"], open_split, DataFolder(data, "yolo"), "train")
+    fails(["data.yaml", "new\\nline\\x1b[2J"], open_split, DataSource(data, layout="yolo"), "train")

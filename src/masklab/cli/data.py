@@ -30,17 +30,28 @@ def shapes(arguments: Namespace) -> None:
 
 
 def add_check(parser: ArgumentParser) -> None:
+    from jsonargparse.typing import PositiveInt
+
     add_data(parser, "folder")
     parser.add_argument("--output", type=Path | None, default=None, help="also write every finding to this JSON file")
+    parser.add_argument(
+        "--workers", type=PositiveInt | None, default=None, help="processes that share the work, if not one per core"
+    )
 
 
 def check(arguments: Namespace) -> None:
     """List everything that is wrong with a data set, and what training does about it. Exit code 1 if training would
-    stop or skip something, 2 if there is no data set, 0 otherwise."""
+    stop or skip something, 2 if there is no data set, 0 otherwise. With --output, the same command continues a check
+    that was interrupted."""
     from masklab.datasets.check import check, print_check, write_check
 
     output = arguments.output and file_to_write(arguments.output)
-    report = check(required_data(arguments, "folder"))
+    unfinished = output and output.with_name(f"{output.name}.unfinished")
+    try:
+        report = check(required_data(arguments, "folder"), arguments.workers, unfinished)
+    except KeyboardInterrupt:
+        advice = "the same command goes on" if output else "with --output FILE, the same command would go on"
+        raise KeyboardInterrupt(f"stopped; {advice}.") from None
     print_check(report)
     if output:
         write_check(output, report)

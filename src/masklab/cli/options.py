@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from masklab.config import Config
-    from masklab.datasets.layouts.coco import Data
+    from masklab.datasets.source import Data
     from masklab.inference.options import PredictionOptions
 
 MODEL_HELP = "a run folder that `masklab train` wrote, a weights file, or nuclei, the model that comes with masklab"
@@ -40,13 +40,19 @@ def add_data(parser: ArgumentParser, name: str, purpose: str = "") -> None:
         "--annotations", type=Path, nargs="+", default=None, help="COCO files instead, such as train.json and val.json"
     )
     parser.add_argument("--images", type=Path, nargs="+", default=None, help="folders of the images of --annotations")
+    parser.add_argument(
+        "--split_components",
+        action="store_true",
+        help="read each connected piece of a mask as an object, where masks hold one value for many objects",
+    )
 
 
 def given_data(arguments: Namespace, name: str) -> Data | None:
     """The data set that the options of `add_data` name; None where they name none."""
-    from masklab.datasets.layouts.coco import data_files, named_data
+    from masklab.datasets.source import named_source
 
-    return named_data(arguments[name], arguments.layout, data_files(arguments.annotations, arguments.images))
+    given = arguments[name], arguments.annotations, arguments.images, arguments.layout, arguments.split_components
+    return named_source(*given)
 
 
 def required_data(arguments: Namespace, name: str) -> Data:

@@ -13,6 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 T = TypeVar("T")
 
+DEEP_PERCENTILES = (0.1, 99.9)  # black and white of images of more than 8 bits, whose range is seldom full
 VAL_FRACTION = 0.2  # fraction of the images that is split off as val if a data set has no val of its own
 
 

@@ -36,6 +36,8 @@ class Config(Section):
     """COCO files to read in place of data, such as train.json and val.json."""
     images: Path | list[Path] | None = None
     """Folders of the images of annotations."""
+    split_components: bool = False
+    """Read each connected piece of a mask as an object, where masks hold one value for many objects."""
     output: Path | None = None
     """Run folder, for weights and logs."""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from masklab.config.fields import VAL_FRACTION
-from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split, split_names
+from masklab.datasets.source import Data
 from masklab.datasets.split import Split
 from masklab.datasets.writers.base import Writer
 from masklab.datasets.writers.coco import COCO

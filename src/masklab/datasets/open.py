@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from masklab.config.fields import VAL_FRACTION
+from masklab.datasets.components import separate
 from masklab.datasets.image_table import relative_name
-from masklab.datasets.layouts.base import VAL_NAMES, ObjectMask, Pair, SplitSource, check_names, subfolders
-from masklab.datasets.layouts.coco import DESCRIPTION, NAME, CocoFiles, Data, DataFiles, DataFolder, is_coco
-from masklab.datasets.layouts.registry import LAYOUTS
+from masklab.datasets.layouts.base import ObjectMask, Pair, SplitSource
+from masklab.datasets.layouts.coco import CocoFiles
 from masklab.datasets.problems import Problem, Sink, TrainingSink, without_path
+from masklab.datasets.recognise import recognise
 from masklab.datasets.selection import choose, split_lists
+from masklab.datasets.source import Data, as_source
 from masklab.datasets.split import Split
-from masklab.datasets.unknown import explain_file, explain_folder, is_of_other_tool
 from masklab.images.read import image_size
 from masklab.masks import rle
 from masklab.structures import ClassTable
@@ -46,9 +48,13 @@ def open_split(
     Raises `InputError` when no layout or several fit, for a split that does not exist, and for files that cannot be
     used.
     """
+    source = as_source(data)
+    if source.split_components:
+        whole = replace(source, split_components=False)
+        return separate(open_split(whole, split, categories, val_fraction, seed, sink), sink)
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}: give a share between 0 and 1, such as {VAL_FRACTION}.")
-    folder, found = recognise(data, split)
+    folder, found = recognise(source, split)
     opened: dict[str, Split] = {}
     if isinstance(found, CocoFiles):
 
@@ -80,72 +86,6 @@ def split_names(data: Data) -> list[str]:
     names = found.names() if isinstance(found, CocoFiles) else set(found) - {""}
     names = names or {"train"} | set(split_lists(folder))
     return sorted(names | {"val"} if "train" in names else names)
-
-
-def recognise(data: Data, split: str = "all") -> tuple[Path, dict[str, SplitSource] | CocoFiles]:
-    """The folder of a data set, which may lie in the one that is named, and the splits of the one layout that fits."""
-    path, layout = (data.path, data.layout) if isinstance(data, DataFolder) else (data, None)
-    if layout not in (None, NAME, *(each.name for each in LAYOUTS)):
-        names = ", ".join([NAME, *(each.name for each in LAYOUTS)])
-        raise InputError(f"layout {layout!r} is not known; name one of {names}.")
-    if isinstance(path, DataFiles) or _is_single_file(Path(path), layout):
-        files = CocoFiles.of_files(path) if isinstance(path, DataFiles) else CocoFiles.of_file(Path(path))
-        check_names(files.folder, split)
-        return files.folder, files
-    folder = Path(path)
-    if folder.suffix.lower() in (".yaml", ".yml") and folder.is_file():
-        folder = folder.parent  # YOLO's table, whose folder it is
-    check_names(folder, split)
-    while (found := _fitting(folder, layout)) is None:
-        inside = subfolders(folder)
-        if len(inside) != 1:
-            raise InputError(explain_folder(Path(path), [each.partition(" (")[0] for each in _descriptions(layout)]))
-        folder = inside[0]  # as archives unpack
-    return folder, found
-
-
-def _is_single_file(path: Path, layout: str | None) -> bool:
-    """Whether a path is a COCO file; `InputError` for one that is neither that nor a table of YOLO."""
-    if not path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
-        return False
-    if path.suffix.lower() != ".json" or layout not in (None, NAME) or (not is_coco(path) and is_of_other_tool(path)):
-        raise InputError(explain_file(path))
-    return True
-
-
-def _descriptions(layout: str | None) -> list[str]:
-    """The descriptions of the layouts, or of the one that is named."""
-    known = {NAME: DESCRIPTION} | {each.name: each.description for each in LAYOUTS}
-    return [known[layout]] if layout else list(known.values())
-
-
-def _fitting(folder: Path, chosen: str | None = None) -> dict[str, SplitSource] | CocoFiles | None:
-    """The splits of the layout that fits a folder, or of the one that is ``chosen``; None where it does not."""
-    fitting: dict[str, dict[str, SplitSource] | CocoFiles] = {}
-    errors: list[InputError] = []
-    if chosen in (None, NAME) and (coco := CocoFiles.find(folder)).splits:
-        fitting[NAME] = coco
-    for layout in (layout for layout in LAYOUTS if chosen in (None, layout.name)):
-        try:
-            if splits := layout.find(folder):
-                fitting[layout.name] = _with_val(splits)
-        except InputError as error:
-            errors.append(error)
-    if not fitting and errors:
-        raise errors[0]
-    if len(fitting) > 1:
-        described = " and ".join(_descriptions(name)[0] for name in fitting)
-        options = " or ".join(f"--layout {name}" for name in fitting)
-        raise InputError(f"{folder} fits more than one layout: {described}; say which one you mean ({options}).")
-    return next(iter(fitting.values()), None)
-
-
-def _with_val(found: dict[str, SplitSource]) -> dict[str, SplitSource]:
-    """The splits, with ``valid`` or ``validation`` as ``val`` where there is no other."""
-    other = next((name for name in VAL_NAMES if name in found), None)
-    if other is None or "val" in found:
-        return found
-    return {"val" if name == other else name: own for name, own in found.items()}
 
 
 def _as_coco(

@@ -15,6 +15,7 @@ STOPS, SKIPPED, IN_PART, KEPT = "stops training", "skipped", "skipped in part", 
 MALFORMED, MALFORMED_CROWD = "malformed segmentation", "malformed iscrowd"
 MALFORMED_PART, BOOLEAN_CROWD = "malformed part of a mask", "iscrowd not a number"
 EMPTY, OUTSIDE, UNKNOWN_CATEGORY = "empty mask", "outside the image", "unknown category"
+NO_OBJECT, NO_OBJECT_HERE, SMALL_PIECE = "no usable object", "no object here", "pieces of a pixel or two"
 
 PROBLEMS = {
     "unusable split": STOPS,
@@ -26,6 +27,7 @@ PROBLEMS = {
     "missing image": STOPS,
     "damaged image": STOPS,
     "unusable annotation file": STOPS,
+    NO_OBJECT: STOPS,
     "other size than annotated": STOPS,
     "annotated as stored, before EXIF": STOPS,
     MALFORMED: SKIPPED,
@@ -34,6 +36,7 @@ PROBLEMS = {
     OUTSIDE: SKIPPED,
     UNKNOWN_CATEGORY: SKIPPED,
     MALFORMED_PART: IN_PART,
+    SMALL_PIECE: SKIPPED,
     "malformed box": KEPT,
     "malformed area": KEPT,
     BOOLEAN_CROWD: KEPT,
@@ -44,7 +47,12 @@ PROBLEMS = {
     "duplicate image": KEPT,
     "image in two splits": KEPT,
     "EXIF orientation": KEPT,
+    NO_OBJECT_HERE: KEPT,
     "unused category": KEPT,
+    "objects in many pieces": KEPT,
+    "objects that cover the image": KEPT,
+    "images of nearly one value": KEPT,
+    "other images than train": KEPT,
 }
 """The consequence of each problem: training stops, skips the annotation or a part of it, or uses the data as they are."""
 

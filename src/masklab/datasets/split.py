@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from masklab.datasets.annotations import Annotation, read_annotation
 from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.grouping import group_by_image
-from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, read_images
+from masklab.datasets.image_table import ImageRecord, ImageTable, find_files, is_id, read_images
 from masklab.datasets.layouts.coco import CocoSource, find_split
 from masklab.datasets.objects import Objects
 from masklab.datasets.problems import TrainingSink, skipped_words
@@ -184,6 +185,17 @@ class Split:
         """The objects of some images, with all of ``categories``, as a model may find classes without an object here."""
         read = ((image, self._read(self._places[image.image_id])) for image in images)
         return GroundTruth.build(read, self.categories.ids, self.categories.names)
+
+    def annotations(self, index: int) -> list[Annotation]:
+        """The annotations of image ``index`` as they are read, crowd regions and those that are skipped included."""
+        return self._read(index)
+
+    @property
+    def annotated_categories(self) -> set[Any]:
+        """The category ids that occur in the annotations of the split, whether training can use these or not."""
+        annotations, rows = self.document.annotations, self._groups.rows
+        headers = replace(annotations, starts=annotations.starts[rows], stops=annotations.stops[rows]).headers()
+        return {header.category_id for header in headers if is_id(header.category_id)}
 
     @cached_property
     def _places(self) -> dict[int | str, int]:

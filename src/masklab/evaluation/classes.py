@@ -6,8 +6,8 @@ import logging
 from typing import NamedTuple
 
 from masklab.datasets.class_names import match_classes
-from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
+from masklab.datasets.source import Data
 from masklab.datasets.split import Split
 from masklab.structures import ClassTable
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masklab.datasets.layouts.coco import Data
+from masklab.datasets.source import Data
 from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors

@@ -165,6 +165,11 @@ def window(rle: RLE, size: Size, box: Box) -> NDArray[np.uint8]:
     return np.ascontiguousarray(bits.reshape(wide, tall).T)
 
 
+def spans(rle: RLE, size: Size) -> tuple[RLE, RLE, RLE]:
+    """The foreground in each column: ``(N,)`` columns, first rows and end rows (one past the last), down the columns."""
+    return _by_column(*_foreground(rle), size[0])
+
+
 def _foreground(rle: RLE) -> tuple[RLE, RLE]:
     """Start and end (one past the last) of each foreground run, in pixels down the columns."""
     edges = np.cumsum(rle)[: rle.size // 2 * 2]

@@ -14,8 +14,8 @@ import torch
 from masklab.config.nested import flatten, merge
 from masklab.config.recipe import load_recipe, read_recipe
 from masklab.config.schema import Config, validate
-from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
+from masklab.datasets.source import Data
 from masklab.evaluation.evaluate import evaluate
 from masklab.evaluation.report import write_metrics
 from masklab.model.build import build_model

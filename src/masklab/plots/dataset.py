@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from masklab.config.image import ImageConfig
 from masklab.config.recipe import load_recipe
 from masklab.config.schema import Config
-from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
+from masklab.datasets.source import Data
 from masklab.datasets.split import Split
 from masklab.datasets.statistics import Statistics, measure, proposals_for
 from masklab.images.intensity import displayed

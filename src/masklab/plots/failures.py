@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from masklab.datasets.ground_truth import GroundTruth, Region
 from masklab.datasets.image_table import ImageRecord
-from masklab.datasets.layouts.coco import Data
+from masklab.datasets.source import Data
 from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.errors import LOCALISATION_IOU, Errors, find_errors
 from masklab.evaluation.matching import overlaps

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from masklab.config.fields import resolved
+from masklab.config.fields import DEEP_PERCENTILES, resolved
 from masklab.config.image import ImageConfig
 from masklab.config.nested import flatten
 from masklab.config.schema import Config
@@ -29,7 +29,6 @@ from masklab.utils.files import read_yaml
 from masklab.utils.words import counted
 
 _NUM_SAMPLED = 20  # images, evenly spaced over the split
-_DEEP_PERCENTILES = (0.1, 99.9)
 _MIN_STD = 0.01  # of a channel that is almost constant
 _MAX_MEMORY_USED = 0.9  # share of the GPU's memory: other images may be larger or have more objects
 
@@ -51,8 +50,8 @@ def resolve_image_fields(config: Config, split: Split) -> Config:
     formats = {path: channels_and_dtype(path) for path in paths}
     deep = [path for path, (_, dtype) in formats.items() if dtype not in (np.uint8, np.bool_)]
     if deep and rule.value_range is None and rule.percentiles is None:
-        rule = rule.model_copy(update={"percentiles": _DEEP_PERCENTILES})
-        _log.info(f"image.percentiles {list(_DEEP_PERCENTILES)}: {deep[0].name} holds {formats[deep[0]][1]}")
+        rule = rule.model_copy(update={"percentiles": DEEP_PERCENTILES})
+        _log.info(f"image.percentiles {list(DEEP_PERCENTILES)}: {deep[0].name} holds {formats[deep[0]][1]}")
     if backbone.in_channels == "auto":
         channels = _common_channels({path: channels for path, (channels, _) in formats.items()})
         backbone = backbone.model_copy(update={"in_channels": channels})

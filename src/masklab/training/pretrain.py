@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklab.config.schema import Config
-from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
+from masklab.datasets.source import Data
 from masklab.images.resize import network_image
 from masklab.model.segmentation import SegmentationNetwork, build_segmentation
 from masklab.ops.coordinates import pixel_positions
@@ -28,6 +28,7 @@ from masklab.training.auto import resolve_image_fields
 from masklab.training.data.loader import pad_images
 from masklab.training.data.semantic import IGNORED, MOST_CLASSES, SemanticBatch, rasterize, semantic_loader
 from masklab.training.distributed import all_reduce_sum, build_fabric
+from masklab.training.judge import judge_data
 from masklab.training.loop import fit
 from masklab.training.resume import data_and_run, open_run
 from masklab.training.task import Task
@@ -70,6 +71,8 @@ def pretrain(config: Config, data: Data | None = None, output: str | Path | None
     if fabric.is_global_zero:
         _log.info(train_split.summary())
     config = resolve_image_fields(config, train_split)
+    if start.checkpoint is None:
+        judge_data(train_split, val_split, config.image, fabric.is_global_zero)
     torch.manual_seed(config.train.seed)
     network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
         memory_format=torch.channels_last

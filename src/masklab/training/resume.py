@@ -7,6 +7,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from masklab.config.schema import Config
 from masklab.config.train import TrainConfig
-from masklab.datasets.layouts.coco import Data, DataFiles, DataFolder, data_files, named_data
+from masklab.datasets.source import Data, DataSource, as_source, named_source
 from masklab.training.ema import ExponentialMovingAverage
 from masklab.training.optimizer import build_optimizer, set_learning_rate
 from masklab.training.record import read_record
@@ -34,18 +35,19 @@ class Start(NamedTuple):
     checkpoint: dict[str, Any] | None
 
 
-def data_and_run(
-    config: Config, data: Data | None = None, output: str | Path | None = None
-) -> tuple[Path | DataFolder | DataFiles, Path]:
+def data_and_run(config: Config, data: Data | None = None, output: str | Path | None = None) -> tuple[DataSource, Path]:
     """The data set and the folder of the run, by default those of the configuration; `InputError` without one."""
-    data = data or named_data(config.data, config.layout, data_files(config.annotations, config.images))
+    own = config.data, config.annotations, config.images, config.layout, config.split_components
+    source = named_source(*own) if data is None else as_source(data)
+    if config.split_components and source is not None:
+        source = replace(source, split_components=True)
     output = output or config.output
-    for name, value in (("data", data), ("output", output)):
-        if value is None:
-            raise InputError(
-                f"training needs the folder {name}: give it, or set {name} in the configuration (--{name} DIR)."
-            )
-    return data if isinstance(data, (DataFiles, DataFolder)) else Path(str(data)), Path(str(output))
+    if source is None or output is None:
+        name = "output" if source else "data"
+        raise InputError(
+            f"training needs the folder {name}: give it, or set {name} in the configuration (--{name} DIR)."
+        )
+    return source, Path(output)
 
 
 def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT) -> Start:

@@ -11,14 +11,15 @@ import torch
 
 from masklab.config.schema import Config
 from masklab.datasets.image_table import ImageRecord
-from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split
+from masklab.datasets.source import Data
 from masklab.datasets.split import Split
 from masklab.evaluation.matching import overlaps, tune_score_threshold
 from masklab.inference.predictor import Predictor, load
-from masklab.training.auto import resolve_auto, resolve_batch_size
+from masklab.training.auto import resolve_auto, resolve_batch_size, resolve_image_fields
 from masklab.training.data.loader import train_loader
 from masklab.training.distributed import build_fabric
+from masklab.training.judge import judge_data
 from masklab.training.loop import fit
 from masklab.training.resume import CHECKPOINT, data_and_run, open_run
 from masklab.training.task import InstanceTask
@@ -49,7 +50,8 @@ def train(
     from the weights that ``config.train.start_from`` names, as far as they fit (see
     `masklab.weights.transfer.load_matching`), and logs which layers do not.
 
-    Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
+    Before the first step the data are judged as a whole (see `masklab.training.judge.judge_data`).  Raises `InputError`
+    for data that cannot be used and `BrokenLossError` for a loss that is not finite.
     """
     source, run = data_and_run(config, data, output)
     # a checkpoint replaces the weights that a run started from, which may be gone by then
@@ -61,6 +63,9 @@ def train(
     start = open_run(run, resume, fabric.is_global_zero)
     if fabric.is_global_zero:
         _log.info(train_split.summary())
+    config = resolve_image_fields(config, train_split)
+    if start.checkpoint is None:
+        judge_data(train_split, val_split, config.image, fabric.is_global_zero)
     config = resolve_auto(config, train_split)
     other = load_start(config) if start.checkpoint is None else None
     config = resolve_batch_size(config, train_split, None if start.checkpoint is None else run, fabric.world_size)

@@ -3,50 +3,75 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from masklab.datasets.annotations import Annotation, read_annotation
 from masklab.datasets.check.split import LenientSplit
-from masklab.datasets.grouping import group_by_image
-from masklab.datasets.image_table import ImageRecord, id_of
+from masklab.datasets.grouping import Grouping, group_by_image
+from masklab.datasets.image_table import ImageRecord, id_of, is_id
+from masklab.datasets.problems import Problem, Sink
 from masklab.masks import rle
 from masklab.masks.rle import RLE
-from masklab.utils.progress import track
 from masklab.utils.types import Size
 
 _DUPLICATE_IOU = 0.95  # IoU above which two objects of one category are the same
 
 
-def check_annotations(split: LenientSplit, images: Sequence[ImageRecord]) -> None:
-    """Read every annotation of a split as training does and report its problems."""
-    listed = [number for entry in split.images if (number := id_of(entry)) is not None]
-    groups = group_by_image(split.annotations, images, split.json_path, split, set(listed))
+class _Identified(msgspec.Struct):
+    id: Any = None
+
+
+_as_identified = msgspec.json.Decoder(_Identified).decode
+
+
+def check_annotations(split: LenientSplit, images: Sequence[ImageRecord]) -> Grouping:
+    """Find the image of each annotation of a split, and report what that meets and ids that occur twice."""
+    listed = {number for entry in split.images if (number := id_of(entry)) is not None}
+    groups = group_by_image(split.annotations, images, split.json_path, split, listed)
     split.use_categories(groups.categories)
     _check_ids(split)
-    labels = {number: label for label, number in enumerate(split.names)}
-    for index, image in track(enumerate(images), f"{split.name}: annotations", len(images)):
-        entries = split.annotations.take(groups.of(index))
-        annotations = [read_annotation(entry, image, labels, split.json_path, split) for entry in entries]
-        _check_duplicates(split, image, annotations)
+    return groups
 
 
 def _check_ids(split: LenientSplit) -> None:
-    ids = Counter(id_of(annotation) for annotation in split.annotations)
-    for annotation in split.annotations:
-        number = id_of(annotation)
-        if number is not None and ids[number] > 1:
-            split.add("duplicate annotation id", "", annotation.get("image_id"), number)
+    """Report the ids of several annotations; of large files, numbers are compared in an array."""
+    annotations = split.annotations
+    ids = [_id_in(text, annotations, row) for row, text in enumerate(annotations.texts())]
+    if all(type(number) is int and abs(number) < 2**63 for number in ids):
+        numbers, counts = np.unique(np.array(ids, np.int64), return_counts=True)
+        twice = set(numbers[counts > 1].tolist())
+    else:
+        twice = {number for number, count in Counter(ids).items() if count > 1} - {None}
+    for row in [row for row, number in enumerate(ids) if number in twice] if twice else []:
+        split.add("duplicate annotation id", "", annotations[row].get("image_id"), ids[row])
 
 
-def _check_duplicates(split: LenientSplit, image: ImageRecord, annotations: Iterable[Annotation]) -> None:
+def _id_in(text: bytes, annotations: Sequence[Any], row: int) -> int | str | None:
+    """The id of an annotation from its text, without the rest of it where that is possible."""
+    try:
+        number = _as_identified(text).id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return id_of(annotations[row])
+    return number if is_id(number) else None
+
+
+def read_objects(
+    entries: Sequence[dict[str, Any]], image: ImageRecord, labels: Mapping[Any, int], source: Path, sink: Sink
+) -> list[Annotation]:
+    """Read the annotations of an image as training does, and report objects that are there twice."""
+    annotations = [read_annotation(entry, image, labels, source, sink) for entry in entries]
     objects = [a for a in annotations if not a.crowd and not a.problem]
     masks = [a.rle for a in objects if a.rle is not None]
-    labels = [a.label for a in objects if a.label is not None]
-    for later, first, iou in duplicates(masks, labels, image.size):
+    known = [a.label for a in objects if a.label is not None]
+    for later, first, iou in duplicates(masks, known, image.size):
         detail = f"IoU {iou:.2f} with annotation {objects[first].annotation_id}"
-        split.add("duplicate object", detail, image.image_id, objects[later].annotation_id)
+        sink.report(Problem("duplicate object", detail, image.image_id, objects[later].annotation_id))
+    return annotations
 
 
 def duplicates(masks: Sequence[RLE], labels: Iterable[int], size: Size) -> list[tuple[int, int, float]]:

@@ -4,84 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from masklab.datasets.check.split import LenientSplit
 from masklab.datasets.image_table import ImageRecord
-from masklab.datasets.problems import without_path
+from masklab.datasets.plausibility import Look, look_at
+from masklab.datasets.problems import Problem, Sink, without_path
 from masklab.images.opened import ORIENTATION
 from masklab.images.pillow import open_pillow
 from masklab.images.read import read_image
 from masklab.utils.errors import InputError
-from masklab.utils.progress import track
-from masklab.utils.types import Size
 
-_WORKERS = 8  # images that are decoded at once, at most
 _BLOCK = 2**20  # bytes
 
-Seen = dict[bytes, list[tuple[LenientSplit, ImageRecord, bytes]]]
+
+class Digest(NamedTuple):
+    """Digests of an image's file and of its pixels, as hexadecimal numbers."""
+
+    file: str
+    pixels: str
+
+
+Seen = dict[str, list[tuple[LenientSplit, ImageRecord, str]]]
 """The images of all splits by the digest of their pixels, with the digest of their files."""
 
 
-def check_images(split: LenientSplit, images: Sequence[ImageRecord], seen: Seen) -> None:
-    """Decode every image of a split and report its problems; ``seen`` collects the images of all splits."""
-    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
-        decoded = pool.map(_decode, [image.path for image in images])
-        for image, digest in track(zip(images, decoded, strict=True), f"{split.name}: images", len(images)):
-            if isinstance(digest, str):
-                problem = "damaged image" if os.path.isfile(image.path) else "missing image"
-                split.add(problem, without_path(digest, image.path), image.image_id)
-            else:
-                _check_size(split, image, digest)
-                seen[digest.pixels].append((split, image, digest.file))
+def check_image(image: ImageRecord, sink: Sink) -> tuple[Digest, Look] | None:
+    """Decode a whole image and report its problems; None if it cannot be decoded."""
+    try:
+        values = read_image(image.path, None)
+        file = _file_digest(image.path)
+    except (InputError, OSError) as error:
+        problem = "damaged image" if os.path.isfile(image.path) else "missing image"
+        reason = f"cannot be read ({error.strerror})." if isinstance(error, OSError) else str(error)
+        sink.report(Problem(problem, without_path(reason, image.path), image.image_id))
+        return None
+    pixels = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
+    pixels.update(values.data.cast("B"))
+    height, width = values.shape[1:]
+    _check_size(image, (height, width), _orientation(image.path), sink)
+    return Digest(file, pixels.hexdigest()), look_at(values, (height, width))
 
 
-def _check_size(split: LenientSplit, image: ImageRecord, digest: _Digest) -> None:
-    (height, width), orientation = digest.size, digest.orientation
-    if digest.size != image.size:
-        sizes = f"it is {width} x {height}, the JSON says {image.size[1]} x {image.size[0]}"
-        if orientation >= 5 and image.size == (width, height):
-            split.add("annotated as stored, before EXIF", f"{sizes}; EXIF turns it", image.image_id)
-        else:
-            split.add("other size than annotated", sizes, image.image_id)
+def _check_size(image: ImageRecord, size: tuple[int, int], orientation: int, sink: Sink) -> None:
+    height, width = size
+    if size != image.size:
+        detail = f"it is {width} x {height}, the JSON says {image.size[1]} x {image.size[0]}"
+        as_stored = orientation >= 5 and image.size == (width, height)
+        problem = "annotated as stored, before EXIF" if as_stored else "other size than annotated"
+        sink.report(Problem(problem, f"{detail}; EXIF turns it" if as_stored else detail, image.image_id))
     elif orientation in (2, 3, 4) or (orientation >= 5 and height == width):
         detail = f"EXIF turns it ({orientation}); make sure it was annotated upright"
-        split.add("EXIF orientation", detail, image.image_id)
+        sink.report(Problem("EXIF orientation", detail, image.image_id))
 
 
-class _Digest(NamedTuple):
-    """Digests of an image's file and of its pixels, its size upright and its EXIF orientation."""
-
-    file: bytes
-    pixels: bytes
-    size: Size
-    orientation: int
-
-
-def _decode(path: Path) -> _Digest | str:
-    """Decode a whole image; a sentence if it cannot be decoded."""
-    try:
-        values = read_image(path, None)
-        file = _file_digest(path)
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror})."
-    size = (values.shape[1], values.shape[2])
-    digest = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
-    digest.update(values.data.cast("B"))
-    return _Digest(file, digest.digest(), size, _orientation(path))
-
-
-def _file_digest(path: Path) -> bytes:
+def _file_digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    return digest.digest()
+    return digest.hexdigest()
 
 
 def _orientation(path: Path) -> int:
@@ -97,7 +80,7 @@ def _orientation(path: Path) -> int:
 def compare_images(seen: Seen) -> None:
     """Report images that occur twice, in one split or in two."""
     for group in seen.values():
-        first: dict[str, tuple[ImageRecord, bytes]] = {}
+        first: dict[str, tuple[ImageRecord, str]] = {}
         for split, image, file in group:
             if split.name in first:
                 name, problem, place = split.name, "duplicate image", ""

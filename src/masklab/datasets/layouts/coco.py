@@ -20,6 +20,7 @@ from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.image_table import ImageRecord, find_files, read_images
 from masklab.datasets.layouts.base import VAL_NAMES, check_names, subfolders
 from masklab.datasets.problems import TrainingSink
+from masklab.datasets.source import DataSource
 from masklab.utils.errors import InputError
 
 NAME, DESCRIPTION = "coco", "COCO (a JSON file with images, annotations and categories)"
@@ -49,49 +50,6 @@ class CocoSource:
 
 
 @dataclass(frozen=True)
-class DataFiles:
-    """A data set given as COCO files and the folders of their images, for where looking fails.
-
-    Of several files each is the split that its name tells.  Images are looked for in all of the folders.
-    """
-
-    annotations: tuple[Path, ...]
-    images: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class DataFolder:
-    """A data set's folder with the name of its layout, where looking finds more than one."""
-
-    path: Path
-    layout: str
-
-
-Data = str | Path | DataFolder | DataFiles
-"""A data set: its folder, a COCO file beside its images, or the files that it consists of."""
-
-
-def named_data(path: str | Path | None, layout: str | None, files: DataFiles | None) -> Data | None:
-    """The data set of the options for a path, its layout, and the files instead; None where neither is given."""
-    if layout and path is None:
-        raise InputError(f"layout {layout} needs the folder of a data set: name it, or leave the layout out.")
-    return DataFolder(Path(path), layout) if path is not None and layout else path or files
-
-
-def data_files(annotations: Path | Sequence[Path] | None, images: Path | Sequence[Path] | None) -> DataFiles | None:
-    """The data set of the options ``annotations`` and ``images``; None without both, `InputError` for one alone."""
-    if not annotations and not images:
-        return None
-    if not annotations or not images:
-        raise InputError("annotations and images belong together: give COCO files and the folders of their images.")
-    return DataFiles(_as_tuple(annotations), _as_tuple(images))
-
-
-def _as_tuple(paths: Path | Sequence[Path]) -> tuple[Path, ...]:
-    return (Path(paths),) if isinstance(paths, (str, Path)) else tuple(map(Path, paths))
-
-
-@dataclass(frozen=True)
 class CocoFiles:
     """The COCO files of a folder by split, "" where the name of none tells.
 
@@ -117,7 +75,7 @@ class CocoFiles:
         return cls(root, {"": [CocoSource(json_path, _places(json_path, root, _split_names(json_path, root)), root)]})
 
     @classmethod
-    def of_files(cls, files: DataFiles) -> CocoFiles:
+    def of_files(cls, files: DataSource) -> CocoFiles:
         """Files that are named themselves, with the folders of their images."""
         for path in files.annotations:
             if not path.is_file():
