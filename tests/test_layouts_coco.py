@@ -346,6 +346,17 @@ def test_a_file_that_changes_in_use_is_noticed(tmp_path):
         document.annotations[0]
 
 
+def test_a_summary_of_very_many_annotations_reads_no_mask(tmp_path, monkeypatch):
+    names = ["0.png", "1.png"]
+    write(tmp_path / "train.json", coco(names))
+    for name in names:
+        image(tmp_path / "train" / name)
+    monkeypatch.setattr("masklab.datasets.split._MOST_SUMMED", 1)
+    split = Split.find(tmp_path, "train")
+    monkeypatch.setattr(split, "_read", None)
+    assert split.summary().endswith("train.json: 2 images, 2 annotations, 2 classes, masks not read yet")
+
+
 def test_objects_are_kept_within_bounds(tmp_path, monkeypatch):
     names = [f"{k}.png" for k in range(5)]
     write(tmp_path / "train.json", coco(names))

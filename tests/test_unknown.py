@@ -9,7 +9,9 @@ from contracts import fails
 from PIL import Image
 
 from masklab.cli.app import main
-from masklab.datasets.open import LAYOUTS, open_split, recognise
+from masklab.datasets.layouts.registry import LAYOUTS
+from masklab.datasets.open import open_split
+from masklab.datasets.recognise import recognise
 from masklab.datasets.source import DataSource
 from masklab.utils.errors import InputError
 

@@ -30,6 +30,7 @@ from masklab.utils.types import Box
 from masklab.utils.words import counted
 
 _KEPT_BYTES = 2**27  # of objects that a split keeps
+_MOST_SUMMED = 200_000  # annotations whose masks are read for a summary
 
 
 class Split:
@@ -166,7 +167,11 @@ class Split:
         return self._intensity_ranges[key]
 
     def summary(self) -> str:
-        """One line on what the split holds and what was skipped; reads every mask."""
+        """One line on what the split holds and what was skipped; reads every mask, unless they are very many."""
+        if len(self._groups.rows) > _MOST_SUMMED:
+            held = f"{counted(len(self), 'image')}, {counted(len(self._groups.rows), 'annotation')}"
+            line = f"{self.json_path}: {held}, {counted(len(self.categories), 'class', 'classes')}, masks not read yet"
+            return "; ".join(part for part in (line, self.note) if part)
         groups = [self.objects(index) for index in range(len(self))]
         objects, ignored = sum(map(len, groups)), sum(len(group.ignored) for group in groups)
         empty = sum(len(group) == 0 for group in groups)
