@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +253,11 @@ def test_python_door(run, shapes):
     assert isinstance(loaded.model, torch.nn.Module)
     image = next((shapes / "val").iterdir())
     assert_instances(loaded.predict(image), loaded)
-    assert masklab.evaluate(loaded, shapes)["measured"]["model"] == "in memory"
+    began = time.perf_counter()
+    measured = masklab.evaluate(loaded, shapes)["measured"]
+    assert measured["model"] == "in memory"
+    assert measured["images"] == 4
+    assert 0 < measured["seconds_per_image"] <= (time.perf_counter() - began) / 4 + 0.001
 
 
 def test_train_takes_fields_from_the_command_line(shapes, tmp_path):

@@ -745,3 +745,9 @@ def test_metrics_are_written_as_strict_json(tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"metrics\.json.*NaN"):
         write_metrics(path, {"AP": float("nan")})
     assert path.read_text() == first
+
+
+@pytest.mark.parametrize(("classes", "listed"), [(1, False), (2, True), (20, True), (21, False)])
+def test_a_few_classes_are_listed_in_the_report(classes: int, listed: bool) -> None:
+    per_class = {f"kind {k}": {"mask_AP": 0.5, "mask_AP50": 0.6, "box_AP": 0.4, "objects": k} for k in range(classes)}
+    assert ("kind 0" in report({"per_class": per_class})) == listed

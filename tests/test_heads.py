@@ -11,6 +11,7 @@ from masklab.model import masklab as masklab_module
 from masklab.model.alternatives import FCISHead, MaskRCNNHead, part_table
 from masklab.model.build import build_model
 from masklab.model.cost import model_cost
+from masklab.model.mask_head import logit_layer
 from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.crop_channels import crop_channels
@@ -334,3 +335,19 @@ def test_the_papers_refinement_sees_every_channel_of_its_levels_and_the_coarse_l
     assert (coarse.grad != 0).flatten(1).any(dim=1).all()
     for level in levels:
         assert (level.grad.abs().sum(dim=(0, 2, 3)) > 0).all()
+
+
+def test_layers_begin_as_the_paper_s_library_and_kaiming_s_rule_have_it():
+    torch.manual_seed(0)
+    layer = logit_layer(400, 100)
+    assert layer.weight.std().item() == pytest.approx(0.01, rel=0.03)
+    assert layer.bias is not None
+    assert layer.bias.abs().max() == 0
+    head = MaskRCNNHead(28, torch.nn.Identity(), 64, 64, 2)
+    for conv in head.convs:
+        assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)  # He et al., for ReLU
+
+
+def test_shared_refinement_s_filters_see_ever_wider():
+    layers = SharedRefinement(["conv2"], {"conv2": 8}, 8).convs
+    assert [(conv.kernel_size, conv.dilation) for conv in layers] == [((3, 3), (d, d)) for d in (1, 2, 4, 8, 1)]

@@ -10,7 +10,9 @@ import torch
 from contracts import predictor
 from PIL import Image
 
+import masklab.training.auto
 from masklab.config.image import ImageConfig
+from masklab.config.recipe import load_recipe
 from masklab.config.schema import Config, validate
 from masklab.datasets.split import Split
 from masklab.images.intensity import displayed, intensity_range, normalise, rescale_intensity
@@ -555,3 +557,21 @@ def test_a_float_image_beyond_one_is_named_and_left_out(model, tmp_path, caplog)
     assert "1 of 2 images" in message
     assert f"{tmp_path / 'far.tif'} holds numbers from 4095 to 4095" in caplog.text
     assert (tmp_path / "out/near.png").is_file()
+
+
+def test_twenty_images_tell_the_channels_of_a_split(tmp_path, monkeypatch):
+    names = [f"{k:02d}.png" for k in range(50)]
+    entries = [{"id": k, "file_name": name, "height": 4, "width": 5} for k, name in enumerate(names)]
+    (tmp_path / "train").mkdir()
+    for name in names:
+        Image.new("L", (5, 4), 9).save(tmp_path / "train" / name)
+    values = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "train.json").write_text(json.dumps(values))
+    seen = []
+    real = masklab.training.auto.channels_and_dtype
+    monkeypatch.setattr(
+        masklab.training.auto, "channels_and_dtype", lambda path: (seen.append(path.stem), real(path))[1]
+    )
+    config = load_recipe("nuclei", {"model": {"backbone": {"in_channels": "auto"}}})
+    resolve_image_fields(config, Split.find(tmp_path, "train"))
+    assert seen == [f"{int(k * 2.5):02d}" for k in range(20)]

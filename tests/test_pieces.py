@@ -119,7 +119,7 @@ def test_every_verb_takes_the_option(binary, tmp_path, capsys):
     assert data_and_run(config.model_copy(update={"split_components": True}), binary, "run")[0] == DataSource(
         binary, split_components=True
     )
-    assert data_and_run(config, binary, "run")[0] == binary
+    assert data_and_run(config, binary, "run")[0] == DataSource(binary)
 
 
 def test_crowds_stay_as_they_are(binary, tmp_path):

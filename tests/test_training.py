@@ -336,6 +336,24 @@ def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path
     assert read_notes(tmp_path / "run")["step"] in (2, 4)
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert {"loss", "val/mask_AP", "train/box"} <= set(rows[0])
+    for row in (row for row in rows if row["loss"]):
+        each = {name.removeprefix("train/"): float(value) for name, value in row.items() if name.startswith("train/")}
+        for kind, is_kind in (("mask", True), ("box", False)):
+            assert float(row[kind]) == pytest.approx(
+                sum(value for name, value in each.items() if name.startswith("mask") == is_kind), rel=1e-4
+            )
+    assert "has all its" not in caplog.text
+    minutes = read_notes(tmp_path / "run")["minutes"]
+    assert minutes == round(minutes, 1)
+
+
+def test_a_figure_that_is_not_defined_is_not_a_number(shapes, tiny_config, classes, monkeypatch):
+    network = build_model(tiny_config, classes)
+    undefined = dict.fromkeys(("AP", "AP50", "AP75"))
+    monkeypatch.setattr("masklab.training.task.coco_metrics", lambda *_: {"mask": undefined, "box": undefined})
+    figures = InstanceTask(network, Split.find(shapes, "val")).validate(network.eval(), [0])
+    assert len(figures) == 6
+    assert all(math.isnan(value) for value in figures.values())
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(shapes, tiny_config, tmp_path, monkeypatch):
