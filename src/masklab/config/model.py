@@ -58,7 +58,9 @@ class BackboneConfig(Section):
 class RPNConfig(Section):
     """Region proposal network (the paper's section 4.1)."""
 
-    anchor_sizes: Annotated[list[Above0], Field(min_length=1, max_length=64)] | Auto = Field([64.0, 128.0, 256.0, 512.0])
+    anchor_sizes: Annotated[list[Above0], Field(min_length=1, max_length=64)] | Auto = Field(
+        [64.0, 128.0, 256.0, 512.0]
+    )
     """Side of the square anchor at each scale, in pixels of the network's input; auto derives them from the training objects."""
     anchor_ratios: list[Above0] = Field([0.5, 1.0, 2.0], min_length=1, max_length=64)
     """Aspect ratios (width / height) of the anchors at each scale."""

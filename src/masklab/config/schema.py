@@ -18,7 +18,6 @@ from masklab.config.train import TrainConfig
 from masklab.config.words import field_error
 from masklab.utils.errors import InputError
 
-
 _MOST_ANCHORS = 2**28  # of one image: 4 GiB of boxes
 
 

@@ -26,7 +26,9 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if origin is list:
-        least, most = (max((getattr(m, side, 0) or 0 for m in metadata), default=0) for side in ("min_length", "max_length"))
+        least, most = (
+            max((getattr(m, side, 0) or 0 for m in metadata), default=0) for side in ("min_length", "max_length")
+        )
         few = f"{least} to {most} entries" if least else f"at most {most} entries"
         return f"a list in brackets, {f'with {few}, ' if most else ''}each {allowed(inner[0])}"
     if origin is tuple:

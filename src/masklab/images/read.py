@@ -99,7 +99,7 @@ def _arriving(channels: int | None, found: int, dtype: np.dtype[Any], name: str 
             f"{name} has {found} channels but {channels} are expected; "
             f"train with model.backbone.in_channels {found} or convert the image."
         )
-    kept = np.dtype(np.uint8) if dtype == bool else dtype.newbyteorder("=")
+    kept = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
     return channels or found, kept if kept in (np.uint8, np.uint16) else np.dtype(np.float32)
 
 

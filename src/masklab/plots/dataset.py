@@ -29,6 +29,7 @@ from masklab.results.text import drawable
 from masklab.training.auto import resolve_image_fields
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
+from masklab.utils.leftout import LeftOut
 from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,13 @@ def _sheet(source: Split, statistics: Statistics, config: Config) -> Image.Image
     """Images with their annotations, in ascending order of their number of objects."""
     order = np.argsort(statistics.per_image, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(_MOST_IMAGES, len(order))).round().astype(int))
-    tiles = [_tile(source, int(order[place]), config.image) for place in places]
+    tiles: list[Image.Image] = []
+    left = LeftOut()
+    for index in order[places].tolist():
+        with left.skipping(source.images[index].path):
+            tiles.append(_tile(source, index, config.image))
+    if not tiles:
+        left.refuse(len(places))
     rows = [sheets.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
     title = f"{source.json_path}: {len(tiles)} of {counted(len(source), 'image')}, from the emptiest to the fullest"
     return sheets.figure(title, *rows)

@@ -6,7 +6,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from masklab.datasets.check.split import LenientSplit
@@ -14,13 +16,15 @@ from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.problems import without_path
 from masklab.images.opened import ORIENTATION
 from masklab.images.pillow import open_pillow
-from masklab.images.read import read_image
+from masklab.images.read import image_size, read_image
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 
 _WORKERS = 8  # images that are decoded at once, at most
 _BLOCK = 2**20  # bytes
+_LARGE_PIXELS = 2**24
+_LARGE = Lock()  # held while a large image is decoded, so that several do not take their memory at once
 
 Seen = dict[bytes, list[tuple[LenientSplit, ImageRecord, bytes]]]
 """The images of all splits by the digest of their pixels, with the digest of their files."""
@@ -62,14 +66,20 @@ class _Digest(NamedTuple):
 
 
 def _decode(path: Path) -> _Digest | str:
-    """Decode a whole image; a sentence if it cannot be decoded."""
+    """Decode a whole image; a sentence if it cannot be decoded.  Large images are decoded one at a time."""
     try:
-        values = read_image(path, None)
-        file = _file_digest(path)
+        height, width = image_size(path)
+        with _LARGE if height * width > _LARGE_PIXELS else nullcontext():
+            return _digest(path)
     except InputError as error:
         return str(error)
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})."
+
+
+def _digest(path: Path) -> _Digest:
+    values = read_image(path, None)
+    file = _file_digest(path)
     size = (values.shape[1], values.shape[2])
     digest = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
     digest.update(values.data.cast("B"))
