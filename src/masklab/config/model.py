@@ -212,7 +212,7 @@ class ModelConfig(Section):
         masks = "max_detections" if _number(self.box.max_detections) >= self.mask.train_masks else "train_masks"
         crops = "proposals_test" if _number(self.rpn.proposals_test) >= self.box.samples else "samples"
         fields = {"max_detections": "box", "train_masks": "mask", "proposals_test": "rpn", "samples": "box"}
-        for count, side, most in ((masks, ("mask", "mask_size"), 2**32), (crops, ("box", "roi_size"), 2**24)):
+        for count, side, most in ((masks, ("mask", "mask_size"), 2**32), (crops, ("box", "roi_size"), 2**25)):
             number, samples = getattr(getattr(self, fields[count]), count), getattr(getattr(self, side[0]), side[1])
             if _number(number) * samples**2 > most:
                 raise ValueError(

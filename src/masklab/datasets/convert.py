@@ -12,7 +12,7 @@ from masklab.datasets.layouts.coco import Data
 from masklab.datasets.open import open_split, split_names
 from masklab.datasets.split import Split
 from masklab.images.embedded import copy_image, stored_suffix
-from masklab.utils.files import atomic_folder, atomic_write
+from masklab.utils.files import atomic_folder, atomic_write, file_name
 
 
 def convert(source: Data, folder: str | Path, val_fraction: float = VAL_FRACTION, seed: int = 0) -> dict[str, Split]:
@@ -43,6 +43,21 @@ def write_lists(splits: Mapping[str, Split], path: Path) -> None:
         temporary.write_text(json.dumps(lists, indent=1), encoding="utf-8")
 
 
+def _distinct(names: list[str]) -> list[str]:
+    """Paths of which none overwrites another where ``A.png`` and ``a.png`` are one file: a number is added to the later."""
+    taken = {name.lower() for name in names}
+    seen: set[str] = set()
+    distinct = []
+    for name in names:
+        path, number = PurePosixPath(name), 1
+        while name.lower() in seen or (number > 1 and name.lower() in taken):
+            number += 1
+            name = path.with_name(file_name(path.stem, f"_{number}{path.suffix}")).as_posix()
+        seen.add(name.lower())
+        distinct.append(name)
+    return distinct
+
+
 def _write_split(split: Split, folder: Path, name: str) -> None:
     """Write ``NAME.json`` and ``NAME/``, without subfolders where no two images have the same file name."""
     names = [
@@ -50,6 +65,7 @@ def _write_split(split: Split, folder: Path, name: str) -> None:
         for own, image in zip(split.images.names(), split.images, strict=True)
     ]
     flat = max(Counter(Path(name).name.lower() for name in names).values(), default=1) == 1
+    names = _distinct(names)
     values = split.coco
     entries = []
     (folder / name).mkdir()

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from masklab.images.embedded import embedded_bytes, is_embedded
 from masklab.images.opened import ORIENTATION, Opened, bands, channels_without_alpha, check_size, upright
-from masklab.images.surplus import check_file_size, check_jpeg, check_png
+from masklab.images.surplus import check_file_size, check_head, check_jpeg
 
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # some of the others run a program
@@ -22,8 +22,11 @@ _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM
 def open_pillow(path: Path) -> ImageFile.ImageFile:
     """Open a file of a known format with Pillow, whatever its suffix; only the header is read.
 
-    Of a JSON file it is the image that labelme embeds there.
+    Of a JSON file it is the image that labelme embeds there.  Raises Pillow's errors, and `ValueError` for a file whose
+    chunks or size are out of all proportion: Pillow reads some of them whole at once.
     """
+    with io.BytesIO(embedded_bytes(path)) if is_embedded(path) else open(path, "rb") as file:
+        check_head(file)
     return Image.open(io.BytesIO(embedded_bytes(path)) if is_embedded(path) else path, formats=_PILLOW_FORMATS)
 
 
@@ -35,9 +38,6 @@ def open_verified(path: Path) -> ImageFile.ImageFile:
     with open_pillow(path) as opened:
         file: Any = opened.fp
         if opened.format == "PNG":
-            place = file.tell()
-            check_png(file)
-            file.seek(place)
             opened.verify()
         elif opened.format != "TIFF":  # its pages are looked at by `images.tiff`
             check_file_size(file.seek(0, os.SEEK_END), _decoded_bytes(opened), opened.format in ("GIF", "WEBP"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import struct
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, check_size, upright
 from masklab.images.pillow import read_pillow
-from masklab.images.surplus import decompress, most_compressed
+from masklab.images.surplus import decode_segment, most_compressed, refuse_shared_bytes, refuse_surplus, segment_bytes
 from masklab.utils.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -61,34 +60,10 @@ class _Segments:
                 down, across = _overlap(rows, top, height), _overlap(columns, left, width)
                 if length and down and across:
                     page.parent.filehandle.seek(offset)
-                    segment = _decode(self.key, page.parent.filehandle.read(length), index)
+                    segment = decode_segment(self.key, page.parent.filehandle.read(length), index)
                     first = channel + plane
                     values[down[0], across[0], first : first + samples] = segment[down[1], across[1]]
         return values
-
-
-def _decode(key: Any, data: bytes, index: int) -> NDArray[Any]:
-    """A strip or tile ``(H, W, samples)``; `ValueError` for one that holds far more than its pixels."""
-    most = most_compressed(_segment_bytes(key))
-    plain = None if key.fillorder == 2 else decompress(data, key.compression, most)
-    decoder = key if plain is None else _as_uncompressed(key)
-    values: NDArray[Any] = decoder.decode(data if plain is None else plain, index)[0][0]
-    return values
-
-
-def _as_uncompressed(key: Any) -> Any:
-    """A page like another one whose segments are decompressed already."""
-    twin = copy.copy(key)
-    for kept in ("decode", "hash"):
-        twin.__dict__.pop(kept, None)
-    twin.compression = 1
-    return twin
-
-
-def _segment_bytes(key: Any) -> int:
-    """The bytes of the pixels of a whole strip or tile."""
-    _, _, (depth, height, width, samples) = key.decode(None, 0)
-    return int(depth * height * math.ceil(width * samples * key.bitspersample / 8))
 
 
 def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Opened:
@@ -100,7 +75,7 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
         if len(series.pages) > 1:
             raise _stack(series, axes, path)
-        _refuse_shared_bytes([page])
+        refuse_shared_bytes([page])
         return _read_pillow(page, path, channels)
     _refuse_lost_tags(page)
     _refuse_lost_pages(tiff)
@@ -114,19 +89,19 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     elif _lacks_codec(page):
         if len(series.pages) > 1 or page.samplesperpixel > (4 if page.bitspersample == 8 else 1):
             raise _missing_codec(page, path)
-        _refuse_shared_bytes([page])
+        refuse_shared_bytes([page])
         return _read_pillow(page, path, channels)
     else:
         for each in pages:
             _check_segments(each, page.keyframe)
-        _refuse_shared_bytes(pages)
+        refuse_shared_bytes(pages)
         if axes == series.axes and _in_segments(series):
             values = _Segments(pages)
             if orientation != 1:
                 values = upright(values[:, :], orientation)
         else:
             check_size(series.nbytes)
-            _refuse_surplus(pages)
+            refuse_surplus(pages)
             values = upright(_channels_last(series.asarray(), axes), orientation)
     alpha = any(sample in _ALPHA for sample in page.extrasamples)
     return Opened(values, channels_without_alpha(values.shape[2], alpha, channels))
@@ -217,35 +192,10 @@ def _check_segments(page: Any, key: Any) -> None:
     needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
     whole = key.decode(None, 0)[2]
     check_size(*whole, key.dtype.itemsize)
-    if max(lengths, default=0) > most_compressed(_segment_bytes(key)):
-        raise ValueError(f"a strip or tile has {max(lengths)} bytes but its pixels need {_segment_bytes(key)}")
+    if max(lengths, default=0) > most_compressed(segment_bytes(key)):
+        raise ValueError(f"a strip or tile has {max(lengths)} bytes but its pixels need {segment_bytes(key)}")
     if key.compression == 1 and not key.is_tiled and all(lengths) and sum(lengths) != needed:
         raise ValueError(f"its strips hold {sum(lengths)} bytes but its pixels need {needed}")
-
-
-def _refuse_shared_bytes(pages: Sequence[Any]) -> None:
-    """Refuse strips or tiles that lie outside the file, share bytes with others, or are larger than pixels can be.
-
-    A few kilobytes could otherwise stand for an image of any size.
-    """
-    offsets = np.concatenate([np.asarray(page.dataoffsets, np.int64) for page in pages])
-    lengths = np.concatenate([np.asarray(page.databytecounts, np.int64) for page in pages])
-    order = np.argsort(offsets[lengths > 0], kind="stable")
-    starts, ends = offsets[lengths > 0][order], (offsets + lengths)[lengths > 0][order]
-    if (starts[1:] < ends[:-1]).any():
-        raise ValueError("its strips or tiles share bytes")
-    if len(ends) and not 0 <= ends.max() <= pages[0].parent.filehandle.size:
-        raise ValueError("a strip or tile lies outside the file")
-
-
-def _refuse_surplus(pages: Sequence[Any]) -> None:
-    """Refuse strips or tiles that hold more than `_decode` allows, where tifffile decodes them all by itself."""
-    key = pages[0].keyframe
-    most = most_compressed(_segment_bytes(key))
-    for page in pages:
-        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-            page.parent.filehandle.seek(offset)
-            decompress(page.parent.filehandle.read(min(length, most)), key.compression, most)
 
 
 def _lacks_codec(page: Any) -> bool:
