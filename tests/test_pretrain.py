@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
 from masklab.cli.app import main
+from masklab.config.recipe import load_recipe
 from masklab.config.schema import validate
 from masklab.datasets.objects import Objects
 from masklab.datasets.split import Split
@@ -424,3 +425,20 @@ def test_command_line(shapes, tmp_path, capsys, caplog):
 def test_logits_have_the_cells_of_the_last_feature_map(tiny_config):
     network = build_segmentation(tiny_config.model, 4).eval()
     assert network(torch.zeros(1, 3, 97, 113)).shape == (1, 5, 13, 15)
+
+
+def test_as_many_classes_as_a_map_can_name_are_taken(shapes, tmp_path, monkeypatch):
+    class OpenedSplits(Exception):
+        pass
+
+    def reached(*_):
+        raise OpenedSplits
+
+    config = load_recipe("shapes")
+    monkeypatch.setattr("masklab.training.pretrain.build_fabric", reached)
+    monkeypatch.setattr("masklab.training.pretrain.MOST_CLASSES", 4)
+    with pytest.raises(OpenedSplits):
+        pretrain(config, shapes, tmp_path / "run")
+    monkeypatch.setattr("masklab.training.pretrain.MOST_CLASSES", 3)
+    with pytest.raises(InputError, match="4 categories but pretraining takes at most 3"):
+        pretrain(config, shapes, tmp_path / "run")
