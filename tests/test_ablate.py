@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from masklab.cli.app import main
+from masklab.datasets.source import DataSource
 from masklab.paper import ablate as ablate_module
 from masklab.paper.ablate import ablate, row_config
 from masklab.paper.comparison import Result, draw_results, mean_and_std, order_of, order_sentence, orders, write_results
@@ -273,7 +274,7 @@ def test_the_command_line(shapes, recipe, tmp_path, monkeypatch, capsys):
     words += ["--rows", *ROWS, "--train.steps", "7", "--image.augment.scale_jitter", "[0.9,1.1]"]
     assert main(words) == 0
     changes = {"train": {"steps": 7}, "image": {"augment": {"scale_jitter": (0.9, 1.1)}}}
-    assert seen == [("table3", shapes, tmp_path, 3, recipe, changes, list(ROWS))]
+    assert seen == [("table3", DataSource(shapes), tmp_path, 3, recipe, changes, list(ROWS))]
 
     def fail(*_):
         raise FailedRunsError("1 of 2 runs failed")

@@ -183,7 +183,7 @@ def test_detections_of_a_class_that_the_data_lack_are_not_wrong(renamed, tiny_co
     counted = []
     monkeypatch.setattr(
         "masklab.evaluation.evaluate.read_inputs",
-        lambda truth, results: counted.append(results) or read_inputs(truth, results),
+        lambda truth, results, *others: counted.append(results) or read_inputs(truth, results, *others),
     )
     folder = renamed(lambda values: None)
     assert found(1) == 4, "one in each image"

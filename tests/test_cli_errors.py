@@ -92,6 +92,8 @@ def test_every_field_is_named_with_its_value():
     names = list(leaves(Config))
     assert len(names) > 80
     for name in names:
+        if name == "layout":  # a text may be anything; `recognise` knows the layouts
+            continue
         assert field_fault([f"--{name}", "{x: 1}"]).startswith(f'{name} is {{"x": 1}} but must be ')
 
 
