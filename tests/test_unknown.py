@@ -207,3 +207,10 @@ def test_a_message_is_one_line_whatever_a_file_brings_into_it(tmp_path):
     data = yolo_and_coco(tmp_path)
     put(data / "data.yaml", 'names: [fruit]\ntrain: "new\\nline\\u001b[2J"\n')
     fails(["data.yaml", "new\\nline\\x1b[2J"], open_split, DataSource(data, layout="yolo"), "train")
+
+
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "result.json").symlink_to(tmp_path / "result.json")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (5, 4)).save(tmp_path / "images" / "a.png")
+    fails([str(tmp_path), "holds no data set", "result.json"], open_split, tmp_path, "train")

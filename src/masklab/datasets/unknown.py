@@ -224,7 +224,7 @@ def _files(folder: Path) -> Iterator[str]:
             name = os.path.join(place, entry.name)
             if entry.is_dir(follow_symlinks=False) and name.count(os.sep) < _DEEPEST:
                 places.append(name)
-            elif not entry.is_dir():
+            elif not os.path.isdir(entry.path):  # which a link to itself is not
                 yield name
         left -= len(here)
         if left <= 0:

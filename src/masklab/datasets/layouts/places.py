@@ -164,7 +164,11 @@ def _entries(folder: Path, endings: tuple[str, ...] = ()) -> list[Path]:
                 entry.name
                 for entry in entries
                 if entry.name[0] != "."
-                and (entry.name.lower().endswith(endings) and entry.is_file() if endings else entry.is_dir())
+                and (
+                    entry.name.lower().endswith(endings) and os.path.isfile(entry.path)
+                    if endings
+                    else os.path.isdir(entry.path)
+                )
             )
     except OSError:
         return []
