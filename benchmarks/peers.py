@@ -252,10 +252,10 @@ def train_ours(row: Row) -> list[dict[str, Any]]:
 
 def train_torchvision(row: Row) -> list[dict[str, Any]]:
     if not (row.run / WEIGHTS).is_file():  # they are written once, at the end
-        start = open_run(row.run, clear_or_resume(row.run))
-        torch.manual_seed(row.config.train.seed)
-        task, batches = build(row, start.step)
-        fit(build_fabric(row.config.train), task, batches, row.train, row.run, start)
+        with open_run(row.run, clear_or_resume(row.run)) as start:
+            torch.manual_seed(row.config.train.seed)
+            task, batches = build(row, start.step)
+            fit(build_fabric(row.config.train), task, batches, row.train, row.run, start)
     model = build_torchvision(row)
     model.load_state_dict(load_file(row.run / WEIGHTS))
     model = model.to(default_device(), memory_format=torch.channels_last).eval()

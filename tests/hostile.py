@@ -200,7 +200,8 @@ def read_any_run(folder: Path, config: Any) -> dict[str, Any]:
     from masklab.training.resume import CHECKPOINT, open_run
 
     refuse_other_settings(folder, config)
-    step = open_run(folder, resume=True).step
+    with open_run(folder, resume=True) as start:
+        step = start.step
     tensors = torch.load(folder / CHECKPOINT, weights_only=True)["network"]
     return {
         "record": read_record(folder),

@@ -125,6 +125,7 @@ def test_a_run_stopped_before_or_after_its_checkpoints_goes_on(finished, shapes,
     run = tmp_path / "table3-2" / "seed0"
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("step\n")  # no checkpoint yet
+    (run / "run.json").write_text('{"checkpoint": "resume.ckpt", "data": {}, "starts": []}')
     ablate("table3", shapes, tmp_path, 1, recipe, rows=ROWS[:1])
     (run / "metrics.json").unlink()  # trained to the end, not evaluated
     ablate("table3", shapes, tmp_path, 1, recipe, rows=ROWS[:1])

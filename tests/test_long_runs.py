@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import re
@@ -21,6 +20,7 @@ import torch
 import yaml
 from contracts import broken_at, changed, fails
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from processes import in_another_process, needs_fork, recipe_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -44,25 +44,6 @@ from masklab.training.task import InstanceTask
 from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
 from masklab.weights.checkpoint import load_model, read_notes, save_model
-
-needs_fork = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system does not fork processes"
-)
-
-
-def in_another_process(task, *arguments, **environment):
-    """Start ``task`` in a process of its own, forked from one that has done nothing but the imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.train", "pytest"])
-    process = context.Process(target=_run, args=(task, arguments, environment))
-    process.start()
-    return process
-
-
-def _run(task, arguments, environment):
-    torch.set_num_threads(1)
-    os.environ.update(environment)
-    sys.exit(task(*arguments))
 
 
 def printing(path, words):
@@ -111,11 +92,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def recipe_file(config, path):
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    return str(path)
 
 
 def rows_of(run):
@@ -245,7 +221,7 @@ def test_a_run_that_is_told_to_stop_does_so_at_once_and_says_how_to_go_on(
             os.kill(os.getpid(), told)
 
     monkeypatch.setattr(masklab.training.loop, "check_finite", check_step)
-    assert main(["train", recipe, "--data", str(shapes), "--output", str(run)]) == 130
+    assert main(["train", recipe, "--data", str(shapes), "--output", str(run)]) == 128 + told
     assert steps == [0, 1, 2]
     assert f"masklab: stopped after step 2: resume {run} to go on" in capsys.readouterr().err
     assert signal.getsignal(told) == handler
@@ -389,6 +365,11 @@ def test_without_csv_there_is_no_metrics_file(shapes, tiny_config, tmp_path):
 # Files that were tampered with
 
 
+def step_of(run):
+    with open_run(run, resume=True) as start:
+        return start.step
+
+
 class Hostile:
     def __init__(self, path):
         self.path = path
@@ -409,8 +390,7 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path, content):
         torch.save({"step" if content == "other" else "global_step": 3, "value": value}, path)
         if content == "truncated":
             path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(InputError, match=r"resume\.ckpt is damaged or not a checkpoint"):
-        open_run(tmp_path, resume=True)
+    fails(["resume.ckpt is damaged or not a checkpoint"], step_of, tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
@@ -490,12 +470,12 @@ def test_notes_that_make_no_sense_are_refused(weights, tmp_path):
 def test_a_checkpoint_of_which_a_bit_was_turned_over_is_refused(tmp_path):
     path = tmp_path / "resume.ckpt"
     torch.save({"global_step": 3, "weight": torch.zeros(100_000)}, path)
-    assert open_run(tmp_path, resume=True).step == 3
+    assert step_of(tmp_path) == 3
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert torch.load(path, weights_only=True)["weight"].count_nonzero() == 1, "torch reads it"
-    fails(["resume.ckpt", "damaged"], open_run, tmp_path, True)
+    fails(["resume.ckpt", "damaged"], step_of, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3, "starts": []}', '{"data": {}}', "\udcff"])

@@ -20,6 +20,7 @@ from masklab.images.read import channels_and_dtype, image_size, read_image
 from masklab.inference.folder import predict_folder
 from masklab.model.build import build_model
 from masklab.utils.files import atomic_write, file_name
+from masklab.utils.log import terminal_messages
 
 RNG = np.random.default_rng(0)
 TWO = RNG.integers(0, 256, (40, 50, 2), dtype=np.uint8)
@@ -264,3 +265,41 @@ def test_a_name_is_cut_to_what_a_file_can_have(tmp_path, stem):
     with atomic_write(tmp_path / name) as temporary:
         temporary.write_text("written")
     assert (tmp_path / name).read_text() == "written"
+
+
+# ---- animations, and what Pillow warns of
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_of_an_animation_the_first_frame_is_read_and_a_warning_says_so_once(tmp_path, caplog, suffix):
+    frames = [Image.fromarray(np.full((20, 30, 3), value, np.uint8)) for value in (0, 120, 240)]
+    for name in ("a", "b"):
+        frames[0].save(tmp_path / f"{name}.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+        assert read_image(tmp_path / f"{name}.{suffix}", 3).max() == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"images of {tmp_path} are animations, of which the first frame is read; to use the others, save each as a "
+        "file of its own."
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "jpg"])
+def test_of_a_single_image_nothing_is_said(tmp_path, caplog, suffix):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / f"a.{suffix}")
+    read_image(tmp_path / f"a.{suffix}", 3)
+    assert not caplog.records
+
+
+def test_pillows_warnings_are_lines_of_our_own_or_not_shown(tmp_path, capsys):
+    harmless = Image.fromarray(np.zeros((20, 30), np.uint8), "P")
+    harmless.putpalette([0, 0, 0] * 256)
+    harmless.save(tmp_path / "p.png", transparency=bytes([128] * 256))
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x40\0")
+    with terminal_messages(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+        read_image(tmp_path / "p.png", 3)
+        assert capsys.readouterr().err == ""
+        read_image(tmp_path / "a.jpg", 3)
+    said = capsys.readouterr().err
+    assert said.startswith("masklab: Pillow, which reads images: ")
+    assert said.count("\n") == 1
+    assert "site-packages" not in said

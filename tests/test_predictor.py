@@ -1,6 +1,7 @@
 """The predictor: lists of images equal one by one, what shares a forward pass, and the options."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -268,3 +269,29 @@ def test_boxes_without_sense_are_refused(model, boxes, labels, words):
 def test_a_predictor_says_what_it_is(model):
     assert "3 classes, threshold 0.50" in repr(predictor(model))
     assert {"load", "train", "evaluate"} <= set(dir(masklab))
+
+
+def test_threads_that_predict_leave_the_mode_of_every_part_as_it_was(tiny_config, classes):
+    """The first to begin ends first, and a part that was in evaluation mode stays so."""
+    network = build_model(tiny_config, classes).train()
+    network.backbone.eval()
+    before = {name: module.training for name, module in network.named_modules()}
+    inside, first_has_ended, seen = threading.Event(), threading.Event(), []
+
+    def second():
+        with predictor(network).inference():
+            inside.set()
+            assert first_has_ended.wait(10)
+            seen.append(any(module.training for module in network.modules()))
+
+    thread = threading.Thread(target=second)
+    with predictor(network).inference():
+        thread.start()
+        assert inside.wait(10)
+    first_has_ended.set()
+    thread.join()
+    assert seen == [False]
+    assert {name: module.training for name, module in network.named_modules()} == before
+    with pytest.raises(InputError), predictor(network).inference():
+        raise InputError("of the image")
+    assert {name: module.training for name, module in network.named_modules()} == before

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from masklab.utils.errors import BrokenLossError, InputError
     from masklab.weights.checkpoint import save_model as save
     from masklab.weights.segmentation import initial_model as build_model
+
+    __version__: str
 
 _HOMES = {
     "BrokenLossError": "utils.errors.BrokenLossError",
@@ -52,7 +53,6 @@ _HOMES = {
     "train": "training.train.train",
 }
 logging.getLogger("masklab").addHandler(logging.NullHandler())
-__version__ = version("masklab")
 __all__ = sorted(_HOMES)
 
 
@@ -62,6 +62,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: ``import masklab`` itself costs nothing."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("masklab")
     if name not in _HOMES:
         raise AttributeError(f"module masklab has no attribute {name}")
     module, _, attribute = _HOMES[name].rpartition(".")

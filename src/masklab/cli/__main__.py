@@ -2,6 +2,6 @@
 
 import sys
 
-from masklab.cli.app import main
+from masklab.cli import main
 
 sys.exit(main())

@@ -8,12 +8,15 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from masklab import __version__
 from masklab.cli.registry import GROUPS, VERBS, Verb
 from masklab.utils.errors import BrokenLossError, FailedRunsError, FaultyDataError, InputError
+from masklab.utils.failures import machine_error
 from masklab.utils.log import any_encoding, terminal_messages
+from masklab.utils.signals import exit_code, stop_signals
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -22,22 +25,34 @@ _log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0, 1 for work that failed, 2 for input that cannot be used."""
+    """Run one verb; returns the exit code.
+
+    That is 0, 1 for work that failed, 2 for input that cannot be used, or 128 and the number of the signal that
+    stopped the verb: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     # The waiting threads of OpenMP spin by default; with another process on the same cores, such as the one
     # that loads images, that makes a training step many times slower.  It must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with any_encoding(), terminal_messages():
         try:
-            verb, parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
-            verb.run(parsed)
+            with stop_signals():
+                verb, parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
+                verb.run(parsed)
+                sys.stdout.flush()  # or Python finds at its very end that nothing could be written
         except InputError as error:
             return _fail(str(error), 2)
         except (BrokenLossError, FailedRunsError, FaultyDataError) as error:
             return _fail(str(error), 1)
         except KeyboardInterrupt as stop:
-            return _fail(str(stop) or "stopped.", 130)
+            return _fail(str(stop) or "stopped.", exit_code(stop))
         except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
+        except Exception as error:
+            refused = machine_error(error)
+            if refused is None:
+                raise
+            _discard_output()
+            return _fail(str(refused), 1)
     return 0
 
 
@@ -109,6 +124,15 @@ class _Overview(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`.")
 
 
+def _discard_output() -> None:
+    """Leave out what is still to be written to stdout, if that is what failed: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, code: int) -> int:
-    _log.error(message)
+    with suppress(OSError):  # stderr may be full too
+        _log.error(message)
     return code

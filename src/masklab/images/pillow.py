@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from masklab.images.embedded import embedded_bytes, is_embedded
 from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, upright
+
+_log = logging.getLogger(__name__)
 
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # some of the others run a program
@@ -48,6 +52,8 @@ def pillow_values(image: Image.Image, channels: int | None) -> NDArray[Any]:
 def read_pillow(path: Path, channels: int | None) -> Opened:
     """Decode a whole image file, upright."""
     with open_verified(path) as opened:
+        if getattr(opened, "is_animated", False) and opened.format in ("GIF", "PNG", "WEBP"):
+            _warn_of_frames(path.parent)
         mode = opened.tile[0][3] if opened.format == "PNG" and opened.tile else None
         if mode == "LA;16B" or mode in _LOW_BYTES:
             return _read_deep_png(path, mode, channels)
@@ -55,6 +61,15 @@ def read_pillow(path: Path, channels: int | None) -> Opened:
         if opened.mode == "I" and opened.format in ("PNG", "PPM"):  # 16 bits stored in 32
             values = values.astype(np.uint16)
     return Opened(values, values.shape[2])
+
+
+@lru_cache
+def _warn_of_frames(folder: Path) -> None:
+    """Say, once for a folder, that animations are read as their first frame."""
+    _log.warning(
+        "images of %s are animations, of which the first frame is read; to use the others, save each as a file of its own.",
+        folder,
+    )
 
 
 def _read_deep_png(path: Path, mode: str, channels: int | None) -> Opened:

@@ -20,6 +20,7 @@ from masklab.inference.predictor import Predictor
 from masklab.results.instances import Instances
 from masklab.results.overlay import overlay
 from masklab.utils.errors import InputError
+from masklab.utils.failures import only_this_file
 from masklab.utils.files import atomic_write, file_name, make_folder
 from masklab.utils.progress import track
 from masklab.utils.types import Size
@@ -73,6 +74,8 @@ def predict_folder(
             with atomic_write(output / _overlay_name(path)) as temporary:
                 overlay(shown_image, instances, predictor.threshold).save(temporary, "PNG")
         except (InputError, OSError) as error:
+            if isinstance(error, OSError) and not only_this_file(error):
+                raise
             _log.warning("%s", error if isinstance(error, InputError) else f"{path} cannot be drawn: {error}.")
             broken += 1
             continue

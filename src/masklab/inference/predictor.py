@@ -22,6 +22,7 @@ from masklab.inference.options import PredictionOptions
 from masklab.inference.test_time_augmentation import PLAIN, SAME_OBJECT, Detected, View, fuse_boxes
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
+from masklab.model.mode import evaluation_mode
 from masklab.ops.coordinates import padded_size
 from masklab.results.instances import Instances
 from masklab.structures import ClassTable
@@ -57,7 +58,8 @@ class Predictor:
     """A model with all that leads from images to `Instances`.
 
     ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`.  Every method runs the model in
-    evaluation mode, without gradients and in the precision of the options, and puts its mode back.
+    evaluation mode, without gradients and in the precision of the options, and puts its mode back, also where several
+    threads run it.
 
     Raises `InputError` for a precision that the model's device does not have.
     """
@@ -174,13 +176,8 @@ class Predictor:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Evaluation mode, no gradients, and the precision of the options; the model's mode is put back."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode(), autocast(self.device, self.options.precision):
-                yield
-        finally:
-            self.model.train(was_training)
+        with evaluation_mode(self.model), torch.inference_mode(), autocast(self.device, self.options.precision):
+            yield
 
     def image_config(self, image: Tensor) -> ImageConfig:
         """How the intensities of an image (C, H, W) are rescaled: as in training, or stretched if the options say so."""

@@ -23,10 +23,10 @@ from masklab.paper.comparison import FIGURES, Result, print_results, write_resul
 from masklab.paper.tables import TABLES, Row, table_rows
 from masklab.structures import ClassTable
 from masklab.training.auto import resolve_auto
-from masklab.training.record import refuse_other_settings
-from masklab.training.resume import CHECKPOINT
+from masklab.training.record import RECORD, refuse_other_settings
 from masklab.training.train import train
 from masklab.utils.errors import FailedRunsError, InputError
+from masklab.utils.files import atomic_write
 from masklab.utils.words import counted
 from masklab.weights.segmentation import check_network
 
@@ -91,7 +91,8 @@ def ablate(
             _train_and_evaluate(run)
         except Exception as error:  # the other runs may succeed
             failed[run.folder] = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            with atomic_write(run.folder / "error.txt") as temporary:
+                temporary.write_text(traceback.format_exc(), encoding="utf-8")
             _log.warning("%s failed: %s", run.folder, failed[run.folder])
         results = [Result(row, _figures(runs, row)) for row in chosen]
         write_results(Path(output), table, about, results)
@@ -165,10 +166,7 @@ def _train_and_evaluate(run: _Run) -> None:
         _log.info("finished before")
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    resume = (run.folder / CHECKPOINT).is_file()
-    if not resume:
-        (run.folder / "metrics.csv").unlink(missing_ok=True)  # the run was stopped before its first checkpoint
-    train(run.config, run.data, resume=resume)
+    train(run.config, run.data, resume=(run.folder / RECORD).is_file())
     masks_alone = evaluate(run.folder, run.data, "val", ground_truth_boxes=True)["mask"]
     write_metrics(run.folder / METRICS, evaluate(run.folder, run.data, "val") | {"mask_in_true_boxes": masks_alone})
     (run.folder / "error.txt").unlink(missing_ok=True)

@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from masklab.config.nested import flatten
 from masklab.config.schema import Config
+from masklab.training.lock import RunLock
 from masklab.utils.errors import InputError
-from masklab.utils.files import atomic_write
+from masklab.utils.files import atomic_write, naming
 
 LOG = "metrics.csv"
 _EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name
@@ -32,11 +33,12 @@ class RunLog:
     """Writes rows of figures to the loggers that ``train.loggers`` names, and shows progress.
 
     A resumed run, one with a ``step`` above 0, keeps the rows up to that step and appends to them.  ``ids`` holds the
-    ids under which external loggers know the run, and gets those of a new one.  Only one process has a log.
+    ids under which external loggers know the run, and gets those of a new one.  Only the process that holds the
+    ``lock`` has a log; its methods raise `MachineError` if the folder is gone, which loggers would make anew.
     """
 
-    def __init__(self, run: Path, config: Config, step: int, ids: dict[str, str]) -> None:
-        settings = config.train
+    def __init__(self, run: Path, config: Config, step: int, ids: dict[str, str], lock: RunLock) -> None:
+        settings, self.lock = config.train, lock
         self.loggers = {name: _open_logger(name, run, config, step, ids) for name in settings.loggers}
         self.first, self.steps, self.began = step, settings.steps, time.monotonic()
         self.bar = Progress(
@@ -49,6 +51,7 @@ class RunLog:
 
     def advance(self, step: int) -> None:
         """Move the progress bar to a step."""
+        self.lock.check()
         self.bar.update(self.task, completed=step)
 
     def write_losses(self, step: int, row: dict[str, float]) -> None:
@@ -77,9 +80,11 @@ class RunLog:
                 each.experiment.finish(int(error is not None))  # type: ignore[attr-defined]
 
     def _write(self, step: int, row: dict[str, float]) -> None:
-        for each in self.loggers.values():
-            each.log_metrics(row, step)
-            each.save()
+        self.lock.check()
+        with naming(self.lock.folder):
+            for each in self.loggers.values():
+                each.log_metrics(row, step)
+                each.save()
 
     def _show(self, line: str, in_bar: str) -> None:
         if self.in_terminal:
@@ -129,7 +134,7 @@ class _CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
         if set(row) <= set(self.columns):
-            with open(self.path, "a", newline="") as file:
+            with naming(self.path), open(self.path, "a", newline="") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         else:
             self._rewrite([*read_log(self.path, step or 0), row])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +21,9 @@ from masklab.training.record import write_record
 from masklab.training.resume import CHECKPOINT, Start, TrainingState
 from masklab.training.task import Task
 from masklab.utils.device import check_precision, memory_in_use
-from masklab.utils.errors import BrokenLossError, InputError
+from masklab.utils.errors import BrokenLossError, InputError, MachineError
+from masklab.utils.failures import machine_error
+from masklab.utils.signals import Stopped, exit_code, stop_signals
 
 
 def fit(
@@ -41,8 +41,9 @@ def fit(
     the processes share.  Then ``last.safetensors`` is written, ``best.safetensors`` if no score was higher, and the
     file ``checkpoint``, which is also written every ``train.checkpoint_every`` steps.
 
-    Raises `InputError` for settings that the machine cannot run, `BrokenLossError` for a loss that is not finite and
-    `KeyboardInterrupt` after Ctrl-C and SIGTERM.
+    Raises `InputError` for settings that the machine cannot run, `BrokenLossError` for a loss that is not finite,
+    `MachineError` for a disk that is full and for memory that is lacking, and `KeyboardInterrupt` after Ctrl-C and
+    SIGTERM.
     """
     config, settings = task.config, task.config.train
     if not len(task.val):
@@ -56,12 +57,12 @@ def fit(
     state = TrainingState(task.network.to(fabric.device).train(), settings)
     if start.checkpoint is not None:
         state.load_state_dict(start.checkpoint)
-    with stopping_processes(fabric), _interruptible(run, state):
+    with stopping_processes(fabric), _resumable(run, state):
         fabric.launch()
         broadcast(state.tensors())
         with (
             closing(BatchGradients(task, fabric.device, fabric.world_size, state.scaler)) as gradients,
-            RunLog(run, config, state.step, state.loggers) if fabric.is_global_zero else nullcontext() as log,
+            nullcontext() if start.lock is None else RunLog(run, config, state.step, state.loggers, start.lock) as log,
         ):
             if not state.out_of_patience:
                 _loop(fabric, task, batches, state, gradients, log, run / checkpoint)
@@ -148,16 +149,18 @@ def check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int | str
 
 
 @contextmanager
-def _interruptible(run: Path, state: TrainingState) -> Iterator[None]:
-    """Let SIGTERM, by which schedulers stop a run, do what Ctrl-C does, and say how to go on after either."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+def _resumable(run: Path, state: TrainingState) -> Iterator[None]:
+    """Let SIGTERM, by which schedulers stop a run, do what Ctrl-C does, and say how to go on after what is no fault."""
     try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after step {state.step}: resume {run} to go on from its last checkpoint."
+        with stop_signals():
+            yield
+    except KeyboardInterrupt as stop:
+        raise Stopped(
+            f"stopped after step {state.step}: resume {run} to go on from its last checkpoint.", exit_code(stop)
         ) from None
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
+    except Exception as error:
+        refused = machine_error(error)
+        if refused is None:
+            raise
+        how = "" if refused is error else "; --resume goes on from the last checkpoint"
+        raise MachineError(f"stopped after step {state.step}: {str(refused).rstrip('.')}{how}.") from error

@@ -52,7 +52,7 @@ def pretrain(config: Config, data: Data | None = None, output: str | Path | None
     ``model.backbone.segmentation_weights``.  The sections ``image`` and ``train`` of the configuration apply
     unchanged; of ``model``, the backbone and ``mask.dilations``.
 
-    Raises `InputError` for data that cannot be used and `BrokenLossError` for a loss that is not finite.
+    Raises `InputError`, `BrokenLossError` and `MachineError` as `masklab.training.train.train` does.
     """
     source, run = data_and_run(config, data, output)
     if config.train.start_from is not None:
@@ -67,21 +67,21 @@ def pretrain(config: Config, data: Data | None = None, output: str | Path | None
         )
     val_split = open_split(source, "val", classes)
     fabric = build_fabric(config.train)
-    start = open_run(run, resume, fabric.is_global_zero, CHECKPOINT)
-    if fabric.is_global_zero:
-        _log.info(train_split.summary())
-    config = resolve_image_fields(config, train_split)
-    if start.checkpoint is None:
-        judge_data(train_split, val_split, config.image, fabric.is_global_zero)
-    torch.manual_seed(config.train.seed)
-    network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
-        memory_format=torch.channels_last
-    )
-    batches = semantic_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
-    fit(fabric, SegmentationTask(network, config, val_split), batches, train_split, run, start, CHECKPOINT)
-    best = run / "best.safetensors"
-    if fabric.is_global_zero:
-        _report(best)
+    with open_run(run, resume, fabric.is_global_zero, CHECKPOINT) as start:
+        if fabric.is_global_zero:
+            _log.info(train_split.summary())
+        config = resolve_image_fields(config, train_split)
+        if start.checkpoint is None:
+            judge_data(train_split, val_split, config.image, fabric.is_global_zero)
+        torch.manual_seed(config.train.seed)
+        network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
+            memory_format=torch.channels_last
+        )
+        batches = semantic_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
+        fit(fabric, SegmentationTask(network, config, val_split), batches, train_split, run, start, CHECKPOINT)
+        best = run / "best.safetensors"
+        if fabric.is_global_zero:
+            _report(best)
     return best
 
 

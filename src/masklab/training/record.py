@@ -22,7 +22,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, read_yaml
 from masklab.utils.versions import versions
 
-_RECORD = "run.json"
+RECORD = "run.json"
 _RENAMED_FACTS = {"pictures": "images", "pictures_sha256": "images_sha256"}  # version 0.1 -> now
 # fields that do not change the result, and may change when a run is resumed
 _FREE = (
@@ -73,7 +73,7 @@ def write_record(
             "versions": versions(),
         },
     ]
-    _write(run / _RECORD, json.dumps({"checkpoint": checkpoint, "data": data, "starts": starts}, indent=2) + "\n")
+    _write(run / RECORD, json.dumps({"checkpoint": checkpoint, "data": data, "starts": starts}, indent=2) + "\n")
     _write(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_lists(splits, run / "split.json")
 
@@ -98,7 +98,7 @@ def refuse_other_settings(run: Path, config: Config) -> None:
 
 def read_record(run: Path) -> dict[str, Any]:
     """The content of ``run.json``, empty where there is none; `InputError` for a damaged one."""
-    path = run / _RECORD
+    path = run / RECORD
     if not path.is_file():
         return {}
     try:

@@ -7,6 +7,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from masklab.config.schema import Config
 from masklab.config.train import TrainConfig
 from masklab.datasets.source import Data, DataSource, as_source, named_source
 from masklab.training.ema import ExponentialMovingAverage
+from masklab.training.lock import LOCK, RunLock, locked
 from masklab.training.optimizer import build_optimizer, set_learning_rate
 from masklab.training.record import read_record
 from masklab.utils.errors import InputError
-from masklab.utils.files import atomic_write, make_folder
+from masklab.utils.files import atomic_write
 from masklab.weights.migrate import migrate_checkpoint
 
 CHECKPOINT = "resume.ckpt"
@@ -29,10 +31,14 @@ _UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zl
 
 
 class Start(NamedTuple):
-    """The step a run starts at, and the checkpoint that it resumes, as `TrainingState.state_dict` made it, or None."""
+    """How a run starts: its step, and the checkpoint that it resumes, as `TrainingState.state_dict` made it, or None.
+
+    ``lock`` is held by the first process of the run; the others have None.
+    """
 
     step: int
     checkpoint: dict[str, Any] | None
+    lock: RunLock | None = None
 
 
 def data_and_run(config: Config, data: Data | None = None, output: str | Path | None = None) -> tuple[DataSource, Path]:
@@ -50,38 +56,52 @@ def data_and_run(config: Config, data: Data | None = None, output: str | Path | 
     return source, Path(output)
 
 
-def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT) -> Start:
-    """Make the run folder, or read the checkpoint of the run that is there.
+@contextmanager
+def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT) -> Iterator[Start]:
+    """Make the run folder, or read the checkpoint of the run that is there; it is locked while the context is open.
 
     ``name`` is the checkpoint's, which differs by type of run.  A run that was stopped before its first checkpoint
-    starts again from step 0.  Of several processes only the ``first`` changes anything.  Raises `InputError` for a
-    folder that holds a run that is not to be resumed, for one without a checkpoint and for a damaged checkpoint.
+    starts again from step 0.  Of several processes only the ``first`` changes anything and locks.  Raises `InputError`
+    for a folder that holds a run that is not to be resumed or that another process is at work in (see
+    `masklab.training.lock.locked`), for one without a checkpoint and for a damaged checkpoint.
     """
+    if resume and not run.is_dir():
+        raise _nothing_to_resume(run, name)
+    with locked(run) if first else nullcontext() as lock:
+        yield _start(run, resume, name, lock)
+
+
+def _start(run: Path, resume: bool, name: str, lock: RunLock | None) -> Start:
     checkpoint = run / name
     if not resume:
-        if first and ((run / "metrics.csv").exists() or checkpoint.exists()):
+        if lock is not None and ((run / "metrics.csv").exists() or checkpoint.exists()):
             raise InputError(f"{run} already holds a run: give another output folder, or resume the run (--resume).")
-        make_folder(run)
-        return Start(0, None)
-    if first:
+        return Start(0, None, lock)
+    if lock is not None:
         for partial in run.glob(".*.part"):  # of a process that was killed while it wrote
             partial.unlink(missing_ok=True)
     if checkpoint.is_file():
-        return _read_checkpoint(checkpoint)
-    is_empty = run.is_dir() and not any(run.iterdir())
+        return _read_checkpoint(checkpoint, lock)
+    is_empty = all(file.name == LOCK for file in run.iterdir())
     if read_record(run).get("checkpoint") != name and not is_empty:
-        raise InputError(f"{run} has no {name} to resume from: check the output folder, or leave resume out.")
-    return Start(0, None)
+        raise _nothing_to_resume(run, name)
+    return Start(0, None, lock)
 
 
-def _read_checkpoint(path: Path) -> Start:
+def _nothing_to_resume(run: Path, name: str) -> InputError:
+    return InputError(f"{run} has no {name} to resume from: check the output folder, or leave resume out.")
+
+
+def _read_checkpoint(path: Path, lock: RunLock | None) -> Start:
     """Read a checkpoint, which may hold numbers and text but no code; verifies its checksums, which torch ignores."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise ValueError
-        checkpoint = migrate_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
-        return Start(int(checkpoint["global_step"]), checkpoint)
+        with open(path, "rb") as file:  # once: what is read is what was verified
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    raise ValueError
+            file.seek(0)
+            checkpoint = migrate_checkpoint(torch.load(file, map_location="cpu", weights_only=True))
+        return Start(int(checkpoint["global_step"]), checkpoint, lock)
     except (*_UNREADABLE, RuntimeError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
         raise InputError(
             f"{path} is damaged or not a checkpoint of masklab's: train anew in another output folder."
@@ -155,5 +175,8 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; a process killed meanwhile leaves the file before."""
-        with atomic_write(path) as temporary:
-            torch.save(self.state_dict(), temporary)
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(self.state_dict(), file)
+            except RuntimeError as error:  # torch hides the error of the disk behind its own
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None

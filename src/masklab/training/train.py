@@ -51,7 +51,8 @@ def train(
     `masklab.weights.transfer.load_matching`), and logs which layers do not.
 
     Before the first step the data are judged as a whole (see `masklab.training.judge.judge_data`).  Raises `InputError`
-    for data that cannot be used and `BrokenLossError` for a loss that is not finite.
+    for data that cannot be used and for a folder that another process trains in, `BrokenLossError` for a loss that is
+    not finite, and `MachineError` for a full disk and other refusals of the machine.
     """
     source, run = data_and_run(config, data, output)
     # a checkpoint replaces the weights that a run started from, which may be gone by then
@@ -60,28 +61,28 @@ def train(
     train_split = open_split(source, "train")
     val_split = open_split(source, "val", train_split.categories)
     fabric = build_fabric(config.train)
-    start = open_run(run, resume, fabric.is_global_zero)
-    if fabric.is_global_zero:
-        _log.info(train_split.summary())
-    config = resolve_image_fields(config, train_split)
-    if start.checkpoint is None:
-        judge_data(train_split, val_split, config.image, fabric.is_global_zero)
-    config = resolve_auto(config, train_split)
-    other = load_start(config) if start.checkpoint is None else None
-    config = resolve_batch_size(config, train_split, None if start.checkpoint is None else run, fabric.world_size)
-    torch.manual_seed(config.train.seed)
-    model = initial_model(config, train_split.categories, load_pretrained)
-    model = model.to(memory_format=torch.channels_last)
-    if other is not None:
-        kept = load_matching(model, other)
+    with open_run(run, resume, fabric.is_global_zero) as start:
         if fabric.is_global_zero:
-            but = f" but {', '.join(kept)}" if kept else ""
-            _log.info(f"train.start_from {config.train.start_from}: weights loaded for all layers{but}")
-    if start.step >= config.train.steps and fabric.is_global_zero:
-        _log.info(f"{run} has all of {counted(config.train.steps, 'step')} already")
-    batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
-    fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
-    return _tune(run, train_split) if fabric.is_global_zero else load(run)
+            _log.info(train_split.summary())
+        config = resolve_image_fields(config, train_split)
+        if start.checkpoint is None:
+            judge_data(train_split, val_split, config.image, fabric.is_global_zero)
+        config = resolve_auto(config, train_split)
+        other = load_start(config) if start.checkpoint is None else None
+        config = resolve_batch_size(config, train_split, None if start.checkpoint is None else run, fabric.world_size)
+        torch.manual_seed(config.train.seed)
+        model = initial_model(config, train_split.categories, load_pretrained)
+        model = model.to(memory_format=torch.channels_last)
+        if other is not None:
+            kept = load_matching(model, other)
+            if fabric.is_global_zero:
+                but = f" but {', '.join(kept)}" if kept else ""
+                _log.info(f"train.start_from {config.train.start_from}: weights loaded for all layers{but}")
+        if start.step >= config.train.steps and fabric.is_global_zero:
+            _log.info(f"{run} has all of {counted(config.train.steps, 'step')} already")
+        batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
+        fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
+        return _tune(run, train_split) if fabric.is_global_zero else load(run)
 
 
 def _tune(run: Path, split: Split) -> Predictor:

@@ -26,3 +26,7 @@ class FaultyDataError(RuntimeError):
 
 class BrokenLossError(RuntimeError):
     """A loss became NaN or infinite; the message names the step, the loss and the images."""
+
+
+class MachineError(RuntimeError):
+    """The machine refused what the work needs, such as room on a disk or memory; the message says what to do next."""

@@ -12,13 +12,14 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
 
 from masklab.utils.errors import InputError
+from masklab.utils.failures import disk_is_full
 
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 
@@ -75,15 +76,34 @@ def file_name(stem: str, ending: str) -> str:
 
 
 @contextmanager
+def naming(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
+    """Name the file ``path`` in errors of the system that name none, as those of writing, or its ``temporary``.
+
+    So too in the error that another one was raised from.
+    """
+    try:
+        yield
+    except Exception as error:
+        refused = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(refused, OSError):
+            named = refused.filename2 or refused.filename
+            if named is None or (temporary is not None and Path(os.fsdecode(named)).is_relative_to(temporary)):
+                refused.filename, refused.filename2 = str(path), None
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path in the same folder to write to; renamed to ``path`` at the end, removed if writing fails."""
     path = Path(path)
     temporary = path.with_name(file_name(f".{path.name}", f".{os.getpid()}.part"))
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that stopped the writing says more
+            temporary.unlink(missing_ok=True)
 
 
 def make_folder(output: str | Path) -> Path:
@@ -92,6 +112,8 @@ def make_folder(output: str | Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if disk_is_full(error):
+            raise
         raise InputError(
             f"{output} cannot be a folder to write to ({error.strerror}): name another output folder."
         ) from None
@@ -126,10 +148,13 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
+        if disk_is_full(error):
+            raise
         raise InputError(f"{folder} cannot be made ({error.strerror}): name another folder.") from None
     try:
-        temporary.chmod(0o755)
-        yield temporary
-        os.replace(temporary, folder)
+        with naming(folder, temporary):
+            temporary.chmod(0o755)
+            yield temporary
+            os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,11 +10,22 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from masklab.utils.failures import machine_error
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Control characters, which file names may hold and terminals obey, and how they are written instead."""
+
+_LIBRARIES = {"PIL": "Pillow, which reads images"}
+_HARMLESS = (
+    r"Image size \(\d+ pixels\) exceeds limit",  # of Pillow; masklab has its own limits
+    "Palette images with Transparency",  # of Pillow, about alpha, which is left out
+)
 
 
 class _TerminalHandler(logging.Handler):
@@ -48,13 +59,40 @@ def any_encoding() -> Iterator[None]:
 
 @contextmanager
 def terminal_messages() -> Iterator[None]:
-    """Write the package's messages of level INFO and above to the terminal while the context is open."""
+    """Write the package's messages of level INFO and above to the terminal while the context is open.
+
+    So are warnings of libraries, in one line without the place in their code.  A thread that the machine refuses
+    something is silent: whoever waits for it raises the same error.
+    """
     logger, handler = logging.getLogger("masklab"), _TerminalHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    hook, threading.excepthook = threading.excepthook, _of_thread
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            for harmless in _HARMLESS:
+                warnings.filterwarnings("ignore", harmless)
+            yield
     finally:
+        threading.excepthook = hook
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _of_thread(raised: threading.ExceptHookArgs) -> None:
+    if raised.exc_value is None or machine_error(raised.exc_value) is None:
+        threading.__excepthook__(raised)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    library = Path(filename).parent.name
+    logging.getLogger("masklab").warning("%s: %s", _LIBRARIES.get(library, library), " ".join(str(message).split()))

@@ -1,0 +1,83 @@
+"""Processes of their own, for what a test cannot do to its own process."""
+
+import ctypes
+import errno
+import multiprocessing
+import os
+import sys
+
+import pytest
+import torch
+import yaml
+
+needs_fork = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system does not fork processes"
+)
+
+
+def in_another_process(task, *arguments, **environment):
+    """Start ``task`` in a process of its own, forked from one that has done nothing but the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["masklab.cli.app", "masklab.training.train", "pytest"])
+    process = context.Process(target=_run, args=(task, arguments, environment))
+    process.start()
+    return process
+
+
+def _run(task, arguments, environment):
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    sys.exit(task(*arguments))
+
+
+def recipe_file(config, path):
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return str(path)
+
+
+def on_small_disk(folder, size, log, words):
+    """The command line, in a process of its own in which a disk of ``size`` bytes is mounted on ``folder``: of none
+    it is one to read only; a disk of one byte has room for no file at all.
+
+    Returns the exit code; what is printed is in ``log``, and ends with the files that are left on the disk.
+    """
+    folder.mkdir(exist_ok=True)
+    process = in_another_process(_on_small_disk, str(folder), size, str(log), [str(word) for word in words])
+    process.join(60)
+    if process.exitcode == errno.EPERM + 64:
+        pytest.skip("this system lets nobody mount a disk")
+    return process.exitcode
+
+
+def _on_small_disk(folder, size, log, words):
+    from masklab.cli.app import main
+
+    try:
+        _mount(folder, size)
+    except OSError:
+        return errno.EPERM + 64
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = main(words)
+        sys.stdout.flush()
+        left = [os.path.join(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names)]
+        print("left", sorted(os.path.relpath(path, folder) for path in left), flush=True)
+    return code
+
+
+def _mount(folder, size):
+    """Mount a file system in memory, as root of a name space of one's own."""
+    user, group, libc = os.getuid(), os.getgid(), ctypes.CDLL(None, use_errno=True)
+    new_mounts, new_users, read_only = 0x20000, 0x10000000, 1
+    if libc.unshare(new_mounts | new_users):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    flags = 0 if size else read_only
+    if libc.mount(
+        b"tmpfs", folder.encode(), b"tmpfs", flags, f"size={size or 1},nr_inodes={1 if size == 1 else 0}".encode()
+    ):
+        raise OSError(ctypes.get_errno(), "mount")
