@@ -132,7 +132,9 @@ def remove(path: Path, random: Random) -> None:
 
 def rename(path: Path, random: Random) -> None:
     names = (path.name.upper(), f"x{path.name}", path.stem, f"{path.stem}.png", f"{path.stem} é.txt", f".{path.name}")
-    path.rename(path.with_name(pick(random, names)))
+    target = path.with_name(pick(random, names))
+    if not target.is_dir():  # such as val.json beside val
+        path.rename(target)
 
 
 def duplicate(path: Path, random: Random) -> None:

@@ -12,25 +12,25 @@ from masklab.config.nested import flatten
 from masklab.utils.errors import InputError
 from masklab.utils.words import as_written, counted, listed, nearest
 
-MANY = "a whole number of 1 or more"
+MANY = "a whole number from 1 to 1000000000"
 WRONG = [
     ("train.steps", "many", "'many'", MANY),
     ("train.steps", "1.5", "1.5", MANY),
     ("train.steps", "0", "0", MANY),
     ("train.steps", "[1]", "[1]", MANY),
     ("train.steps", "null", "null", MANY),
-    ("train.batch_size", "big", "'big'", f"{MANY}, or auto"),
+    ("train.batch_size", "big", "'big'", "a whole number from 1 to 100000, or auto"),
     ("train.seed", "-1", "-1", "a whole number of 0 or more and below 2147483648"),
     ("train.ema", "2", "2", "a number above 0 and below 1, or null"),
-    ("train.learning_rate", "0", "0", "a number above 0"),
+    ("train.learning_rate", "0", "0", "a number above 0 and of at most 1000000"),
     ("train.optimizer", "adam", "'adam'", "one of sgd, adamw"),
     (
         "train.loggers",
         "[csv, paper]",
         '["csv", "paper"]',
-        "a list in brackets, each one of csv, tensorboard, wandb, mlflow",
+        "a list in brackets, with at most 4 entries, each one of csv, tensorboard, wandb, mlflow",
     ),
-    ("train.milestones", "[a]", '["a"]', "a list in brackets, each a number"),
+    ("train.milestones", "[a]", '["a"]', "a list in brackets, with at most 1000 entries, each a number from 0 to 1000"),
     ("model.backbone.output_stride", "7", "7", "one of 8, 16, 32"),
     ("model.backbone.width", "3", "3", "a number above 0 and of at most 2"),
     ("model.backbone.norm.x", "3", '{"x": 3}', "one of frozen_batch, batch, group"),
@@ -39,9 +39,9 @@ WRONG = [
         "model.rpn.anchor_sizes",
         "big",
         "'big'",
-        "a list in brackets, with at least one entry, each a number above 0, or auto",
+        "a list in brackets, with 1 to 64 entries, each a number above 0 and of at most 1000000, or auto",
     ),
-    ("model.box.roi_size", "3", "3", "a whole number of 2 or more and divisible by 2"),
+    ("model.box.roi_size", "3", "3", "a whole number from 2 to 256 and divisible by 2"),
     ("model.box.deformable", "cells", "'cells'", "one of grid, cell, or null"),
     ("image.percentiles", "[1, 2, 3]", "[1, 2, 3]", "a list in brackets of 2 entries, each a number, or null"),
     ("image.augment.horizontal_flip", "maybe", "'maybe'", "true or false"),
@@ -127,7 +127,7 @@ OTHERS = [
     ("predict nuclei x --outptu y", "unrecognized arguments: --outptu y (did you mean --output?);"),
     ("predict nuclei x --score", "--score has no value: write it after the name;"),
     ("train shapes --train.steps", "--train.steps has no value: write it after the name;"),
-    ("ablate table3 --seeds 0", "--seeds is 0 but must be a whole number of 1 or more;"),
+    ("ablate table3 --seeds 0", "--seeds is 0 but must be a whole number from 1 to 100000;"),
     ("ablate table99", "table is 'table99' but must be one of table1, table2,"),
     ("train shapes --train.optimizer='sgd'", "--train.optimizer is \"'sgd'\" but must be one of sgd, adamw;"),
     ("data shapes x --train a", "--train is 'a' but must be a whole number;"),

@@ -1,6 +1,7 @@
 """Kinds of YOLO segmentation, each written as its tool writes it."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -398,3 +399,10 @@ def test_text_that_is_no_label_is_no_yolo(tmp_path):
     image(tmp_path / "b.jpg")
     put(tmp_path / "b.txt", "a caption of five words\n")
     fails(["holds no data set"], open_split, tmp_path, "train")
+
+
+def test_a_table_of_lists_in_lists_is_refused_soon(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: " + "[" * 100_000)
+    began = time.process_time()
+    fails(["data.yaml", "nested more than 50 deep"], open_split, tmp_path, "train")
+    assert time.process_time() - began < 2

@@ -342,7 +342,7 @@ def test_training_runs_and_leaves_what_it_promises(shapes, tiny_config, tmp_path
             assert float(row[kind]) == pytest.approx(
                 sum(value for name, value in each.items() if name.startswith("mask") == is_kind), rel=1e-4
             )
-    assert "has all its" not in caplog.text
+    assert "has all of" not in caplog.text
     minutes = read_notes(tmp_path / "run")["minutes"]
     assert minutes == round(minutes, 1)
 

@@ -19,6 +19,7 @@ from masklab.cli.options import (
 )
 from masklab.utils.errors import InputError
 from masklab.utils.files import file_to_write
+from masklab.utils.words import counted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -60,6 +61,11 @@ def evaluate(arguments: Namespace) -> None:
     if output:
         write_metrics(output, metrics)
         print(f"written to {output}")
+    if names := metrics["measured"]["images_left_out"]:
+        raise InputError(
+            f"{counted(len(names), 'image')} could not be used, for the reasons above, and the figures are without: "
+            "correct or replace them."
+        )
 
 
 def add_predict(parser: ArgumentParser) -> None:

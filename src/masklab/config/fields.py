@@ -9,8 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from masklab.utils.errors import InputError
 from masklab.utils.types import Auto
 
-Count = Annotated[int, Field(ge=1)]
-Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Upper limits are far above what anyone wants: they refuse a slip of the finger, and a header that asks for terabytes.
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Above0 = Annotated[float, Field(gt=0, le=1e6)]
+Dilation = Annotated[int, Field(ge=1, le=1000)]
+MOST_PIXELS = 32_768
+"""Largest side of the network's input."""
 T = TypeVar("T")
 
 DEEP_PERCENTILES = (0.1, 99.9)  # black and white of images of more than 8 bits, whose range is seldom full

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from masklab.config.fields import Above0, Section
+from masklab.config.fields import MOST_PIXELS, Above0, Section
+
+_Factor = Annotated[float, Field(gt=0, le=64)]
 
 
 class AugmentConfig(Section):
@@ -18,11 +21,11 @@ class AugmentConfig(Section):
     """Flip top to bottom with probability one half."""
     quarter_turns: bool = False
     """Rotate by 0, 90, 180 or 270 degrees, with equal probability."""
-    min_sides: list[int] | None = None
+    min_sides: list[Annotated[int, Field(ge=1, le=MOST_PIXELS)]] | None = Field(None, min_length=1, max_length=1000)
     """Random scale ("RS" in the paper): values of min_side to choose from at random, each with a max_side of 1.5 times as much; null uses min_side and max_side below image."""
-    scale_jitter: tuple[float, float] | None = None
+    scale_jitter: tuple[_Factor, _Factor] | None = None
     """Range of a further random scale factor, log-uniform between these two numbers; null has none."""
-    crop_size: int | None = Field(None, ge=16)
+    crop_size: int | None = Field(None, ge=16, le=MOST_PIXELS)
     """Side of a random square crop in pixels of the network's input; null uses whole images."""
     brightness: float = Field(0.0, ge=0, le=1)
     """Brightness jitter b: a random factor from 1 - b to 1 + b."""
@@ -37,9 +40,7 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def _scales(self) -> AugmentConfig:
-        if self.min_sides is not None and (not self.min_sides or min(self.min_sides) < 1):
-            raise ValueError("min_sides must list sides of at least 1 pixel: name some, or set it to null")
-        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+        if self.scale_jitter is not None and self.scale_jitter[0] > self.scale_jitter[1]:
             raise ValueError(
                 f"scale_jitter is {list(self.scale_jitter)} but must be two factors above 0, the smaller one first"
             )
@@ -49,19 +50,19 @@ class AugmentConfig(Section):
 class ImageConfig(Section):
     """Image preprocessing."""
 
-    scale: float | None = Field(None, gt=0)
+    scale: _Factor | None = None
     """Fixed scale factor from the image to the network's input; null uses min_side and max_side."""
-    min_side: int = Field(600, ge=1)
+    min_side: int = Field(600, ge=1, le=MOST_PIXELS)
     """Length of the shorter side of the network's input, in pixels."""
-    max_side: int = Field(1024, ge=1)
+    max_side: int = Field(1024, ge=1, le=MOST_PIXELS)
     """Maximum length of the longer side, in pixels; it takes precedence over min_side."""
     value_range: tuple[float, float] | None = None
     """Intensity range of the images that is mapped to 0..1, such as [0, 4095]; null is the full range of 8-bit or 16-bit images and 0 to 1 of floating-point images, unless percentiles is set."""
     percentiles: tuple[float, float] | None = None
     """Percentiles of each channel of each image that are mapped to 0..1, such as [0.1, 99.9], in place of value_range. If neither is set and the training images have more than 8 bits, training sets these."""
-    mean: list[float] = Field([0.485, 0.456, 0.406])
+    mean: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = Field([0.485, 0.456, 0.406], max_length=4096)
     """Mean of each channel, with intensities scaled to 0..1."""
-    std: list[Above0] = Field([0.229, 0.224, 0.225])
+    std: list[Above0] = Field([0.229, 0.224, 0.225], max_length=4096)
     """Standard deviation of each channel, with intensities scaled to 0..1."""
     augment: AugmentConfig = AugmentConfig()
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from masklab.config.fields import Above0, Count, Section
+from masklab.config.fields import Above0, Count, Dilation, Section
 from masklab.utils.types import Auto, DistanceMetric, SubBoxes
 
 
@@ -28,7 +28,7 @@ class BackboneConfig(Section):
     """Frozen batch norm (paper), trainable batch norm, or group norm (for training from scratch)."""
     width: float = Field(1.0, gt=0, le=2)
     """Factor on the number of channels of conv2 to conv5; values other than 1 need random weights."""
-    in_channels: Count | Auto = "auto"
+    in_channels: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """Channels of the input images; auto is 3 for grey and colour images, and otherwise the number of channels of the training images, whose mean and std are then measured."""
 
     @property
@@ -58,19 +58,21 @@ class BackboneConfig(Section):
 class RPNConfig(Section):
     """Region proposal network (the paper's section 4.1)."""
 
-    anchor_sizes: Annotated[list[Above0], Field(min_length=1)] | Auto = Field([64.0, 128.0, 256.0, 512.0])
+    anchor_sizes: Annotated[list[Above0], Field(min_length=1, max_length=64)] | Auto = Field(
+        [64.0, 128.0, 256.0, 512.0]
+    )
     """Side of the square anchor at each scale, in pixels of the network's input; auto derives them from the training objects."""
-    anchor_ratios: list[Above0] = Field([0.5, 1.0, 2.0], min_length=1)
+    anchor_ratios: list[Above0] = Field([0.5, 1.0, 2.0], min_length=1, max_length=64)
     """Aspect ratios (width / height) of the anchors at each scale."""
-    channels: int = Field(512, ge=1)
+    channels: int = Field(512, ge=1, le=16_384)
     """Output channels of the 3 x 3 convolution."""
-    dilation: int = Field(2, ge=1)
+    dilation: Dilation = 2
     """Dilation of the 3 x 3 convolution."""
     positive_iou: float = Field(0.7, ge=0, le=1)
     """An anchor with at least this IoU with an object is positive; so is the anchor of highest IoU of each object."""
     negative_iou: float = Field(0.3, ge=0, le=1)
     """An anchor below this IoU with every object is negative."""
-    samples: int = Field(256, ge=1)
+    samples: Count = 256
     """Anchors sampled per image for the loss."""
     positive_fraction: float = Field(0.5, ge=0, le=1)
     """Maximum fraction of positives among the samples."""
@@ -78,17 +80,17 @@ class RPNConfig(Section):
     """Ignore anchors that cross the image border in training; in prediction they are clipped to the image."""
     nms_iou: float = Field(0.7, ge=0, le=1)
     """IoU threshold of non-maximum suppression of the proposals."""
-    pre_nms_train: int = Field(12000, ge=1)
+    pre_nms_train: int = Field(12000, ge=1, le=1_000_000)
     """Highest-scoring anchors per image that enter non-maximum suppression in training."""
-    pre_nms_test: int = Field(6000, ge=1)
+    pre_nms_test: int = Field(6000, ge=1, le=1_000_000)
     """Highest-scoring anchors per image that enter non-maximum suppression in prediction."""
-    proposals_train: int = Field(300, ge=1)
+    proposals_train: Count = 300
     """Maximum number of proposals per image in training."""
     proposals_test: Count | Auto = 300
     """Maximum number of proposals per image in prediction; auto is twice box.max_detections, at least 300, and raises pre_nms_test accordingly."""
-    objectness_weight: float = Field(1.0, ge=0)
+    objectness_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the objectness loss."""
-    box_weight: float = Field(2.0, ge=0)
+    box_weight: float = Field(2.0, ge=0, le=1e6)
     """Weight of the box loss of the anchors."""
 
     @model_validator(mode="after")
@@ -103,19 +105,19 @@ class RPNConfig(Section):
 class BoxConfig(Section):
     """Box head."""
 
-    roi_size: int = Field(14, ge=2, multiple_of=2)
+    roi_size: int = Field(14, ge=2, le=256, multiple_of=2)
     """Samples per side of the RoI crop, before 2 x 2 max pooling."""
-    dilations: list[Count] | None = None
+    dilations: list[Dilation] | None = Field(None, max_length=64)
     """Dilation of each unit of the box head's conv5; null is 1 everywhere."""
     from_imagenet: bool = True
     """Initialise the box head's conv5 from the backbone's weights, of ImageNet or of segmentation_weights ("BC" in the paper); false initialises it at random."""
     deformable: SubBoxes | None = None
     """Deformable crop ("DC" in the paper), which shifts each 2 x 2 sub-box by a learned offset: grid starts from the sampling grid of the plain crop, cell from 7 x 7 equal cells; null is the plain crop."""
-    deformable_scale: float = Field(0.1, gt=0)
+    deformable_scale: float = Field(0.1, gt=0, le=100)
     """An offset of 1 shifts a sub-box by this fraction of the box's side."""
-    deformable_lr_factor: float = Field(0.01, ge=0)
+    deformable_lr_factor: float = Field(0.01, ge=0, le=1e6)
     """Factor on the learning rate of the layer that predicts the offsets."""
-    samples: int = Field(64, ge=1)
+    samples: Count = 64
     """Proposals sampled per image for the loss."""
     positive_fraction: float = Field(0.25, ge=0, le=1)
     """Maximum fraction of positives among the samples."""
@@ -125,15 +127,15 @@ class BoxConfig(Section):
     """Add the ground-truth boxes to the proposals in training."""
     iou_aware_score: bool = False
     """IoU-aware score: the target of a positive's class probability is the IoU of its predicted box with its object, so that scores also rank boxes by localisation; false uses 1 (paper)."""
-    class_weight: float = Field(1.0, ge=0)
+    class_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the classification loss."""
-    box_weight: float = Field(2.0, ge=0)
+    box_weight: float = Field(2.0, ge=0, le=1e6)
     """Weight of the box loss."""
     score_threshold: float = Field(0.001, ge=0, le=1)
     """Detections of this class probability or less are dropped."""
     nms_iou: float = Field(0.6, ge=0, le=1)
     """IoU threshold of non-maximum suppression of the detections of a class."""
-    soft_nms: float | None = Field(None, gt=0)
+    soft_nms: float | None = Field(None, gt=0, le=1e6)
     """Sigma of Gaussian Soft-NMS, applied after nms_iou: each detection multiplies the scores of lower-scoring ones of its class by exp(-IoU^2 / sigma); null switches it off (paper)."""
     max_detections: Count | Auto = 100
     """Maximum number of detections per image; auto is 1.5 times the largest number of objects in a training image, at least 100."""
@@ -144,35 +146,35 @@ class MaskConfig(Section):
 
     head: Literal["masklab", "mask_rcnn", "fcis"] = "masklab"
     """Mask head: the paper's, or for comparison in the same detector that of Mask R-CNN or the inside and outside maps of FCIS."""
-    mask_size: int = Field(41, ge=3)
+    mask_size: int = Field(41, ge=3, le=2048)
     """Samples per side of the mask; the head of Mask R-CNN upsamples a crop of half this size, 14 to 28 in its paper."""
     semantic: bool = True
     """Use the semantic logits."""
     direction: bool = True
     """Use the direction logits."""
-    directions: int = Field(8, ge=2)
+    directions: int = Field(8, ge=2, le=360)
     """Number of directions."""
-    distance_bins: int = Field(4, ge=1)
+    distance_bins: int = Field(4, ge=1, le=100)
     """Number of distance bins in each direction."""
     distance_metric: DistanceMetric = "linf"
     """Metric of the distance from the box centre: maximum norm (squares), or Euclidean in units of half the side or of half the diagonal (circles)."""
-    start_degrees: float = 0.0
+    start_degrees: float = Field(0.0, ge=-360, le=360)
     """Angle at which the first direction begins, in degrees."""
-    dilations: list[Count] | None = None
+    dilations: list[Dilation] | None = Field(None, max_length=64)
     """Dilation of each unit of the conv5 that semantic and direction logits share; null takes the dilations that keep the pretrained network's function at the output stride."""
-    refine_levels: list[Literal["conv1", "conv2", "conv3"]] = Field(["conv1", "conv2"])
+    refine_levels: list[Literal["conv1", "conv2", "conv3"]] = Field(["conv1", "conv2"], max_length=3)
     """Feature maps used to refine the coarse mask; an empty list switches refinement off."""
     refinement: Literal["paper", "shared"] = "paper"
     """Refinement by 5 x 5 convolutions per object (paper), or by feature maps that are computed once per image and shared by its objects, with at most 16 channels per object."""
-    refine_channels: int = Field(64, ge=1)
+    refine_channels: int = Field(64, ge=1, le=4096)
     """Filters of each of the three 5 x 5 refinement convolutions; for shared refinement, the number of shared feature maps."""
-    coarse_weight: float = Field(1.0, ge=0)
+    coarse_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the coarse mask loss."""
-    refined_weight: float = Field(1.0, ge=0)
+    refined_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the refined mask loss."""
-    train_masks: int = Field(100, ge=1)
+    train_masks: Count = 100
     """Maximum number of objects per image whose masks are trained, sampled at random."""
-    train_refined: int = Field(100, ge=1)
+    train_refined: Count = 100
     """Maximum number of objects per image whose refined masks are trained."""
     box_jitter: float = Field(0.0, ge=0, lt=0.5)
     """Jitter of the boxes in which masks are trained: each side is shifted in or out by up to this fraction of the box; 0 uses the ground-truth boxes (paper)."""
@@ -197,9 +199,28 @@ class MaskConfig(Section):
 class ModelConfig(Section):
     """Network."""
 
-    num_classes: int | None = Field(None, ge=1)
+    num_classes: int | None = Field(None, ge=1, le=100_000)
     """Number of foreground classes; null takes it from the training data."""
     backbone: BackboneConfig = BackboneConfig()
     rpn: RPNConfig = RPNConfig()
     box: BoxConfig = BoxConfig()
     mask: MaskConfig = MaskConfig()
+
+    @model_validator(mode="after")
+    def _affordable(self) -> ModelConfig:
+        """Refuse values that are possible one by one, but whose product is memory that no machine has."""
+        masks = "max_detections" if _number(self.box.max_detections) >= self.mask.train_masks else "train_masks"
+        crops = "proposals_test" if _number(self.rpn.proposals_test) >= self.box.samples else "samples"
+        fields = {"max_detections": "box", "train_masks": "mask", "proposals_test": "rpn", "samples": "box"}
+        for count, side, most in ((masks, ("mask", "mask_size"), 2**32), (crops, ("box", "roi_size"), 2**25)):
+            number, samples = getattr(getattr(self, fields[count]), count), getattr(getattr(self, side[0]), side[1])
+            if _number(number) * samples**2 > most:
+                raise ValueError(
+                    f"{fields[count]}.{count} is {number} and {'.'.join(side)} is {samples}, which together take more "
+                    f"memory than there is: keep {count} times {side[1]} squared below {most}"
+                )
+        return self
+
+
+def _number(value: int | Auto) -> int:
+    return 0 if value == "auto" else value

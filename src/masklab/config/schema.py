@@ -18,6 +18,8 @@ from masklab.config.train import TrainConfig
 from masklab.config.words import field_error
 from masklab.utils.errors import InputError
 
+_MOST_ANCHORS = 2**28  # of one image: 4 GiB of boxes
+
 
 class Config(Section):
     """Configuration of a run."""
@@ -48,6 +50,14 @@ class Config(Section):
             raise ValueError(
                 f"image.mean has {len(self.image.mean)} values but model.backbone.in_channels is {self.model.backbone.in_channels}"
                 f"{' (3)' if self.model.backbone.in_channels == 'auto' else ''}: give one mean and std per channel, or leave in_channels auto"
+            )
+        sizes, ratios = self.model.rpn.anchor_sizes, self.model.rpn.anchor_ratios
+        cells = (self.image.max_side // 8) ** 2
+        if sizes != "auto" and len(sizes) * len(ratios) * cells > _MOST_ANCHORS:
+            raise ValueError(
+                f"model.rpn.anchor_sizes has {len(sizes)} values, model.rpn.anchor_ratios {len(ratios)} and image.max_side is "
+                f"{self.image.max_side}, which together make {len(sizes) * len(ratios) * cells} anchors an image: "
+                f"keep them below {_MOST_ANCHORS}"
             )
         for field in ("saturation", "hue"):
             if channels != 3 and getattr(self.image.augment, field):

@@ -26,8 +26,11 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if origin is list:
-        entries = "with at least one entry, " if any(getattr(m, "min_length", 0) for m in metadata) else ""
-        return f"a list in brackets, {entries}each {allowed(inner[0])}"
+        least, most = (
+            max((getattr(m, side, 0) or 0 for m in metadata), default=0) for side in ("min_length", "max_length")
+        )
+        few = f"{least} to {most} entries" if least else f"at most {most} entries"
+        return f"a list in brackets, {f'with {few}, ' if most else ''}each {allowed(inner[0])}"
     if origin is tuple:
         return f"a list in brackets of {len(inner)} entries, each {allowed(inner[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

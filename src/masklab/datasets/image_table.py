@@ -197,6 +197,11 @@ def look_for_files(
     if not any(paths):
         anywhere = _Search(root)
         paths = [anywhere.find(name) for name in names]
+    exact = {path for name, path in zip(names, paths, strict=True) if path is not None and path.name == name.name}
+    paths = [  # a file that another image calls by its very name is not that of "a.png" beside "A.png"
+        None if path in exact and path is not None and path.name != name.name else path
+        for name, path in zip(names, paths, strict=True)
+    ]
     found = [replace(image, path=path or image.path) for image, path in zip(images, paths, strict=True)]
     missing = [image for image, path in zip(images, paths, strict=True) if path is None]
     return found, folder if all(image.path.is_relative_to(folder) for image in found) else root, missing

@@ -48,16 +48,18 @@ def analyse_errors(
         by_image[region.image_id].append(region)
     given: list[dict[str, Any]] = []
     overlaps: list[Doubles] = []
-    for index, image in enumerate(track(source.images, "analysing errors")):
+    rows = [row for row, image in enumerate(source.images) if image.image_id in inputs.images]
+    for index in track(rows, "analysing errors"):
+        image = source.images[index]
         values = source.read(index, predictor.config.model.backbone.channels)
         objects = source.objects(index)
         boxes = predictor.segment(values, objects.boxes, objects.labels)
         given += boxes.to_coco(image.image_id)
         found = _boxes_of(by_image[image.image_id])
         overlaps.append(stage_overlaps(objects, predictor.propose(values), found, predictor.threshold))
-    gaps = np.concatenate([np.zeros(0), *(neighbour_gaps(source.objects(k).boxes) for k in range(len(source)))])
+    gaps = np.concatenate([np.zeros(0), *(neighbour_gaps(source.objects(k).boxes) for k in rows)])
     return {
-        "annotated_boxes": coco_metrics(source.truth, given, max(1, source.most_objects))["mask"],
+        "annotated_boxes": coco_metrics(source.truth, given, max(1, source.most_objects), inputs.images)["mask"],
         "annotated_masks": coco_metrics_of(with_annotated_masks(inputs), predictor.max_detections)["mask"],
         "recall": recall_table(gaps, np.concatenate([np.zeros((len(STAGES), 0)), *overlaps], axis=1)),
         "errors": find_errors(shared, predictor.threshold).counts(),

@@ -18,6 +18,7 @@ from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
 from masklab.utils.device import number_format
 from masklab.utils.errors import InputError
+from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
 from masklab.utils.versions import versions
 from masklab.weights.checkpoint import find_weights
@@ -45,7 +46,10 @@ def evaluate(
     Classes are matched by name (see `match_classes`); what only the data or only the model has is left out, which the
     log and ``class_note`` in ``measured`` say.
 
-    Raises `InputError` for data or weights that cannot be used, and where no class is matched.
+    Images that cannot be read, or that take more memory than there is, are reported and left out of all figures;
+    ``images_left_out`` in ``measured`` names them.
+
+    Raises `InputError` for data or weights that cannot be used, where no class is matched, and where no image is left.
     """
     if error_analysis and ground_truth_boxes:
         raise InputError("error_analysis includes the figures of ground_truth_boxes: leave ground_truth_boxes out.")
@@ -59,20 +63,26 @@ def evaluate(
     check = IntensityCheck(predictor.config.image)
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
     max_detections = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
+    left = LeftOut()
     for index, image in enumerate(track(source.images, "predicting")):
-        values = source.read(index, predictor.config.model.backbone.channels)
-        if ground_truth_boxes:
-            objects = source.objects(index)
-            found = predictor.segment(values, objects.boxes, objects.labels)
-        else:
-            found = predictor.predict(values, check=check)
-            at_max_detections += len(found) == max_detections
-            found = found.of_labels(known)
-        by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
-        results += found.to_coco(image.image_id)
+        with left.skipping(image.path):
+            values = source.read(index, predictor.config.model.backbone.channels)
+            if ground_truth_boxes:
+                objects = source.objects(index)
+                found = predictor.segment(values, objects.boxes, objects.labels)
+            else:
+                found = predictor.predict(values, check=check)
+                at_max_detections += len(found) == max_detections
+                found = found.of_labels(known)
+            entries = found.to_coco(image.image_id)
+            by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
+            results += entries
     seconds = time.perf_counter() - began
     check.warn()
-    inputs = read_inputs(source.truth, results)
+    used = {image_id for image_ids in by_colour.values() for image_id in image_ids}
+    if left.paths and not used:
+        left.refuse(len(source))
+    inputs = read_inputs(source.truth, results, used if left.paths else None)
     metrics = coco_metrics_of(inputs, max_detections)
     shared = overlaps_of(inputs)
     metrics["matching"] = matching_metrics(shared, predictor.threshold)
@@ -92,14 +102,15 @@ def evaluate(
         "ground_truth_boxes": ground_truth_boxes,
         "flips": predictor.options.flips,
         "scales": list(predictor.options.scales),
-        "images": len(source),
+        "images": len(inputs.images),
+        "images_left_out": [path.name for path in left.paths],
         "objects": sum(entry["objects"] for entry in metrics["per_class"].values()),
         "max_detections": metrics.pop("max_detections"),
         "images_at_max_detections": at_max_detections,
         "intensity": predictor.options.intensity,
         "precision": number_format(predictor.device, predictor.options.precision),
         "score_threshold_tuned": predictor.model.score_threshold is not None,
-        "seconds_per_image": round(seconds / max(1, len(source)), 3),
+        "seconds_per_image": round(seconds / max(1, len(inputs.images)), 3),
         "versions": versions(),
     }
     return metrics

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os.path import isfile, islink
 from pathlib import Path
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from masklab.utils.errors import InputError
+from masklab.utils.failures import is_out_of_memory
 from masklab.utils.types import Size
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of both byte orders; BigTIFF has a plus
 ORIENTATION = 274  # EXIF's tag and TIFF's
-_MAX_DECODED_BYTES = 2**30  # decoded at once: a few bytes of a compressed file may claim any size
+MOST_BYTES = 2**30
+"""Of an image as it is decoded, and as it arrives: a few bytes of a compressed file may claim any size."""
+_BAND = 2**22  # values of the rows that are converted at once
 
 
 class _Pixels(Protocol):
@@ -58,15 +62,20 @@ def decoding(path: Path) -> Iterator[None]:
         raise InputError(f"{path}{fault}; correct the path or restore the file.")
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
     except (UnidentifiedImageError, tifffile.TiffFileError):
         raise InputError(f"{path} is not an image that can be read; convert it to PNG, JPEG or TIFF.") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{path} has too many pixels to be decoded at once; save it as uncompressed TIFF.") from None
+        raise InputError(
+            f"{path} has too many pixels to be read at once, over {MOST_BYTES >> 30} GiB of numbers; cut it into tiles or shrink it."
+        ) from None
     except PermissionError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); change the rights of the file.") from None
-    except Exception as error:  # damaged files make decoders raise almost anything, TypeError and ZeroDivisionError too
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise InputError(f"{path} needs more memory than there is; cut it into tiles, or free memory.") from error
+        # damaged files make decoders raise almost anything, TypeError and ZeroDivisionError too
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from error
 
@@ -82,10 +91,16 @@ def channels_without_alpha(found: int, alpha: bool, channels: int | None) -> int
     return found - 1 if alpha and found != channels else found
 
 
-def check_decoded_size(size: int) -> None:
-    """Raise Pillow's error for images that are too large if ``size`` bytes are too many to decode at once."""
-    if size > _MAX_DECODED_BYTES:
+def check_size(*factors: int) -> None:
+    """Raise Pillow's error for images that are too large if the product, in bytes, is too much for one image."""
+    if math.prod(map(int, factors)) > MOST_BYTES:
         raise Image.DecompressionBombError
+
+
+def bands(shape: Sequence[int]) -> Iterator[slice]:
+    """The rows of values ``(H, ...)`` in slices of a few megabytes, so that converting them takes no second copy."""
+    step = max(1, _BAND // max(1, math.prod(shape[1:])))
+    return (slice(top, top + step) for top in range(0, shape[0], step))
 
 
 def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from masklab.images.embedded import embedded_bytes, is_embedded
-from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, upright
+from masklab.images.opened import ORIENTATION, Opened, bands, channels_without_alpha, check_size, upright
+from masklab.images.surplus import check_file_size, check_head, check_jpeg
 
 _log = logging.getLogger(__name__)
 
@@ -24,17 +26,33 @@ _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM
 def open_pillow(path: Path) -> ImageFile.ImageFile:
     """Open a file of a known format with Pillow, whatever its suffix; only the header is read.
 
-    Of a JSON file it is the image that labelme embeds there.
+    Of a JSON file it is the image that labelme embeds there.  Raises Pillow's errors, and `ValueError` for a file whose
+    chunks or size are out of all proportion: Pillow reads some of them whole at once.
     """
+    with io.BytesIO(embedded_bytes(path)) if is_embedded(path) else open(path, "rb") as file:
+        check_head(file)
     return Image.open(io.BytesIO(embedded_bytes(path)) if is_embedded(path) else path, formats=_PILLOW_FORMATS)
 
 
 def open_verified(path: Path) -> ImageFile.ImageFile:
-    """`open_pillow` after verifying the checksums of a PNG, which decoding skips; raises Pillow's errors."""
+    """`open_pillow` after a look for surplus data, and at the checksums of a PNG, which decoding skips.
+
+    Raises Pillow's errors, and `ValueError` for a file that holds more than its pixels can need.
+    """
     with open_pillow(path) as opened:
+        file: Any = opened.fp
         if opened.format == "PNG":
             opened.verify()
+        elif opened.format != "TIFF":  # its pages are looked at by `images.tiff`
+            check_file_size(file.seek(0, os.SEEK_END), _decoded_bytes(opened), opened.format in ("GIF", "WEBP"))
+        if opened.format in ("JPEG", "MPO"):
+            check_jpeg(file)
     return open_pillow(path)
+
+
+def _decoded_bytes(opened: ImageFile.ImageFile) -> int:
+    wide = opened.mode[0] in "IF" or opened.format == "JPEG2000"  # whose decoder has 32 bits a sample
+    return opened.width * opened.height * len(opened.getbands()) * (4 if wide else 1)
 
 
 def pillow_values(image: Image.Image, channels: int | None) -> NDArray[Any]:
@@ -44,9 +62,20 @@ def pillow_values(image: Image.Image, channels: int | None) -> NDArray[Any]:
     """
     if image.mode[0] not in "IF" and not (image.mode in ("LA", "RGBA", "CMYK") and channels == len(image.getbands())):
         grey = channels == 1 or (channels != 3 and image.mode in ("1", "L", "LA", "La"))
-        image = image.convert("L" if grey else "RGB")
-    values = np.asarray(image)
+        mode = "L" if grey else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+    values = as_array(image)
     return values[:, :, None] if values.ndim == 2 else values
+
+
+def as_array(image: Image.Image) -> NDArray[Any]:
+    """The values of a Pillow image ``(H, W)`` or ``(H, W, C)``; Pillow itself would copy them twice on the way."""
+    image.load()
+    pixel = np.asarray(image.crop((0, 0, 1, 1)))
+    values = np.empty((image.height, image.width, *pixel.shape[2:]), pixel.dtype)
+    for rows in bands(values.shape):
+        values[rows] = np.asarray(image.crop((0, rows.start, image.width, min(rows.stop, image.height))))
+    return values
 
 
 def read_pillow(path: Path, channels: int | None) -> Opened:
@@ -57,7 +86,9 @@ def read_pillow(path: Path, channels: int | None) -> Opened:
         mode = opened.tile[0][3] if opened.format == "PNG" and opened.tile else None
         if mode == "LA;16B" or mode in _LOW_BYTES:
             return _read_deep_png(path, mode, channels)
-        values = pillow_values(ImageOps.exif_transpose(opened), channels)
+        check_size(_decoded_bytes(opened))
+        ImageOps.exif_transpose(opened, in_place=True)
+        values = pillow_values(opened, None if opened.mode == "L" and channels == 3 else channels)
         if opened.mode == "I" and opened.format in ("PNG", "PPM"):  # 16 bits stored in 32
             values = values.astype(np.uint16)
     return Opened(values, values.shape[2])
@@ -74,18 +105,27 @@ def _warn_of_frames(folder: Path) -> None:
 
 def _read_deep_png(path: Path, mode: str, channels: int | None) -> Opened:
     """A PNG of 16-bit grey with alpha, RGB or RGBA, of which Pillow by itself keeps only the high bytes."""
+    with open_pillow(path) as opened:
+        width, height, orientation = opened.width, opened.height, opened.getexif().get(ORIENTATION, 1)
+    found = 2 if mode == "LA;16B" else len(mode.partition(";")[0])
+    check_size(width, height, found, 2)
+    values = np.empty((height, width, found), ">u2")
+    pairs = values.view(np.uint8).reshape(height, width, found, 2)
     if mode == "LA;16B":
-        pairs, orientation = _read_raw(path, "RGBA")
-        high, low = pairs[:, :, ::2], pairs[:, :, 1::2]
+        _read_raw(path, "RGBA", pairs.reshape(height, width, 4))
     else:
-        (high, orientation), (low, _) = _read_raw(path, mode), _read_raw(path, _LOW_BYTES[mode])
-    values = upright(high * np.uint16(256) + low, orientation)
-    return Opened(values, channels_without_alpha(values.shape[2], values.shape[2] % 2 == 0, channels))
+        _read_raw(path, mode, pairs[..., 0])
+        _read_raw(path, _LOW_BYTES[mode], pairs[..., 1])
+    if not values.dtype.isnative:
+        values = values.byteswap(inplace=True).view(np.uint16)
+    return Opened(upright(values, orientation), channels_without_alpha(found, found % 2 == 0, channels))
 
 
-def _read_raw(path: Path, mode: str) -> tuple[NDArray[np.uint16], int]:
-    """The bytes of a PNG that Pillow's raw ``mode`` selects, and its orientation."""
+def _read_raw(path: Path, mode: str, target: NDArray[np.uint8]) -> None:
+    """Write the bytes of a PNG that Pillow's raw ``mode`` selects into ``target`` ``(H, W, C)``."""
     with open_pillow(path) as opened:
         tiles: Any = [(*tile[:3], mode) for tile in opened.tile]
         opened.tile = tiles
-        return np.asarray(opened).astype(np.uint16), opened.getexif().get(ORIENTATION, 1)
+        opened.load()
+        for rows in bands(target.shape):
+            target[rows] = np.asarray(opened.crop((0, rows.start, opened.width, min(rows.stop, opened.height))))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklab.images.intensity import IntensityRange, channel_percentiles, sampling_step
-from masklab.images.opened import ORIENTATION, Opened, decoding, is_tiff
+from masklab.images.opened import ORIENTATION, Opened, bands, check_size, decoding, is_tiff
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
 from masklab.images.tiff import image_axes, open_tiff
 from masklab.utils.errors import InputError
@@ -62,7 +62,9 @@ def read_window(path: str | Path, channels: int | None, box: Box | None = None) 
     """
     x1, y1, x2, y2 = box or (None, None, None, None)
     with open_image_file(Path(path), channels) as opened:
-        return _values(opened.part(slice(y1, y2), slice(x1, x2)), channels, path), opened.size
+        rows, columns = slice(y1, y2), slice(x1, x2)
+        _check_arriving(opened, rows, columns, channels, path)
+        return _values(opened.part(rows, columns), channels, path), opened.size
 
 
 def read_sample(path: str | Path, channels: int | None) -> NDArray[Any]:
@@ -88,31 +90,44 @@ def from_pillow(image: Image.Image, channels: int) -> NDArray[Any]:
     return _values(pillow_values(image, channels), channels, "the image")
 
 
-def _fit_channels(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
-    """``(H, W, C)`` to ``(channels, H, W)``, contiguous and writable: grey repeated, or the luminance of RGB."""
-    found = values.shape[2]
-    if found == 1 and channels == 3:
-        values = np.repeat(values, 3, axis=2)
-    elif found == 3 and channels == 1:
-        grey = values @ _LUMA
-        values = (grey if values.dtype.kind == "f" else np.rint(grey)).astype(values.dtype)[:, :, None]
-    elif channels not in (None, found):
+def _arriving(channels: int | None, found: int, dtype: np.dtype[Any], name: str | Path) -> tuple[int, np.dtype[Any]]:
+    """The number of channels and the dtype that values of the ``found`` channels and ``dtype`` arrive with."""
+    if dtype.kind not in "biuf":
+        raise InputError(f"{name} holds no numbers that make an image ({dtype}); convert it to 8 or 16 bits.")
+    if channels not in (None, found) and (found, channels) not in ((1, 3), (3, 1)):
         raise InputError(
             f"{name} has {found} channels but {channels} are expected; "
             f"train with model.backbone.in_channels {found} or convert the image."
         )
-    return np.array(values.transpose(2, 0, 1), order="C")
+    kept = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
+    return channels or found, kept if kept in (np.uint8, np.uint16) else np.dtype(np.float32)
 
 
 def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
-    """``(H, W, C)`` of any dtype to ``(channels, H, W)`` uint8, uint16 or float32."""
-    if values.dtype == bool:
-        values = values.astype(np.uint8) * np.uint8(255)
-    if values.size == 0 or values.dtype.kind not in "iuf":
-        raise InputError(f"{name} holds no numbers that make an image ({values.dtype}); convert it to 8 or 16 bits.")
-    kept = values.dtype.newbyteorder("=")
-    values = values.astype(kept if kept in (np.uint8, np.uint16) else np.float32, copy=False)
-    return _fit_channels(values, channels, name)
+    """``(H, W, C)`` of any dtype to ``(channels, H, W)`` uint8, uint16 or float32, contiguous and writable.
+
+    1-bit pixels become 0 and 255; grey is repeated, and RGB becomes its luminance.
+    """
+    wanted, dtype = _arriving(channels, values.shape[2], values.dtype, name)
+    if values.size == 0:
+        raise InputError(f"{name} holds no pixels; replace the image.")
+    result = np.empty((wanted, *values.shape[:2]), dtype)
+    for rows in bands(values.shape):
+        band = values[rows].astype(dtype, copy=False)
+        if values.dtype == bool:
+            band = band * np.uint8(255)
+        if wanted == 1 and band.shape[2] == 3:
+            grey = band @ _LUMA
+            band = (grey if dtype.kind == "f" else np.rint(grey))[:, :, None]
+        result[:, rows] = band.transpose(2, 0, 1)
+    return result
+
+
+def _check_arriving(opened: Opened, rows: slice, columns: slice, channels: int | None, name: str | Path) -> None:
+    """Refuse a part of an image that takes too much memory, before it is decoded."""
+    wanted, dtype = _arriving(channels, opened.channels, opened.values.dtype, name)
+    height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), opened.size, strict=True))
+    check_size(height, width, wanted, dtype.itemsize)
 
 
 def image_size(path: str | Path) -> Size:

@@ -7,8 +7,10 @@ from typing import TypeVar
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from masklab.config.fields import MOST_PIXELS
 from masklab.config.image import ImageConfig
 from masklab.images.intensity import normalise, rescale_intensity
+from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
 T = TypeVar("T", bound=Tensor)
@@ -29,7 +31,14 @@ def _network_scale(size: Size, config: ImageConfig) -> float:
 def network_size(size: Size, config: ImageConfig, factor: float = 1.0) -> Size:
     """``(height, width)`` of the network's input for an image of ``size``, scaled by a further ``factor``."""
     scale = _network_scale(size, config) * factor
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    if height * width > MOST_PIXELS**2:
+        field = "min_side" if config.scale is None else "scale"
+        raise InputError(
+            f"an image of {size[1]} x {size[0]} pixels becomes {width} x {height} for the network: lower image.{field}, "
+            "the scales of the prediction, or the size of the image."
+        )
+    return height, width
 
 
 def network_image(image: Tensor, config: ImageConfig, factor: float = 1.0) -> Tensor:

@@ -14,8 +14,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, check_decoded_size, upright
+from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, check_size, upright
 from masklab.images.pillow import read_pillow
+from masklab.images.surplus import decode_segment, most_compressed, refuse_shared_bytes, refuse_surplus, segment_bytes
 from masklab.utils.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -46,23 +47,20 @@ class _Segments:
     def __init__(self, pages: Sequence[Any]) -> None:
         self.pages, self.key = pages, pages[0].keyframe
         planes, _, height, width, samples = self.key.shaped
-        for page in pages:
-            _check_segments(page, self.key)
         self.shape = (height, width, len(pages) * planes * samples)
         self.dtype = self.key.dtype
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
         rows, columns = (range(*part.indices(side)) for part, side in zip(key, self.shape[:2], strict=True))
-        check_decoded_size(len(rows) * len(columns) * self.shape[2] * self.dtype.itemsize)
+        check_size(len(rows), len(columns), self.shape[2], self.dtype.itemsize)
         values = np.full((len(rows), len(columns), self.shape[2]), self.key.nodata, self.dtype)
         for channel, page in enumerate(self.pages):
             for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
                 _, (plane, _, top, left, _), (_, height, width, samples) = self.key.decode(None, index)
                 down, across = _overlap(rows, top, height), _overlap(columns, left, width)
                 if length and down and across:
-                    check_decoded_size(height * width * samples * self.dtype.itemsize)
                     page.parent.filehandle.seek(offset)
-                    segment = self.key.decode(page.parent.filehandle.read(length), index)[0][0]
+                    segment = decode_segment(self.key, page.parent.filehandle.read(length), index)
                     first = channel + plane
                     values[down[0], across[0], first : first + samples] = segment[down[1], across[1]]
         return values
@@ -77,10 +75,12 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
         if len(series.pages) > 1:
             raise _stack(series, axes, path)
+        refuse_shared_bytes([page])
         return _read_pillow(page, path, channels)
     _refuse_lost_tags(page)
     _refuse_lost_pages(tiff)
     orientation = int(page.tags.valueof(ORIENTATION, 1))
+    pages: Sequence[Any] = [each for each in series.pages if each is not None]
     values: NDArray[Any] | _Segments
     if series.dataoffset is not None:
         _check_segments(page, page)
@@ -89,12 +89,20 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Open
     elif _lacks_codec(page):
         if len(series.pages) > 1 or page.samplesperpixel > (4 if page.bitspersample == 8 else 1):
             raise _missing_codec(page, path)
+        refuse_shared_bytes([page])
         return _read_pillow(page, path, channels)
-    elif orientation == 1 and axes == series.axes and _in_segments(series):
-        values = _Segments(series.pages)
     else:
-        check_decoded_size(series.nbytes)
-        values = upright(_channels_last(series.asarray(), axes), orientation)
+        for each in pages:
+            _check_segments(each, page.keyframe)
+        refuse_shared_bytes(pages)
+        if axes == series.axes and _in_segments(series):
+            values = _Segments(pages)
+            if orientation != 1:
+                values = upright(values[:, :], orientation)
+        else:
+            check_size(series.nbytes)
+            refuse_surplus(pages)
+            values = upright(_channels_last(series.asarray(), axes), orientation)
     alpha = any(sample in _ALPHA for sample in page.extrasamples)
     return Opened(values, channels_without_alpha(values.shape[2], alpha, channels))
 
@@ -182,6 +190,10 @@ def _check_segments(page: Any, key: Any) -> None:
         raise ValueError("a strip or tile has no bytes")
     planes, depth, height, width, samples = key.shaped
     needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
+    whole = key.decode(None, 0)[2]
+    check_size(*whole, key.dtype.itemsize)
+    if max(lengths, default=0) > most_compressed(segment_bytes(key)):
+        raise ValueError(f"a strip or tile has {max(lengths)} bytes but its pixels need {segment_bytes(key)}")
     if key.compression == 1 and not key.is_tiled and all(lengths) and sum(lengths) != needed:
         raise ValueError(f"its strips hold {sum(lengths)} bytes but its pixels need {needed}")
 

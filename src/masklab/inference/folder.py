@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import displayed
@@ -22,6 +23,7 @@ from masklab.results.overlay import overlay
 from masklab.utils.errors import InputError
 from masklab.utils.failures import only_this_file
 from masklab.utils.files import atomic_write, file_name, make_folder
+from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
 from masklab.utils.types import Size
 from masklab.utils.versions import versions
@@ -59,9 +61,10 @@ def predict_folder(
     results: list[dict[str, Any]] = []
     check = IntensityCheck(predictor.config.image)
     ranges: dict[str, tuple[float, float] | None] = {}
-    broken = shown = full = 0
+    shown = full = 0
+    left = LeftOut()
     for path in track(images, "predicting"):
-        try:
+        with left.skipping(path):
             image = read_image(path, predictor.config.model.backbone.channels)
             if listing is not None:
                 _check_size(path, image.shape[1:], listing.images[path].size, annotations)
@@ -71,17 +74,11 @@ def predict_folder(
             full += len(instances.above(predictor.threshold)) == predictor.max_detections
             if listing is not None and listing.category_ids is not None:
                 instances = instances.of_labels(listing.category_ids)
-            with atomic_write(output / _overlay_name(path)) as temporary:
-                overlay(shown_image, instances, predictor.threshold).save(temporary, "PNG")
-        except (InputError, OSError) as error:
-            if isinstance(error, OSError) and not only_this_file(error):
-                raise
-            _log.warning("%s", error if isinstance(error, InputError) else f"{path} cannot be drawn: {error}.")
-            broken += 1
-            continue
-        ranges[path.name] = rule.value_range
-        shown += len(instances.above(predictor.threshold))
-        results += _entries(path, instances, listing)
+            _write_overlay(overlay(shown_image, instances, predictor.threshold), path, output)
+            ranges[path.name] = rule.value_range
+            shown += len(instances.above(predictor.threshold))
+            results += _entries(path, instances, listing)
+    broken = len(left.paths)
     target = output / "predictions.json"
     with atomic_write(target) as temporary:
         temporary.write_text(json.dumps(results))
@@ -98,11 +95,18 @@ def predict_folder(
             f"{full} of {counted(len(images), 'image')} reached the maximum of {counted(predictor.max_detections, 'detection')}, "
             "so others may be missing: predict again with a larger --max_detections."
         )
-    if broken:
-        raise InputError(
-            f"{broken} of {counted(len(images), 'image')} could not be used, for the reasons above: correct or replace them."
-        )
+    left.refuse(len(images))
     return target
+
+
+def _write_overlay(drawn: Image.Image, path: Path, output: Path) -> None:
+    try:
+        with atomic_write(output / _overlay_name(path)) as temporary:
+            drawn.save(temporary, "PNG")
+    except OSError as error:
+        if not only_this_file(error):
+            raise
+        raise InputError(f"{path} cannot be drawn: {error}.") from error
 
 
 def _entries(path: Path, instances: Instances, listing: Listing | None) -> list[dict[str, Any]]:

@@ -12,10 +12,14 @@ from torch import Tensor
 from masklab.images.intensity import FULL_RANGE
 from masklab.images.read import from_pillow, read_image
 from masklab.utils.errors import InputError
+from masklab.utils.memory import available_memory
+from masklab.utils.types import Size
 from masklab.utils.words import counted
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
+
+_LEAST_BYTES = 100  # for each pixel of a network's input: of a ResNet-18, the smallest
 
 
 def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -29,6 +33,20 @@ def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
     flat = (~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero().flatten().tolist()
     if flat:
         raise InputError(f"box {flat[0]} is {boxes[flat[0]].tolist()}: give x1, y1, x2, y2 with x1 < x2 and y1 < y2.")
+
+
+def check_room(size: Size, device: torch.device) -> None:
+    """Raise `InputError` if a network's input of ``(height, width)`` takes more memory than a CPU has for it.
+
+    The system would end the whole process, and with it the images that follow.
+    """
+    free = available_memory() if device.type == "cpu" else None
+    needed = size[0] * size[1] * _LEAST_BYTES
+    if free is not None and needed > free:
+        raise InputError(
+            f"an input of {size[1]} x {size[0]} pixels takes at least {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            "free: cut the image into tiles or shrink it."
+        )
 
 
 def as_tensor(image: ImageLike, channels: int) -> Tensor:

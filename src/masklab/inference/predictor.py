@@ -16,8 +16,8 @@ from torch import Tensor
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
 from masklab.images.exposure import IntensityCheck, stretched
-from masklab.images.resize import network_image
-from masklab.inference.inputs import ImageLike, as_tensor, check_boxes
+from masklab.images.resize import network_image, network_size
+from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room
 from masklab.inference.options import PredictionOptions
 from masklab.inference.test_time_augmentation import PLAIN, SAME_OBJECT, Detected, View, fuse_boxes
 from masklab.model.backbone import Features
@@ -194,6 +194,7 @@ class Predictor:
             yield values
 
     def _prepare(self, image: Tensor, view: View = PLAIN) -> _Prepared:
+        check_room(network_size(_size(image), self.config.image, view.scale), self.device)
         inputs = view.show(network_image(image, self.image_config(image), view.scale))
         size = _size(inputs)
         height, width = padded_size(size, self.model.stride)

@@ -29,6 +29,7 @@ from masklab.results.text import drawable
 from masklab.training.auto import resolve_image_fields
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, make_folder
+from masklab.utils.leftout import LeftOut
 from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
@@ -50,11 +51,12 @@ def show_data(data: Data, output: str | Path, split: str = "train", recipe: str 
     if not len(source):
         raise InputError(f"{source.json_path} holds no images to draw: name another --split.")
     _log.info(source.summary())
-    config = resolve_image_fields(config, source)
+    left = LeftOut()
+    config = resolve_image_fields(config, source, left)
     statistics = measure(source, config.image)
     output = make_folder(output)
     written = [
-        save_png(_sheet(source, statistics, config), output / f"{split}_images.png"),
+        save_png(_sheet(source, statistics, config, left), output / f"{split}_images.png"),
         save_png(_chart(source, statistics, config), output / f"{split}_statistics.png"),
         output / f"{split}_suggestion.yaml",
     ]
@@ -79,11 +81,18 @@ def suggestion(statistics: Statistics, recipe: str | None, pre_nms_test: int) ->
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
 
 
-def _sheet(source: Split, statistics: Statistics, config: Config) -> Image.Image:
+def _sheet(source: Split, statistics: Statistics, config: Config, left: LeftOut) -> Image.Image:
     """Images with their annotations, in ascending order of their number of objects."""
     order = np.argsort(statistics.per_image, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(_MOST_IMAGES, len(order))).round().astype(int))
-    tiles = [_tile(source, int(order[place]), config.image) for place in places]
+    tiles: list[Image.Image] = []
+    for index in order[places].tolist():
+        if source.images[index].path in left.paths:
+            continue
+        with left.skipping(source.images[index].path):
+            tiles.append(_tile(source, index, config.image))
+    if not tiles:
+        left.refuse(len(source))
     rows = [sheets.row(tiles[start : start + _COLUMNS]) for start in range(0, len(tiles), _COLUMNS)]
     title = f"{source.json_path}: {len(tiles)} of {counted(len(source), 'image')}, from the emptiest to the fullest"
     return sheets.figure(title, *rows)

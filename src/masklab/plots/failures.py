@@ -26,7 +26,8 @@ from masklab.plots.sheets import CONTENT_WIDTH, GAP
 from masklab.results.instances import Instances
 from masklab.results.overlay import PALETTE
 from masklab.utils.errors import InputError
-from masklab.utils.files import make_folder
+from masklab.utils.files import file_name, make_folder
+from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
 from masklab.utils.types import Bytes, Colour, Size
 from masklab.utils.words import counted
@@ -108,9 +109,10 @@ def show_failures(
 
     The worst images are those with the lowest AP(0.5) = TP / (TP + FP + FN) of detections with a score
     of at least ``predictor.threshold``.  ``failures.png`` shows them together, ``failure_01_NAME.png``, ... one each.
-    Images without errors are left out.
+    Images without errors are left out, and so are those that cannot be used, which are reported.
 
-    Raises `InputError` for data that cannot be used and for a folder that cannot be written to.
+    Raises `InputError` for data that cannot be used, for a folder that cannot be written to, and, after all else is
+    written, if an image was left out because it cannot be used.
     """
     if worst < 1:
         raise InputError(f"--worst is {worst}: give the number of images to show, at least 1.")
@@ -120,27 +122,31 @@ def show_failures(
     truth = source.truth
     kept: list[Failures] = []
     totals = np.zeros(4, np.int64)
+    left = LeftOut()
     for index, image in enumerate(track(source.images, "predicting")):
-        found = predictor.predict(source.read(index, predictor.config.model.backbone.channels))
-        found = found.above(score).of_labels(known)
-        failures = find_failures(image, truth, found)
-        totals += (failures.matched, *_counts(failures))
-        if any(_counts(failures)):
-            kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
+        with left.skipping(image.path):
+            found = predictor.predict(source.read(index, predictor.config.model.backbone.channels))
+            found = found.above(score).of_labels(known)
+            failures = find_failures(image, truth, found)
+            totals += (failures.matched, *_counts(failures))
+            if any(_counts(failures)):
+                kept = sorted([*kept, failures], key=lambda f: f.rank)[:worst]
     matched, missed, wrong, bad = totals.tolist()
     _log.info(
         f"{counted(len(source), 'image')} at score {score:.2f}: {counted(matched, 'object')} found ({bad} badly localised), "
         f"{missed} missed, {wrong} wrong"
     )
     if not kept:
+        left.refuse(len(source))
         _log.info("no failure figures: every image is right.")
         return []
     channels = predictor.config.model.backbone.channels
     images = [as_rgb(source.read(source.images.index(failures.image), channels), predictor) for failures in kept]
     written = [save_png(_sheet(kept, images), output / "failures.png")]
     for place, (failures, values) in enumerate(zip(kept, images, strict=True), 1):
-        name = f"failure_{place:02d}_{failures.image.path.stem}.png"
+        name = file_name(f"failure_{place:02d}_{failures.image.path.stem}", ".png")
         written.append(save_png(failure_figure(failures, values), output / name))
+    left.refuse(len(source))
     return written
 
 

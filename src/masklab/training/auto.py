@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from masklab.training.record import refuse_other_settings
 from masklab.training.task import InstanceTask
 from masklab.utils.errors import InputError
 from masklab.utils.files import read_yaml
+from masklab.utils.leftout import LeftOut
 from masklab.utils.words import counted
 
 _NUM_SAMPLED = 20  # images, evenly spaced over the split
@@ -35,7 +37,7 @@ _MAX_MEMORY_USED = 0.9  # share of the GPU's memory: other images may be larger 
 _log = logging.getLogger(__name__)
 
 
-def resolve_image_fields(config: Config, split: Split) -> Config:
+def resolve_image_fields(config: Config, split: Split, left: LeftOut | None = None) -> Config:
     """Resolve the fields that depend on the pixels of the training images, and log what they become.
 
     ``model.backbone.in_channels`` "auto" becomes 3 for grey and colour images.  For others it becomes their number of
@@ -43,11 +45,14 @@ def resolve_image_fields(config: Config, split: Split) -> Config:
     ``image.value_range`` nor ``percentiles`` is set, percentiles become 0.1 and 99.9, as images seldom use the full
     range of 16 bits.  Twenty images evenly spaced over the split are read.
 
-    Raises `InputError` for images that cannot be read or that differ in their number of channels.
+    Raises `InputError` for images that cannot be read, unless ``left`` takes them, and for images that differ in their
+    number of channels.
     """
     backbone, rule = config.model.backbone, config.image
-    paths = [image.path for image in split.evenly_spaced(_NUM_SAMPLED)]
-    formats = {path: channels_and_dtype(path) for path in paths}
+    formats: dict[Path, tuple[int, np.dtype[Any]]] = {}
+    for image in split.evenly_spaced(_NUM_SAMPLED):
+        with nullcontext() if left is None else left.skipping(image.path):
+            formats[image.path] = channels_and_dtype(image.path)
     deep = [path for path, (_, dtype) in formats.items() if dtype not in (np.uint8, np.bool_)]
     if deep and rule.value_range is None and rule.percentiles is None:
         rule = rule.model_copy(update={"percentiles": DEEP_PERCENTILES})
@@ -56,7 +61,7 @@ def resolve_image_fields(config: Config, split: Split) -> Config:
         channels = _common_channels({path: channels for path, (channels, _) in formats.items()})
         backbone = backbone.model_copy(update={"in_channels": channels})
         if channels != 3:
-            mean, std = _moments(paths, channels, rule)
+            mean, std = _moments(list(formats), channels, rule)
             rule = rule.model_copy(update={"mean": mean, "std": std})
             _log.info(f"model.backbone.in_channels {channels}, image.mean {mean}, image.std {std}")
     return config.model_copy(update={"image": rule, "model": config.model.model_copy(update={"backbone": backbone})})

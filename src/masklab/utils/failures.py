@@ -46,17 +46,23 @@ def machine_error(error: BaseException) -> MachineError | None:
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         return _of_file(error)
     text = str(error)
-    if isinstance(error, (MemoryError, OSError)):
-        return _of_memory(text)
-    if isinstance(error, RuntimeError):  # of which torch makes nearly all of its own
-        if lost := _LOST_WORKER.search(text):
-            return MachineError(
-                f"a process that loads images was ended by the system ({_short(lost[0])}), as a rule for want of "
-                f"memory: set train.workers to a smaller number, then {_AGAIN}."
-            )
-        if found := _NO_MEMORY.search(text):
-            return _of_memory(found[0])
+    lost = _LOST_WORKER.search(text) if isinstance(error, RuntimeError) else None
+    if lost is not None:
+        return MachineError(
+            f"a process that loads images was ended by the system ({_short(lost[0])}), as a rule for want of memory: set "
+            f"train.workers to a smaller number, then {_AGAIN}."
+        )
+    if is_out_of_memory(error):
+        found = _NO_MEMORY.search(text)
+        return _of_memory(found[0] if found else text)
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was refused; PyTorch raises a plain `RuntimeError` for it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def disk_is_full(error: OSError) -> bool:

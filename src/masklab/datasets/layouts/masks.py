@@ -13,7 +13,7 @@ from PIL import ImageOps
 from masklab.datasets.layouts.base import ObjectMask, Pair
 from masklab.datasets.problems import Sink
 from masklab.images.opened import TIFF_SUFFIXES, decoding
-from masklab.images.pillow import open_pillow, open_verified
+from masklab.images.pillow import as_array, open_pillow, open_verified
 from masklab.images.read import open_image_file
 from masklab.masks import encode
 from masklab.utils.errors import InputError
@@ -70,7 +70,8 @@ def read_numbers(path: Path) -> NDArray[Any]:
     with decoding(path):
         if has_palette(path):
             with open_verified(path) as opened:
-                return np.asarray(ImageOps.exif_transpose(opened))[:, :, None]
+                ImageOps.exif_transpose(opened, in_place=True)
+                return as_array(opened)[:, :, None]
     with open_image_file(path, None) as image:
         values = image.part(slice(None), slice(None))
     inverted = values.dtype == np.uint8 and _photometric(path) == tifffile.PHOTOMETRIC.MINISWHITE

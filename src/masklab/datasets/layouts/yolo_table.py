@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _CLASS_LISTS = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt
 _SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {*_SPLITS, *VAL_NAMES}
 _LARGEST = 2**20  # bytes of a YAML file
+_DEEPEST = 50  # lists in lists: deeper ones keep PyYAML busy
 _LONGEST_PATH = 4096  # characters
 _MOST_CLASSES = 100_000
 
@@ -92,11 +94,23 @@ def resolve(folder: Path, bases: list[str], entry: str) -> Path | None:
 def _read_yaml(path: Path) -> Any:
     """The values of a YAML file, all scalars as text: ``no`` stays ``no`` and ``010`` stays ``010``."""
     try:
-        if path.stat().st_size > _LARGEST:
+        status = path.stat()
+        if status.st_size > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST} bytes")
-        return yaml.load(read_text(path), yaml.BaseLoader)
+        return _parse(path, status.st_size, status.st_mtime_ns)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): correct the file.") from None
+
+
+@lru_cache(maxsize=16)
+def _parse(path: Path, size: int, changed: int) -> Any:
+    """The values of a file of this size and time, read once: a data set is looked at for each split."""
+    text, depth = read_text(path), 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            raise ValueError(f"its lists are nested more than {_DEEPEST} deep")
+    return yaml.load(text, yaml.BaseLoader)
 
 
 def _read_other(path: Path) -> Any:

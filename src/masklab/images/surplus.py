@@ -1,0 +1,156 @@
+"""Files that hold far more data than their pixels can need, which would cost time and memory for nothing."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import lzma
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklab.images.opened import MOST_BYTES
+
+_METADATA = 2**26  # bytes beside the pixels: colour profiles, thumbnails, a phone's short film
+_SLACK = 2**16  # bytes that a compressed image may take beyond twice its pixels
+_MOST_CHUNKS = 2**18  # of a PNG
+_MOST_SCANS = 64  # of a JPEG: encoders write a dozen at most, and each one passes over all pixels
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
+_DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)  # compressions of TIFF
+
+
+def most_compressed(pixels: int) -> int:
+    """The most bytes that compressed pixels, ``pixels`` bytes by themselves, are allowed: twice as many, and some."""
+    return 2 * pixels + _SLACK
+
+
+def check_head(file: IO[bytes]) -> None:
+    """`check_png` for a PNG; `ValueError` for any other file but a TIFF that is larger than an image can be."""
+    beginning = file.read(8)
+    if beginning == b"\x89PNG\r\n\x1a\n":
+        check_png(file)
+    elif beginning[:2] not in (b"II", b"MM") and (size := file.seek(0, os.SEEK_END)) > 2 * MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, more than any image that is read")
+
+
+def check_file_size(size: int, pixels: int, animated: bool) -> None:
+    """`ValueError` for a file of ``size`` bytes whose image, ``pixels`` bytes in memory, cannot need them."""
+    if size > (MOST_BYTES if animated else 4 * pixels + _METADATA):
+        raise ValueError(f"it has {size} bytes but its pixels need at most {4 * pixels}")
+
+
+def check_png(file: IO[bytes]) -> None:
+    """`ValueError` for a PNG with more compressed data than its pixels can need, or with too much beside them."""
+    file.seek(8)
+    pixels = compressed = others = 0
+    for _ in range(_MOST_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return
+        length, start = int.from_bytes(head[:4], "big"), file.tell()
+        if head[4:] == b"IHDR":
+            width, height, bits, colour = struct.unpack(">IIBB", file.read(10))
+            pixels = height * (2 + math.ceil(width * bits * _PNG_SAMPLES.get(colour, 4) / 8))
+        elif head[4:] == b"IDAT":
+            compressed += length
+        elif head[4:] == b"fdAT":  # a further frame of an animation
+            compressed = max(compressed, length)
+        else:
+            others += length
+        if compressed > most_compressed(pixels):
+            raise ValueError(f"it has over {compressed} bytes of data but its pixels need {pixels}")
+        if others > _METADATA:
+            raise ValueError(f"it has over {others} bytes beside its pixels")
+        file.seek(start + length + 4)
+    raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
+
+
+def check_jpeg(file: IO[bytes]) -> None:
+    """`ValueError` for a JPEG of very many scans, which takes a pass over all pixels for each few bytes."""
+    file.seek(0)
+    scans, last = 0, b""
+    while block := file.read(2**20):
+        scans += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+        if scans > _MOST_SCANS:
+            raise ValueError(f"it has more than {_MOST_SCANS} scans")
+
+
+def _decompress(data: bytes, compression: int, most: int) -> bytes | None:
+    """Decompress a strip or tile of a TIFF as far as ``most`` bytes; None for compressions that are bounded anyway.
+
+    Raises `ValueError` where there is more.
+    """
+    decoder: Any
+    if compression in _DEFLATE:
+        decoder = zlib.decompressobj()
+    elif compression in _LZMA:
+        decoder = lzma.LZMADecompressor()
+    elif compression in _ZSTD:
+        try:
+            decoder = importlib.import_module("compression.zstd").ZstdDecompressor()
+        except ImportError:  # before Python 3.14; imagecodecs is told the size
+            return None
+    else:
+        return None
+    values: bytes = decoder.decompress(data, most + 1)
+    if len(values) > most:
+        raise ValueError(f"a strip or tile holds over {most} bytes, more than twice its pixels")
+    if not decoder.eof:
+        raise ValueError("a strip or tile is cut off")
+    return values
+
+
+def segment_bytes(key: Any) -> int:
+    """The bytes of the pixels of a whole strip or tile."""
+    _, _, (depth, height, width, samples) = key.decode(None, 0)
+    return int(depth * height * math.ceil(width * samples * key.bitspersample / 8))
+
+
+def decode_segment(key: Any, data: bytes, index: int) -> NDArray[Any]:
+    """A strip or tile ``(H, W, samples)``; `ValueError` for one that holds far more than its pixels."""
+    most = most_compressed(segment_bytes(key))
+    plain = None if key.fillorder == 2 else _decompress(data, key.compression, most)
+    decoder = key if plain is None else _as_uncompressed(key)
+    values: NDArray[Any] = decoder.decode(data if plain is None else plain, index)[0][0]
+    return values
+
+
+def _as_uncompressed(key: Any) -> Any:
+    """A page like another one whose segments are decompressed already."""
+    twin = copy.copy(key)
+    for kept in ("decode", "hash"):
+        twin.__dict__.pop(kept, None)
+    twin.compression = 1
+    return twin
+
+
+def refuse_shared_bytes(pages: Sequence[Any]) -> None:
+    """Refuse strips or tiles that lie outside the file, share bytes with others, or are larger than pixels can be.
+
+    A few kilobytes could otherwise stand for an image of any size.
+    """
+    offsets = np.concatenate([np.asarray(page.dataoffsets, np.int64) for page in pages])
+    lengths = np.concatenate([np.asarray(page.databytecounts, np.int64) for page in pages])
+    order = np.argsort(offsets[lengths > 0], kind="stable")
+    starts, ends = offsets[lengths > 0][order], (offsets + lengths)[lengths > 0][order]
+    if (starts[1:] < ends[:-1]).any():
+        raise ValueError("its strips or tiles share bytes")
+    if len(ends) and not 0 <= ends.max() <= pages[0].parent.filehandle.size:
+        raise ValueError("a strip or tile lies outside the file")
+
+
+def refuse_surplus(pages: Sequence[Any]) -> None:
+    """Refuse strips or tiles that hold more than `decode_segment` allows, where tifffile decodes them all by itself."""
+    key = pages[0].keyframe
+    most = most_compressed(segment_bytes(key))
+    for page in pages:
+        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+            page.parent.filehandle.seek(offset)
+            _decompress(page.parent.filehandle.read(min(length, most)), key.compression, most)

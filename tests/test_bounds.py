@@ -1,0 +1,213 @@
+"""Memory that an image may take, for each of its pixels, and files that ask for more than their image can need."""
+
+import lzma
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from test_fuzz import by_pillow, by_tifffile, chunk, deep_png
+
+from masklab.datasets.layouts.masks import read_labels
+from masklab.images import opened, read
+from masklab.images.read import read_image, read_window
+from masklab.utils.errors import InputError
+
+SIDE = 2048
+PEAKS = {  # bytes for each pixel at the highest point of reading as three channels; docs/reliability.md has them too
+    "rgb8.png": 8,
+    "grey8.png": 6,
+    "rgb16.png": 18,
+    "grey16.png": 14,
+    "rgb.jpg": 12,
+    "palette.gif": 14,
+    "strips8.tif": 6,
+    "strips-float64.tif": 26,
+    "plain-int8.tif": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Images of 2048 x 2048 pixels, of every kind."""
+    folder = tmp_path_factory.mktemp("large")
+    grey = np.zeros((SIDE, SIDE), np.uint8)
+    rgb = np.zeros((SIDE, SIDE, 3), np.uint8)
+    files = {
+        "rgb8.png": by_pillow(rgb, "PNG"),
+        "grey8.png": by_pillow(grey, "PNG"),
+        "rgb16.png": deep_png(rgb.astype(np.uint16)),
+        "grey16.png": by_pillow(grey.astype(np.uint16), "PNG"),
+        "rgb.jpg": by_pillow(rgb, "JPEG"),
+        "palette.gif": by_pillow(Image.fromarray(grey).convert("P"), "GIF"),
+        "strips8.tif": by_tifffile(grey, compression="zlib", rowsperstrip=64),
+        "strips-float64.tif": by_tifffile(grey.astype(np.float64), compression="zlib", rowsperstrip=64),
+        "plain-int8.tif": by_tifffile(grey.astype(np.int8)),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+MEASURE = """
+import os, resource, sys
+from masklab.images.read import read_image
+
+for path in [None, *sys.argv[1:]]:
+    if not (child := os.fork()):
+        if path is not None:
+            read_image(path, 3)
+        os._exit(0)
+    _, status, usage = os.wait4(child, 0)
+    assert status == 0
+    print(usage.ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes, and of the process alone, on Linux")
+def test_reading_takes_no_more_memory_for_a_pixel_than_promised(large):
+    names = sorted(PEAKS)
+    command = [sys.executable, "-c", MEASURE, *(str(large / name) for name in names)]
+    base, *peaks = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    found = {name: (peak - base) / SIDE**2 for name, peak in zip(names, peaks, strict=True)}
+    slack = 2**24 / SIDE**2  # decoders' own buffers
+    assert {name: peak for name, peak in found.items() if peak > PEAKS[name] + slack} == {}
+
+
+def tiff(tags, data):
+    """A TIFF of one page with these tags, each (code, type, values), and data from byte 8."""
+    start = 8 + len(data) + len(data) % 2
+    outside, entries = b"", b""
+    after = start + 2 + 12 * len(tags) + 4
+    for code, kind, values in sorted(tags):
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            entries += struct.pack("<HHII", code, kind, len(values), after + len(outside))
+            outside += packed + bytes(len(packed) % 2)
+        else:
+            entries += struct.pack("<HHI", code, kind, len(values)) + packed.ljust(4, b"\0")
+    head = b"II*\0" + struct.pack("<I", start) + data + bytes(len(data) % 2)
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4) + outside
+
+
+def grey_tiff(size, segments, data, compression=8, tile=None):
+    """A grey TIFF of 8 bits in strips, or tiles, at the (offset, length) of ``segments``."""
+    height, width = size
+    tags = [(256, 4, [width]), (257, 4, [height]), (258, 3, [8]), (259, 3, [compression]), (262, 3, [1]), (277, 3, [1])]
+    places, lengths = ([part[k] for part in segments] for k in (0, 1))
+    if tile is None:
+        tags += [(278, 4, [-(-height // len(segments))]), (273, 4, places), (279, 4, lengths)]
+    else:
+        tags += [(322, 4, [tile]), (323, 4, [tile]), (324, 4, places), (325, 4, lengths)]
+    return tiff(tags, data)
+
+
+def surplus():
+    """Files whose data is shared, or far more than their pixels can need, by name."""
+    strip = zlib.compress(bytes(64 * 64))
+    bomb = zlib.compress(bytes(2**24))
+    png = deep_png(np.zeros((8, 8, 3), np.uint16))
+    end = chunk(b"IEND", b"")
+    jpeg = by_pillow(np.zeros((16, 16, 3), np.uint8), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return {
+        "shared-strips.tif": grey_tiff((6400, 64), [(8, len(strip))] * 100, strip),
+        "shared-tiles.tif": grey_tiff((640, 640), [(8, len(strip))] * 100, strip, tile=64),
+        "overlapping.tif": grey_tiff((128, 64), [(8, len(strip)), (9, len(strip))], strip + b"\0"),
+        "shared-raw.tif": grey_tiff((128, 64), [(8, 64 * 64)] * 2, bytes(64 * 64), compression=1),
+        "bomb.tif": grey_tiff((64, 64), [(8, len(bomb))], bomb),
+        "bomb-tile.tif": grey_tiff((64, 64), [(8, len(bomb))], bomb, tile=64),
+        "lzma-bomb.tif": grey_tiff((64, 64), [(8, len(packed := lzma.compress(bytes(2**24))))], packed, 34925),
+        "padded.tif": grey_tiff((64, 64), [(8, 2**20)], strip.ljust(2**20, b"\0")),
+        "cut.tif": grey_tiff((64, 64), [(8, len(strip) - 6)], strip[:-6]),
+        "outside.tif": grey_tiff((64, 64), [(8, len(strip) + 10**4)], strip),
+        "bomb.png": png.replace(end, chunk(b"IDAT", bytes(2**18)) + end),
+        "many.png": png.replace(end, chunk(b"IDAT", b"") * 300_000 + end),
+        "beside.png": png.replace(end, chunk(b"abCd", bytes(2**26 + 1)) + end),
+        "scans.jpg": jpeg[:-2] + scan * 100 + b"\xff\xd9",
+        "long.bmp": by_pillow(np.zeros((8, 8, 3), np.uint8), "BMP") + bytes(2**27),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(surplus()))
+def test_data_that_is_shared_or_more_than_the_pixels_need_is_damage(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    path.write_bytes(surplus()[name])
+    with pytest.raises(InputError, match=rf"{name} is damaged or cut off"):
+        read_image(path, 3)
+    if path.suffix in (".tif", ".png"):
+        with pytest.raises(InputError, match=name):
+            read_labels(path)
+
+
+def test_what_writers_do_is_no_surplus(tmp_path):
+    """The last strip as long as the others; tiles beyond the image; empty tiles of GDAL; bytes that are not compressible."""
+    noise = np.random.default_rng(0).integers(0, 256, (100, 64), np.uint8)
+    first, last = (zlib.compress(part.ljust(64 * 64, b"\0")) for part in (noise[:64].tobytes(), noise[64:].tobytes()))
+    long = grey_tiff((100, 64), [(8, len(first)), (8 + len(first), len(last))], first + last)
+    (tmp_path / "long.tif").write_bytes(
+        long.replace(struct.pack("<HHII", 278, 4, 1, 50), struct.pack("<HHII", 278, 4, 1, 64))
+    )
+    assert np.array_equal(read_image(tmp_path / "long.tif", 1)[0], noise)
+    for predictor in (None, True):
+        tifffile.imwrite(tmp_path / "tiles.tif", noise, tile=(32, 32), compression="zlib", predictor=predictor)
+        assert np.array_equal(read_image(tmp_path / "tiles.tif", 1)[0], noise)
+    sparse = grey_tiff((64, 128), [(8, len(first)), (0, 0)], first, tile=64)
+    (tmp_path / "sparse.tif").write_bytes(sparse)
+    assert np.array_equal(read_image(tmp_path / "sparse.tif", 1)[0], np.pad(noise[:64], ((0, 0), (0, 64))))
+    turned = tifffile.imread(tmp_path / "tiles.tif")
+    tifffile.imwrite(tmp_path / "turned.tif", turned, compression="zlib", extratags=[(274, 3, 1, 6, True)])
+    assert np.array_equal(read_image(tmp_path / "turned.tif", 1)[0], np.rot90(noise, -1))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.uint16, np.float16, np.float32, np.float64, np.int64])
+def test_what_arrives_is_bounded_not_only_what_is_decoded(dtype, tmp_path, monkeypatch):
+    values = np.zeros((64, 64), dtype)
+    tifffile.imwrite(
+        tmp_path / "a.tif", values, compression=None if values.dtype.kind == "b" else "zlib", photometric="minisblack"
+    )
+    each = 1 if dtype in (bool, np.uint8) else 2 if dtype == np.uint16 else 4
+    monkeypatch.setattr(opened, "MOST_BYTES", 64 * 64 * max(3 * each, values.itemsize))
+    assert read_image(tmp_path / "a.tif", 3).nbytes == 64 * 64 * 3 * each
+    monkeypatch.setattr(opened, "MOST_BYTES", 64 * 64 * 3 * each - 1)
+    with pytest.raises(InputError, match=r"a\.tif has too many pixels to be read at once"):
+        read_image(tmp_path / "a.tif", 3)
+    if values.itemsize < 3 * each:
+        assert read_window(tmp_path / "a.tif", 3, (0, 0, 60, 60))[0].shape == (3, 60, 60)
+
+
+def test_complex_numbers_are_no_image(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.complex64))
+    with pytest.raises(InputError, match="holds no numbers that make an image"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(12, os.strerror(12)), RuntimeError("can't allocate memory: you tried")]
+)
+def test_memory_that_a_decoder_cannot_have_is_a_sentence(error, tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(read, "read_pillow", fail)
+    with pytest.raises(InputError, match=r"a\.png needs more memory than there is") as caught:
+        read_image(tmp_path / "a.png", 3)
+    assert caught.value.__cause__ is error
+
+
+def test_bands_give_what_the_whole_gives(tmp_path, monkeypatch):
+    values = np.random.default_rng(1).integers(0, 65536, (37, 23, 3), np.uint16)
+    (tmp_path / "a.png").write_bytes(deep_png(values))
+    Image.fromarray((values >> 8).astype(np.uint8)).save(tmp_path / "b.png")
+    whole = [read_image(tmp_path / name, channels) for name in ("a.png", "b.png") for channels in (1, 3)]
+    monkeypatch.setattr(opened, "_BAND", 200)
+    parts = [read_image(tmp_path / name, channels) for name in ("a.png", "b.png") for channels in (1, 3)]
+    assert all(np.array_equal(one, two) for one, two in zip(whole, parts, strict=True))
+    assert np.array_equal(whole[1], values.transpose(2, 0, 1))
