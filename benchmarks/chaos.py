@@ -31,8 +31,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +56,10 @@ RECIPE = {
     "train": {"steps": 6, "batch_size": 1, "learning_rate": 1e-3, "validate_every": 3, "checkpoint_every": 2},
 }
 PRELOADED = [
-    *(f"masklab.{name}" for name in ("cli.app", "training.train", "training.log", "inference.folder", "datasets.check")),
+    *(
+        f"masklab.{name}"
+        for name in ("cli.app", "training.train", "training.log", "inference.folder", "datasets.check")
+    ),
     *("side_by_side", "jsonargparse.typing", "torch.utils.tensorboard", "tensorboard.summary", "numpy.ctypeslib"),
 ]
 FIXED = [f"--train.{field}" for field in ("log_every=1", "precision=float32", "ema=0.9", "validate_images=4")]
@@ -92,7 +97,7 @@ KINDS = {
     "full-disk": Kind(list(JOBS), done="disk"),
     "second-process": Kind(list(JOBS), done="second"),
 }
-UNCOMPARED = ("events.out", "run.json", "config.yaml", "resume.ckpt")  # they hold times and paths
+UNCOMPARED = ("events.out", "run.json", "config.yaml", "resume.ckpt", "report.json.unfinished")  # times and paths
 STOPPED = {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
@@ -125,18 +130,14 @@ class Run:
         seconds = []
         while self.wait_for_call(1):
             began = time.monotonic()
-            try:
+            with suppress(EOFError):
                 self.calls.recv()
-            except EOFError:
-                pass
             seconds.append(time.monotonic() - began)
         return seconds
 
     def stop(self, number: int, is_group: bool) -> None:
-        try:
+        with suppress(ProcessLookupError):  # it has ended
             (os.killpg if is_group else os.kill)(self.process.pid or 0, number)
-        except ProcessLookupError:  # it has ended
-            pass
 
     def end(self) -> int:
         """The exit code, once the process and all that it started have ended without a stack trace."""
@@ -148,7 +149,6 @@ class Run:
         while alive := _session(self.process.pid or 0):
             if time.monotonic() > last:
                 self.stop(signal.SIGKILL, True)
-                subprocess.run(["ps", "-o", "pid,ppid,stat,etimes,wchan:20,cmd", *map(str,alive)])
                 raise Lost(f"exit code {code}, and leaves {len(alive)} processes behind")
             time.sleep(0.05)
         said = self.log.read_text() if self.log.exists() else ""
@@ -179,12 +179,17 @@ def _work(words: list[str], log: Path, calls: Connection, function: str, largest
 
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    changes: dict[str, Callable[[Any], Any]] = {name: lambda _, value=value: value for name, value in FASTER.items()}
-    for path, change in (changes | ({function: watched} if function else {})).items():
-        module, name = path.rsplit(".", 1)
-        thing = importlib.import_module(module)
-        setattr(thing, name, change(getattr(thing, name)))
+    for path, value in FASTER.items():
+        setattr(*_attribute(path), value)
+    if function:
+        module, name = _attribute(function)
+        setattr(module, name, watched(getattr(module, name)))
     sys.exit(masklab(words) if function else watched(masklab)(words))
+
+
+def _attribute(path: str) -> tuple[ModuleType, str]:
+    module, _, name = path.rpartition(".")
+    return importlib.import_module(module), name
 
 
 def _session(leader: int) -> list[int]:
@@ -235,6 +240,7 @@ class Chaos:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
         self.paths = {"RECIPE": folder / "recipe.yaml", "DATA": folder / "data", "MODEL": folder / "train" / "out"}
         self.wanted: dict[str, dict[str, Any]] = {}
+        self.stopped = Counter[str]()
         self.seconds: dict[tuple[str, str], list[float]] = {}
         for job in JOBS:
             (folder / job).mkdir()
@@ -280,7 +286,7 @@ class Chaos:
             if run.wait_for_call(call + 1):
                 time.sleep(chance.uniform(0, seconds[call]))
             run.stop(chance.choice((signal.SIGKILL, signal.SIGTERM)), chance.random() < 0.5)
-            run.end()
+            self.stopped[name] += run.end() in STOPPED
             self._check_parts(job, out)
         return self._start_again(job, out, log)
 
@@ -349,7 +355,6 @@ def main() -> None:
     began = time.monotonic()
     folder, ends, losses = Path(tempfile.mkdtemp(prefix="chaos-")), Counter[tuple[str, str]](), []
     chaos = Chaos(folder)
-    print({key: [round(s, 2) for s in value] for key, value in chaos.seconds.items()}, f"{time.monotonic() - began:.0f} s", flush=True)
     for k in range(options.cases):
         name, number = options.kinds[k % len(options.kinds)], k // len(options.kinds)
         place = folder / f"{name}-{number}"
@@ -362,15 +367,18 @@ def main() -> None:
         else:
             ends[name, "hidden"] += any(path.name.startswith(".") for path in place.rglob("*"))
             shutil.rmtree(place)
-            print(f"{time.monotonic() - began:.0f} s: {name} {number}: {end}", flush=True)
         ends[name, end] += 1
     columns = ["same bytes", "sentence", "lost"]
-    rows = [
-        [name, sum(ends[name, end] for end in columns), *(ends[name, end] for end in columns), ends[name, "hidden"]]
-        for name in options.kinds
-    ]
+    rows: list[list[Any]] = []
+    for name in options.kinds:
+        counts = [ends[name, end] for end in columns]
+        rows.append([name, sum(counts), chaos.stopped[name], *counts, ends[name, "hidden"]])
     rows.append(["all", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))])
-    show("Disturbed runs", ["kind", "cases", *columns, "hidden files left"], rows)
+    show(
+        f"Disturbed runs, {time.monotonic() - began:.0f} s",
+        ["kind", "cases", "stops", *columns, "hidden files left"],
+        rows,
+    )
     if losses:
         raise SystemExit(f"{len(losses)} lost; what they wrote is in {folder}")
     shutil.rmtree(folder)
