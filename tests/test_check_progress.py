@@ -228,6 +228,19 @@ def test_ctrl_c_stops_all_processes_soon(data, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the workers take over the patch")
+def test_a_check_that_is_killed_takes_its_processes_with_it(data, tmp_path):
+    """They write their numbers when they begin an image, and hold the pipe of what the check prints."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    process = run(data, tmp_path / "report.json", f"open(os.path.join({str(begun)!r}, str(os.getpid())), 'w').close()")
+    while len(list(begun.iterdir())) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the workers take over the patch")
 def test_a_process_that_is_killed_is_said(data, tmp_path):
     process = run(data, tmp_path / "report.json", "os._exit(9) if index == 40 else 0")
     _, errors = process.communicate(timeout=60)

@@ -20,6 +20,7 @@ import torch
 import yaml
 from contracts import broken_at, changed, fails
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from PIL import Image
 from processes import in_another_process, needs_fork, recipe_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -152,6 +153,45 @@ def test_a_run_is_not_resumed_on_other_data(shapes, tiny_config, tmp_path, monke
     (data / "val.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"val\.json or its images have changed"):
         train(tiny_config, data, tmp_path / "run", resume=True)
+
+
+def rewritten(data):
+    (data / "val.json").write_text("{}")
+
+
+def resized(data):
+    for path in (data / "train").iterdir():
+        Image.new("RGB", (50, 40)).save(path)
+
+
+def removed(data):
+    shutil.rmtree(data / "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "step", "said"),
+    [
+        (rewritten, 0, r"val\.json has changed while it was in use; start again"),
+        (resized, 0, r"train.0000\d\.png is 50 wide and 40 high .* but .*train\.json says 112 wide and 96 high"),
+        (resized, 3, r"train.0000\d\.png is 50 wide and 40 high .* but .*train\.json says 112 wide and 96 high"),
+        (removed, 3, r"train.0000\d\.png: there is no such image file"),
+    ],
+)
+def test_data_that_change_while_they_are_trained_on(
+    change, step, said, workers, shapes, tiny_config, tmp_path, monkeypatch
+):
+    """At the last step they are found when the threshold is tuned, as training images are read for it again."""
+    data, check = shutil.copytree(shapes, tmp_path / "data"), check_finite
+
+    def check_step(losses, at, image_ids):
+        if at == step:
+            change(data)
+        check(losses, at, image_ids)
+
+    monkeypatch.setattr(masklab.training.loop, "check_finite", check_step)
+    with pytest.raises(InputError, match=said):
+        train(changed(tiny_config, train={"steps": 4, "workers": workers}), data, tmp_path / "run")
 
 
 def test_a_run_is_resumed_with_its_own_settings_only(shapes, tiny_config, tmp_path):

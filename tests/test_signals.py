@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a closed terminal: work is undone, one sentence, and the exit code that shells expect."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import threading
 import time
 
 import pytest
+from contracts import changed
 from processes import in_another_process, needs_fork, recipe_file
 
 import masklab.cli.app
+import masklab.training.loop
 from masklab.cli.app import main
 from masklab.cli.registry import Verb
 from masklab.model.build import build_model
@@ -85,6 +88,48 @@ def test_what_is_half_written_is_undone(told, words, weights, shapes, tiny_confi
     assert not [name for name in left if name[0] == "."], left
 
 
+def all_stopped_in_training(told, log, words):
+    """The command line; after its first step the signal reaches it and the processes that load images, at once."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    check = masklab.training.loop.check_finite
+
+    def asked(losses, step, image_ids):
+        if step == 1:
+            os.killpg(0, told)
+            time.sleep(1)
+        check(losses, step, image_ids)
+
+    masklab.training.loop.check_finite = asked
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    return main(words)
+
+
+@needs_fork
+@pytest.mark.parametrize("told", ASKING, ids=lambda told: told.name)
+def test_a_signal_to_all_processes_is_answered_by_the_first(told, shapes, tiny_config, tmp_path):
+    """As a scheduler and a terminal send it; torch wrote a stack trace when one that loads images was gone first."""
+    config = changed(tiny_config, train={"workers": 2, "steps": 50})
+    words = [
+        "train",
+        recipe_file(config, tmp_path / "tiny.yaml"),
+        "--data",
+        str(shapes),
+        "--output",
+        str(tmp_path / "r"),
+    ]
+    process = in_another_process(all_stopped_in_training, told, str(tmp_path / "log"), words)
+    process.join()
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 128 + told, said
+    assert re.fullmatch(r"masklab: stopped after step 1: resume .*\.", said.splitlines()[-1])
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("module", ["masklab.cli.registry", "jsonargparse", "torch", "torchvision"])
 def test_no_stack_trace_while_modules_are_imported(told, module):
@@ -151,3 +196,37 @@ def test_a_verb_runs_in_a_thread_too(monkeypatch):
     thread.start()
     thread.join()
     assert codes == [0]
+
+
+def test_a_signal_that_c_code_turned_into_an_error_of_its_own_is_a_signal():
+    """As torch does: its `ValueError` of a storage that has no shape stood in the place of what was raised."""
+
+    def swallow():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except BaseException:
+            raise ValueError("could not determine the shape") from None
+
+    with pytest.raises(Stopped) as stopped, stop_signals():
+        swallow()
+    assert stopped.value.code == 143
+    with pytest.raises(ValueError, match="own"), stop_signals():
+        raise ValueError("own")
+
+
+def test_a_signal_is_not_lost_where_python_raises_nothing(capsys):
+    class Signalled:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def deleted():
+        Signalled()
+        time.sleep(10)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Stopped), stop_signals():
+        deleted()
+    assert "Traceback" not in capsys.readouterr().err
+    assert sys.unraisablehook is hook

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from masklab.cli.options import add_data, add_output, required_data
 from masklab.utils.errors import FaultyDataError
 from masklab.utils.files import file_to_write
+from masklab.utils.signals import Stopped, exit_code
 from masklab.utils.words import counted
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def check(arguments: Namespace) -> None:
     unfinished = output and output.with_name(f"{output.name}.unfinished")
     try:
         report = check(required_data(arguments, "folder"), arguments.workers, unfinished)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         advice = "the same command goes on" if output else "with --output FILE, the same command would go on"
-        raise KeyboardInterrupt(f"stopped; {advice}.") from None
+        raise Stopped(f"stopped; {advice}.", exit_code(stop)) from None
     print_check(report)
     if output:
         write_check(output, report)

@@ -90,9 +90,12 @@ def _tune(run: Path, split: Split) -> Predictor:
     best = run / "best.safetensors"
     predictor, notes = load(run), read_notes(run)
     _log.info(f"tuning the score threshold of the best weights on {min(_TUNING_IMAGES, len(split))} training images")
-    predictor.model.score_threshold = tune_threshold(
-        lambda image: predictor.predict(image.path).to_coco(image.image_id), split
-    )
+    channels = predictor.config.model.backbone.channels
+
+    def predict(image: ImageRecord) -> list[dict[str, Any]]:
+        return predictor.predict(split.read(split.images.index(image), channels)).to_coco(image.image_id)
+
+    predictor.model.score_threshold = tune_threshold(predict, split)
     save_model(predictor.model, best, notes)
     figure = notes.get("val", {}).get(InstanceTask.figure)
     reached = "" if figure is None else f", {InstanceTask.figure} {figure:.3f} on val at step {notes['step']}"

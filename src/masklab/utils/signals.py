@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import NoReturn
 
@@ -22,22 +26,48 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Stopped` while the context is open, as Ctrl-C raises `KeyboardInterrupt`.
+    """SIGINT, SIGTERM and SIGHUP raise `Stopped` while the context is open.
 
-    Work is undone as after any exception, such as files that are half written.  A signal that is ignored, as ``nohup``
-    asks for, or that a program handles itself is left as it is.  Only the main thread can change signals.
+    Work is undone as after any exception, such as files that are half written.  Code in C may put an error of its own in
+    the place of `Stopped`; here it becomes `Stopped` again.  Where Python can raise nothing, as in ``__del__`` and at a
+    fork, the signal is sent once more.  A process that was forked meanwhile ends without a word.  A signal that is ignored, as ``nohup`` asks for, or that a
+    program handles itself is left as it is.  Only the main thread can change signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    changed = [number for number in _ASKING if signal.getsignal(number) == signal.SIG_DFL]
+    told: list[Stopped] = []
+    process, report = os.getpid(), sys.unraisablehook
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        if os.getpid() != process:
+            os._exit(0)
+        told.append(Stopped(code=128 + number))
+        raise told[-1]
+
+    def stop_again(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            report(lost)
+            return
+        timer = threading.Timer(0.1, os.kill, (process, lost.exc_value.code - 128))
+        timer.daemon = True
+        timer.start()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_ASKING)}
+    before = {number: way for number, way in before.items() if way in (signal.SIG_DFL, signal.default_int_handler)}
     try:
-        for number in changed:
-            signal.signal(number, _stop)
+        for number in before:
+            signal.signal(number, stop)
+        sys.unraisablehook = stop_again
         yield
+    except Exception:
+        if told:
+            raise told[-1] from None
+        raise
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        sys.unraisablehook = report
+        for number, way in before.items():
+            signal.signal(number, way)
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -45,5 +75,23 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(code=128 + number)
+def follow_parent(answer: Callable[..., object] | signal.Handlers = signal.SIG_IGN) -> None:
+    """Let this process, which another one started to share its work, end soon after its parent, however that ends.
+
+    Terminals and schedulers send a signal to all processes at once; the parent alone says what it means, and this one's
+    ``answer`` is to ignore it or to end without a word.  A parent that is killed can tell its processes nothing.
+    """
+    for number in (signal.SIGINT, *_ASKING):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, answer)
+    process, parent, report = multiprocessing.parent_process(), os.getppid(), sys.excepthook
+    if process is not None:
+        threading.Thread(target=_end_after, args=(process.sentinel, parent), daemon=True).start()
+        # a thread that lost its connection to the parent has nobody to tell
+        sys.excepthook = lambda *error: report(*error) if os.getppid() == parent else None
+
+
+def _end_after(sentinel: int, parent: int) -> NoReturn:
+    while not wait([sentinel], 1) and os.getppid() == parent:  # other processes may hold the pipe of the sentinel
+        pass
+    os._exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.plausibility import Look, ObjectFacts, object_facts
 from masklab.datasets.problems import CollectingSink, Problem
 from masklab.utils.errors import InputError
+from masklab.utils.signals import follow_parent
 
 BLOCK = 16  # images that a process checks at a time
 _FEW = 32  # images: fewer are not worth a process
@@ -106,9 +106,9 @@ _prepared: tuple[Work, Callable[[], bool]]
 
 
 def _prepare(work: Work, stop: Event) -> None:
-    """Make a new process ready: its parent alone answers Ctrl-C, and the threads of PyTorch do not outlive a fork."""
+    """Make a new process ready; the threads of PyTorch do not outlive a fork."""
     global _prepared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     torch.set_num_threads(1)
     _prepared = work, stop.is_set
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from masklab.training.data.targets import make_targets
 from masklab.training.data.transforms import Geometry, Window, augment_window, crop_to_box, sample_window
 from masklab.utils.errors import InputError
 from masklab.utils.progress import track
+from masklab.utils.signals import follow_parent
 from masklab.utils.types import Box
 
 _Example = tuple[Tensor, Targets, "int | str"]
@@ -198,7 +200,7 @@ def stream_loader(
         ),
         collate_fn=collate_fn,
         num_workers=train.workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare,
         generator=torch.Generator().manual_seed(train.seed),
     )
 
@@ -212,5 +214,7 @@ def _round(split: Split, repeat_colour: int, channels: int) -> list[int]:
     return indices
 
 
-def _one_thread(worker: int) -> None:
+def _prepare(worker: int) -> None:
+    """Make a new process ready; torch ends one that hangs by SIGTERM, so it must not be ignored."""
     torch.set_num_threads(1)
+    follow_parent(lambda *_: os._exit(0))
