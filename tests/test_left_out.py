@@ -11,11 +11,9 @@ from PIL import Image
 from masklab.cli.app import main
 from masklab.config.recipe import load_recipe
 from masklab.datasets.check import check
-from masklab.datasets.check import images as checked_images
 from masklab.datasets.convert import convert
 from masklab.datasets.open import open_split
 from masklab.evaluation.evaluate import evaluate
-from masklab.images import read
 from masklab.inference import folder as predicting
 from masklab.inference.folder import predict_folder
 from masklab.inference.predictor import Predictor, load
@@ -145,22 +143,6 @@ def test_errors_of_code_are_not_hidden(model, tmp_path, monkeypatch):
     monkeypatch.setattr(predicting, "read_image", fails)
     with pytest.raises(RuntimeError, match="shapes"):
         predict_folder(load(model), [tmp_path / "1.png"], tmp_path / "out")
-
-
-def test_large_images_are_decoded_one_at_a_time_by_the_check(data, monkeypatch):
-    """As many large images as cores would take as many times their memory."""
-    held = []
-    monkeypatch.setattr(checked_images, "_LARGE_PIXELS", 1)
-    whole = read.read_image
-
-    def watch(path, channels):
-        held.append(checked_images._LARGE.locked())
-        return whole(path, channels)
-
-    monkeypatch.setattr(checked_images, "read_image", watch)
-    check(data)
-    assert held
-    assert np.all(held)
 
 
 def rename(folder, entry, name):
