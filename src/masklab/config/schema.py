@@ -21,6 +21,10 @@ from masklab.utils.errors import InputError
 _MOST_ANCHORS = 2**28  # of one image: 4 GiB of boxes
 
 
+DATA_AND_OUTPUT = ("data", "annotations", "images", "layout", "split_components", "output")
+"""The fields of a `Config` that name what a run reads and writes, which is of no use on another machine."""
+
+
 class Config(Section):
     """Configuration of a run."""
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from masklab.config.migrate import migrate_config
-from masklab.config.schema import Config, validate
+from masklab.config.schema import DATA_AND_OUTPUT, Config, validate
 from masklab.model.build import build_model
 from masklab.model.masklab import MaskLab
 from masklab.structures import ClassTable
@@ -31,8 +31,8 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
     half the size, which `load_model` returns as float32; `InputError` for weights beyond its range.
     """
     config = model.config.model_dump(mode="json")
-    for place in ("data", "annotations", "images", "output"):  # of the machine that it was trained on
-        del config[place]
+    for field in DATA_AND_OUTPUT:
+        del config[field]
     config["model"]["backbone"] |= {"weights": None, "segmentation_weights": None}
     config["train"]["start_from"] = None
     header = {
