@@ -245,7 +245,7 @@ def test_recipes_are_listed_with_their_figures(capsys):
     [
         ({"model": {"backbone": {"output_stride": 4}}}, ["model.backbone.output_stride", "one of 8, 16, 32"]),
         ({"model": {"backbone": {"width": 0.5}}}, ["model.backbone", "width is 0.5", "pretrained"]),
-        ({"model": {"mask": {"directions": 1}}}, ["model.mask.directions is 1", "2 or more"]),
+        ({"model": {"mask": {"directions": 1}}}, ["model.mask.directions is 1", "from 2 to"]),
         ({"model": {"box": {"deformable": "grid", "roi_size": 7}}}, ["model.box.roi_size is 7", "divisible by 2"]),
         ({"image": {"scale": 2.0, "augment": {"min_sides": [300]}}}, ["scale is 2.0", "augment.min_sides"]),
         ({"image": {"augment": {"min_sides": []}}}, ["min_sides"]),

@@ -60,7 +60,8 @@ def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:
     rle = rle_from_string(counts) if isinstance(counts, (str, bytes)) else _from_counts(counts)
     if rle.size and rle.max() > height * width:
         raise ValueError(f"the RLE holds a run of {rle.max()}, but the image has {height * width} pixels")
-    total = int(rle.sum())
+    fits = rle.size * height * width < 2**63  # else the sum may overflow
+    total = int(rle.sum()) if fits else sum(rle.tolist())
     if total != height * width:
         raise ValueError(f"the RLE covers {total} pixels but the image has {height} x {width} = {height * width}")
     return _canonical(rle)
