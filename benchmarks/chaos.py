@@ -1,6 +1,6 @@
 """Verbs that are killed at random moments, run out of disk, or are joined by a second process in the same folder.
 
-    uv run python benchmarks/chaos.py [--cases 168] [--seed 0] [--kinds training tuning ...]
+    uv run python benchmarks/chaos.py [--cases 112] [--seed 0] [--kinds training tuning ...]
 
 Each case runs a verb on drawn images.  It is killed up to three times (SIGKILL or SIGTERM, to the process alone or with
 the processes that it started), its disk fills at a random byte, or the same command starts a second time beside it.
@@ -347,7 +347,7 @@ def _mount(disk: Path, size: int, how: str = "") -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=168, help="how many, over all kinds")
+    parser.add_argument("--cases", type=int, default=112, help="how many, over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()

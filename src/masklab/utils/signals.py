@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -84,11 +85,16 @@ def follow_parent(answer: Callable[..., object] | signal.Handlers = signal.SIG_I
     for number in (signal.SIGINT, *_ASKING):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, answer)
-    process, parent, report = multiprocessing.parent_process(), os.getppid(), sys.excepthook
-    if process is not None:
-        threading.Thread(target=_end_after, args=(process.sentinel, parent), daemon=True).start()
-        # a thread that lost its connection to the parent has nobody to tell
-        sys.excepthook = lambda *error: report(*error) if os.getppid() == parent else None
+    process, report = multiprocessing.parent_process(), sys.excepthook
+    if process is None:
+        return
+    threading.Thread(target=_end_after, args=(process.sentinel, os.getppid()), daemon=True).start()
+
+    def report_later(*error: Any) -> None:  # of other threads; this process ends first if it lost its parent
+        time.sleep(3)
+        report(*error)
+
+    sys.excepthook = report_later
 
 
 def _end_after(sentinel: int, parent: int) -> NoReturn:
