@@ -112,7 +112,7 @@ def all_stopped_in_training(told, log, words):
 @needs_fork
 @pytest.mark.parametrize("told", ASKING, ids=lambda told: told.name)
 def test_a_signal_to_all_processes_is_answered_by_the_first(told, shapes, tiny_config, tmp_path):
-    """As a scheduler and a terminal send it; torch wrote a stack trace when one that loads images was gone first."""
+    """As a scheduler and a terminal send it."""
     config = changed(tiny_config, train={"workers": 2, "steps": 50})
     words = [
         "train",
