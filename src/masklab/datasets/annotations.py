@@ -87,7 +87,7 @@ def read_annotation(
         crowd=crowd,
         rle=runs,
         crowd_box=crowd_box,
-        bbox=[float(value) for value in (given if is_box(given) else (x1, y1, x2 - x1, y2 - y1))],
+        bbox=[float(value) for value in (given if has_box and given else (x1, y1, x2 - x1, y2 - y1))],
         area=float(area if _is_area(area) else 0 if runs is None else rle.area(runs)),
         problem=problem,
     )

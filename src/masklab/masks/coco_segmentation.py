@@ -13,6 +13,7 @@ from masklab.masks.rle import RLE, rle_from_string
 from masklab.utils.types import Size
 from masklab.utils.words import as_written, counted
 
+_LARGEST_RUN = 2**63 - 1
 _FLAT_LIST = "a flat list of numbers x1, y1, x2, y2, ..."
 _FARTHEST_POINT = (
     2**20
@@ -77,7 +78,7 @@ def _from_counts(counts: Any) -> RLE:
         raise ValueError(f"the RLE's counts must be a string or a list of whole numbers, not {as_written(strange)}")
     if values.size and values.min() < 0:
         raise ValueError(f"the RLE holds a negative run, {values.min()}")
-    if values.size and values.max() > np.iinfo(np.int64).max:
+    if values.dtype == np.uint64 and values.size and values.max() > _LARGEST_RUN:
         raise ValueError(f"the RLE holds a run of {values.max()}")
     return values.astype(np.int64, copy=False)
 
