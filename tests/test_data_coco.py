@@ -476,12 +476,13 @@ def test_real_data(name, split_name):
     if not (REAL / name).is_dir():
         pytest.skip(f"needs {REAL / name}, which is not part of the repository")
     split = Split.find(REAL / name, split_name)
+    annotations = split.coco["annotations"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for index in range(0, len(split), 9):
             assert split.read(index, 3).shape == (3, *split.images[index].size)
     for index in range(0, len(split), 9):
-        entries = [a for a in split.coco["annotations"] if a["image_id"] == split.images[index].image_id]
+        entries = [a for a in annotations if a["image_id"] == split.images[index].image_id]
         given = [a for a in entries if not a.get("iscrowd")]
         objects = split.objects(index)
         assert len(objects) == len(given)

@@ -17,7 +17,7 @@ from seeds import SEEDS
 from test_fuzz import assert_sentence
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))  # 0: as many as the time allows
-SECONDS = 20
+SECONDS = 10
 VERDICTS = ("refused", "reported", "read")
 
 
