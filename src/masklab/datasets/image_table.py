@@ -220,7 +220,11 @@ class _Listing:
         """The file of that path in the first of the places that has one, or has one that reads the same."""
         for place in places:
             names = self._names(place / name)
-            own = names.get(name.name) or names.get(_plain(name.name)) or names.get(_UPLOAD.sub("", _plain(name.name)))
+            own = (
+                names.get(name.name)
+                or names.get(name_key(name.name))
+                or names.get(_UPLOAD.sub("", name_key(name.name)))
+            )
             if own is not None:
                 return (place / name).with_name(own)
         return None
@@ -233,7 +237,7 @@ class _Listing:
                 names = os.listdir(parent)
             except OSError:
                 names = []
-            self._folders[parent] = {_plain(name): name for name in names} | {name: name for name in names}
+            self._folders[parent] = {name_key(name): name for name in names} | {name: name for name in names}
         return self._folders[parent]
 
 
@@ -248,11 +252,12 @@ class _Search:
         """The file whose path has most of the last parts of ``name``; None without one, `InputError` for several."""
         if self._files is None:
             self._files = self._look()
-        parts = [_plain(part) for part in name.parts]
+        parts = [name_key(part) for part in name.parts]
         found = self._files.get(parts[-1]) or self._files.get(_UPLOAD.sub("", parts[-1])) or []
         if not found:
             return None
-        agreeing = [_agreement([_plain(part) for part in Path(path).parts[:-1]], parts[:-1]) for path in found]
+        folders = parts[-2::-1]  # the nearest first
+        agreeing = [shared_start(map(name_key, reversed(Path(path).parts[:-1])), folders) for path in found]
         best = [path for path, count in zip(found, agreeing, strict=True) if count == max(agreeing)]
         exact = [path for path in best if Path(path).name == name.name] or best
         if len(exact) > 1:
@@ -269,21 +274,22 @@ class _Search:
             subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
             inside = os.path.relpath(folder, self._root)
             for name in names:
-                files[_plain(name)].append(os.path.normpath(os.path.join(inside, name)))
+                files[name_key(name)].append(os.path.normpath(os.path.join(inside, name)))
             count += len(names)
             if count > _MOST_FILES:
                 break
         return files
 
 
-def _plain(name: str) -> str:
+def name_key(name: str) -> str:
+    """A file name for comparison: letters may differ in case and in how accents are written."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _agreement(one: list[str], two: list[str]) -> int:
-    """How many of the last parts of two paths are the same."""
+def shared_start(one: Iterable[str], other: Iterable[str]) -> int:
+    """How many first elements two sequences have in common."""
     count = 0
-    for first, second in zip(reversed(one), reversed(two), strict=False):
+    for first, second in zip(one, other, strict=False):
         if first != second:
             break
         count += 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from masklab.datasets.image_table import name_key, shared_start
 from masklab.images.read import IMAGE_SUFFIXES
 from masklab.utils.errors import InputError
 from masklab.utils.files import open_plain
@@ -74,8 +74,8 @@ class ImageIndex:
         self._stems: defaultdict[str, list[Path]] = defaultdict(list)
         for place in _folders(folder, deepest=None, most=None):
             for path in _entries(place, tuple(IMAGE_SUFFIXES)):
-                self._images[_key(path.name)].append(path)
-                self._stems[_key(path.stem)].append(path)
+                self._images[name_key(path.name)].append(path)
+                self._stems[name_key(path.stem)].append(path)
 
     def __iter__(self) -> Iterator[Path]:
         for paths in self._images.values():
@@ -89,7 +89,7 @@ class ImageIndex:
         `InputError` if several images fit as well.
         """
         parts = re.split(r"[/\\]+", name)
-        found = (self._stems if stem else self._images).get(_key(parts[-1]), [])
+        found = (self._stems if stem else self._images).get(name_key(parts[-1]), [])
         if len(found) <= 1:
             return found[0] if found else None
         exact = self.at(name, source.parent, stem) or self.at(name, self.folder, stem)
@@ -108,7 +108,7 @@ class ImageIndex:
         """The image at the path ``name``, seen from the folder ``place``; None where there is none."""
         relative = name.replace("\\", "/").lstrip("/")
         wanted = os.path.normpath(place / relative)
-        found = (self._stems if stem else self._images).get(_key(relative.rsplit("/", 1)[-1]), [])
+        found = (self._stems if stem else self._images).get(name_key(relative.rsplit("/", 1)[-1]), [])
         return next(
             (path for path in found if os.path.normpath(path.with_suffix("") if stem else path) == wanted), None
         )
@@ -117,25 +117,11 @@ class ImageIndex:
         own, near = path.relative_to(self.folder).parts, source.relative_to(self.folder)
         split = split_in((*near.parts[:-1], near.stem))
         return (
-            _shared(map(_key, reversed(own)), map(_key, reversed(parts))),
+            shared_start(map(name_key, reversed(own)), map(name_key, reversed(parts))),
             int(bool(split) and split_in(own[:-1]) == split),
-            _shared(own[:-1], near.parts[:-1]),
+            shared_start(own[:-1], near.parts[:-1]),
             any(part.lower() in _IMAGE_FOLDERS for part in own[:-1]),
         )
-
-
-def _shared(one: Iterable[str], other: Iterable[str]) -> int:
-    """How many first elements two sequences have in common."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _folders(folder: Path, deepest: int | None = _DEEPEST, most: int | None = _MOST_FOLDERS) -> Iterator[Path]:
