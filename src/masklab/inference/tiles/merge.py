@@ -122,17 +122,17 @@ def _depth(boxes: Integers, tiles: Integers, size: Size) -> Integers:
 
 def _overlap(boxes: Integers, others: Integers) -> Bools:
     """Whether boxes ``(..., 4)`` share pixels; they broadcast."""
-    return np.all((boxes[..., :2] < others[..., 2:]) & (others[..., :2] < boxes[..., 2:]), axis=-1)  # type: ignore[return-value]
+    return np.all((boxes[..., :2] < others[..., 2:]) & (others[..., :2] < boxes[..., 2:]), axis=-1)
 
 
-def merge(found: Sequence[TileObjects], size: Size, threshold: float) -> tuple[list[Integers], list[Integers]]:
-    """The rows of each tile's objects that are the objects of an image of ``size``, and those that are cut.
+def merge(found: Sequence[TileObjects], size: Size, threshold: float) -> list[list[Integers]]:
+    """The rows of each tile's objects that are the objects of an image of ``size``, and of those that are cut: two lists.
 
     Objects of a score of at least ``threshold`` go before others, whatever their depth.  Cut are those that touch an
     edge of their tile inside the image while no other tile sees them whole.
     """
     if not any(map(len, found)):
-        return [np.zeros(0, np.int64) for _ in found], [np.zeros(0, np.int64) for _ in found]
+        return [[np.zeros(0, np.int64) for _ in found] for _ in range(2)]
     objects = _Objects(found, size)
     depth = objects.depth()
     whole = depth > 0
@@ -142,11 +142,8 @@ def merge(found: Sequence[TileObjects], size: Size, threshold: float) -> tuple[l
     for row in order[whole[order] | objects.only_cut(depth)[order]].tolist():
         if not any(kept[other] or cut[other] for other in rivals.get(row, ())):
             (kept if whole[row] else cut)[row] = True
-    first = objects.first[:-1]
-    return tuple(  # type: ignore[return-value]
-        [np.flatnonzero(rows[a : a + len(each)]) for a, each in zip(first.tolist(), found, strict=True)]
-        for rows in (kept, cut)
-    )
+    ends = objects.first[1:-1]
+    return [[np.flatnonzero(part) for part in np.split(rows, ends)] for rows in (kept, cut)]
 
 
 def _rivals(objects: _Objects) -> dict[int, list[int]]:
