@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 _SAMPLES = 16  # parts of an image that the statistics of norms come from
 _SAMPLE = 512  # side of one in pixels of the network's input
 _FULL = (0.0, 255.0)
+_ROUNDS = 4  # of looking for cut objects in tiles around what is seen of them
 
 
 class TiledImage(Protocol):
@@ -61,8 +62,11 @@ def predict_tiles(predictor: Predictor, image: TiledImage, plan: TilePlan, store
     finder = _Finder(predictor, image, plan, store)
     found = [part for tile in track(plan.tiles(), "tiles") for part in finder.tile(tile)]
     kept, cut = merge(found, plan.size, predictor.threshold)
-    again = _tiles_around(plan, found, cut, predictor.threshold)
-    if again:
+    for _ in range(_ROUNDS):  # each sees more of an object than the one before
+        seen = {part.tile for part in found}
+        again = [tile for tile in _tiles_around(plan, found, cut, predictor.threshold) if tile not in seen]
+        if not again:
+            break
         found += [part for tile in again for part in finder.tile(tile)]
         kept, cut = merge(found, plan.size, predictor.threshold)
     remaining = sum(
