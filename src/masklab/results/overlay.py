@@ -9,20 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from masklab.masks import rle
+from masklab.results.colours import PALETTE
 from masklab.results.instances import Instances
 from masklab.results.text import drawable
 from masklab.utils.types import Colour
 
-# Seven hues that people with any kind of colour blindness tell apart (Okabe and Ito, 2008; its black left out).
-PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
 _Rectangle = tuple[float, float, float, float]  # xyxy
 _TINT = 0.45  # weight of the colour inside an object
 _MIN_SIDE = 512  # pixels: shorter images are enlarged

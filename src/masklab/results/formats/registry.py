@@ -6,11 +6,19 @@ from pathlib import Path
 
 from masklab.results.formats.base import Format
 from masklab.results.formats.coco import COCO
+from masklab.results.formats.csv import CSV
+from masklab.results.formats.geojson import GEOJSON
+from masklab.results.formats.labels import LABELS
 from masklab.results.formats.overlay import OVERLAY
+from masklab.results.formats.parquet import PARQUET
+from masklab.results.formats.rois import ROIS
+from masklab.results.formats.yolo import YOLO
 from masklab.utils.errors import InputError
 from masklab.utils.words import nearest
 
-FORMATS: dict[str, Format] = {format.name: format for format in (COCO, OVERLAY)}
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (COCO, OVERLAY, LABELS, GEOJSON, ROIS, CSV, YOLO, PARQUET)
+}
 """All formats by name."""
 
 DEFAULT = ("coco", "overlay")
