@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import displayed
 from masklab.images.listing import left_out, list_images
+from masklab.images.pixel_size import read_pixel_size
 from masklab.images.read import channels_and_dtype, read_image
 from masklab.inference.listing import read_listing
 from masklab.inference.output import ResultFolder
@@ -78,6 +79,7 @@ def predict_folder(
                 instances,
                 _own_values(path, image) if folder.measures else None,
                 shown=shown,
+                pixel_size=read_pixel_size(path),
                 value_range=rule.value_range,
                 full=len(instances.above(predictor.threshold)) == predictor.max_detections,
             )

@@ -6,6 +6,8 @@ tile.  Files are called ``NAME_masks.tif``, as Cellpose names label images.
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ def _write(path: Path, result: Result) -> None:
     painter = LabelPainter(found.rle, found.scores, found.size)
     tile = (_TILE, _TILE) if height * width > _UNTILED else None
     parts = _tiles(painter, dtype) if tile else _whole(painter, dtype)
-    metadata: dict[str, Any] = {"axes": "YX"}
+    metadata: dict[str, Any] = {"axes": "YX", "UUID": str(_uuid(result))}
     if result.pixel_size is not None:
         for axis, side in zip("YX", result.pixel_size, strict=True):
             metadata |= {f"PhysicalSize{axis}": side, f"PhysicalSize{axis}Unit": "µm"}
@@ -46,6 +48,14 @@ def _write(path: Path, result: Result) -> None:
             metadata=metadata,
             maxworkers=1,
         )
+
+
+def _uuid(result: Result) -> uuid.UUID:
+    """OME's name of a file: the same for the same objects, so that they give the same bytes."""
+    digest = hashlib.blake2b(result.file_name.encode(errors="surrogateescape"), digest_size=16)
+    for values in (result.instances.boxes, result.instances.scores, *result.instances.rle):
+        digest.update(np.ascontiguousarray(values).data)
+    return uuid.UUID(bytes=digest.digest(), version=4)
 
 
 def _whole(painter: LabelPainter, dtype: np.dtype[Any]) -> NDArray[Any]:

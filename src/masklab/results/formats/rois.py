@@ -7,7 +7,10 @@ number in the label image, its class and its score; its group is its class.
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import roifile
@@ -17,6 +20,9 @@ from masklab.masks.label_map import ranks
 from masklab.masks.polygons import Polygon, rle_to_polygons
 from masklab.results.formats.base import Format, Result
 
+if TYPE_CHECKING:
+    from masklab.results.instances import Instances
+
 _FARTHEST = 2**15 - 1  # pixels, of 16 bits with a sign
 _MOST_CORNERS = 2**16 - 1  # of an outline with corners of 16 bits
 _MOST_GROUPS = 255
@@ -25,22 +31,24 @@ _NAME_LETTERS = 60
 
 
 def _write(path: Path, result: Result) -> None:
-    found = result.instances
+    """Objects without a pixel are left out.  The same objects give the same bytes, so members have no time of their own."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for region in _regions(result.instances):
+            member = zipfile.ZipInfo(f"{region.name}.roi")
+            archive.writestr(member, region.tobytes(), zipfile.ZIP_DEFLATED)
+
+
+def _regions(found: Instances) -> Iterator[roifile.ImagejRoi]:
     numbers = ranks(found.scores).tolist()
     digits = max(4, len(str(len(found))))
-    regions, names = [], []
-    for mask, number, score, label in zip(
-        found.rle, numbers, found.scores.tolist(), found.labels.tolist(), strict=True
-    ):
+    rows = zip(found.rle, numbers, found.scores.tolist(), found.labels.tolist(), strict=True)
+    for mask, number, score, label in rows:
         parts = rle_to_polygons(mask, found.size)
-        if not parts:  # no pixels
-            continue
-        region = _outline(parts) if _is_simple(parts) else _composite(parts)
-        region.name = f"{number:0{digits}d} {_printable(found.class_names[label])} {score:.3f}"
-        region.group = label + 1 if label < _MOST_GROUPS else 0
-        regions.append(region)
-        names.append(region.name)
-    roifile.roiwrite(path, regions, name=names, mode="w")
+        if parts:
+            region = _outline(parts) if _is_simple(parts) else _composite(parts)
+            region.name = f"{number:0{digits}d} {_printable(found.class_names[label])} {score:.3f}"
+            region.group = label + 1 if label < _MOST_GROUPS else 0
+            yield region
 
 
 def _is_simple(parts: list[Polygon]) -> bool:
@@ -86,8 +94,10 @@ def _path(ring: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _printable(name: str) -> str:
-    """A class name that can be part of a file's name inside an archive, on any system."""
-    return "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)[:_NAME_LETTERS]
+    """A class name that can be part of a file's name inside an archive, on any system, in letters of 16 bits."""
+    return "".join(c if c.isprintable() and c <= "\uffff" and c not in '/\\:*?"<>|' else "_" for c in name)[
+        :_NAME_LETTERS
+    ]
 
 
 ROIS = Format("rois", ".zip", "NAME.zip: regions for the ROI manager of ImageJ and Fiji", _write, (".zip",))
