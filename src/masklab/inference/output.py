@@ -84,7 +84,10 @@ class ResultFolder:
         _refuse_duplicate_names(self.images)
         self.path = make_folder(output)
         self._refuse_overwriting()
-        self._records = make_folder(self.path / RECORDS)
+        self._records = self.path / RECORDS
+        if self._records.exists():
+            make_folder(self._records)  # refuses a file of that name
+        self._records.mkdir(exist_ok=True)
 
     @property
     def measures(self) -> bool:
@@ -240,11 +243,29 @@ class ResultFolder:
         )
 
     def _refuse_overwriting(self) -> None:
-        """Refuse an output folder in which a result would replace one of the images."""
+        """Refuse an output folder in which a result would replace an image, or a file that is no result.
+
+        Annotations lie beside images under the same names.  A folder without records was not written here; overlays alone
+        are replaced there, as those of versions that kept no records.
+        """
+        images = {_file_id(path): path for path in self.images if path.exists()}
+        is_ours = (self.path / RECORDS).is_dir()
         for path in self.images:
             for format, target in self._targets(path):
-                if target.exists() and target.samefile(path):
-                    raise InputError(f"the {format.name} of {path} would be written over it: name another --output.")
+                if not target.exists():
+                    continue
+                if replaced := images.get(_file_id(target)):
+                    own = "it" if replaced == path else replaced
+                    raise InputError(f"the {format.name} of {path} would be written over {own}: name another --output.")
+                if not is_ours and format.name != "overlay":
+                    raise InputError(
+                        f"{target} exists in a folder that holds no results, so it may be an annotation: name another --output."
+                    )
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _digest(values: Any) -> str:
