@@ -10,7 +10,7 @@ from contracts import assert_instances, fails, predictor
 from PIL import Image
 
 import masklab
-from masklab.inference import predictor as predictor_module
+from masklab.inference import batches as batches_module
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
@@ -106,22 +106,22 @@ def test_images_of_other_padded_sizes_never_share_a_batch(model, forwards, tmp_p
 
 def test_large_images_go_in_smaller_batches(model, forwards, monkeypatch):
     images = [noise(40, 56, seed=seed) for seed in range(5)]
-    monkeypatch.setattr(predictor_module, "BATCH_PIXELS", 2 * 41 * 57 + 1)
+    monkeypatch.setattr(batches_module, "BATCH_PIXELS", 2 * 41 * 57 + 1)
     predictor(model).predict(images)
     assert [shape[0] for shape in forwards] == [2, 2, 1]
     forwards.clear()
-    monkeypatch.setattr(predictor_module, "BATCH_PIXELS", 100)
+    monkeypatch.setattr(batches_module, "BATCH_PIXELS", 100)
     predictor(model).predict(images[:2])
     assert [shape[0] for shape in forwards] == [1, 1], "never less than one image"
 
 
 def test_a_batch_is_about_a_megapixel(model):
-    assert 2**19 < predictor_module.BATCH_PIXELS < 2**21
+    assert 2**19 < batches_module.BATCH_PIXELS < 2**21
 
 
 def test_few_images_wait_for_others_of_their_size(model, forwards, monkeypatch):
     """Sizes that each occur once do not pile up: the images held are bounded, and none is lost."""
-    monkeypatch.setattr(predictor_module, "BATCHES_WAITING", 1)
+    monkeypatch.setattr(batches_module, "BATCHES_WAITING", 1)
     images = [noise(8 * n + 1, 33) for n in range(1, 7)]
     single = predictor(model)
     expected = [single.predict(image) for image in images]

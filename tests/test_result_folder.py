@@ -354,12 +354,15 @@ def test_settings_name_all_that_results_depend_on(model):
 
 
 def test_grey_files_are_measured_as_they_are(model, asked, tmp_path):
-    tifffile.imwrite(tmp_path / "x.tif", np.full(scenes.SIZE, 700, np.uint16))
-    run(model, [tmp_path / "x.tif"], tmp_path / "out", formats=["csv"])
+    values = np.full(scenes.SIZE, 700, np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", values, ome=True, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5})
+    run(model, [tmp_path / "x.tif"], tmp_path / "out", formats=["csv", "labels"])
     header, first = (tmp_path / "out/x.csv").read_text().splitlines()[:2]
     row = dict(zip(header.split(","), first.split(","), strict=True))
     assert float(row["channel_1_mean"]) == 700
     assert "channel_2_mean" not in row
+    assert float(row["area_um2"]) == int(row["area"]) / 4
+    assert 'PhysicalSizeX="0.5"' in tifffile.TiffFile(tmp_path / "out/x_masks.tif").ome_metadata
 
 
 def test_the_command_takes_several_formats_and_resumes(model, images, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What was found, written in each format and opened by the library that its users open it with."""
 
 import csv
+import dataclasses
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from masklab.datasets.open import open_split
 from masklab.masks.encode import encode_windows
+from masklab.masks.packed import PackedRLEs
 from masklab.results import overlay as drawing
 from masklab.results.formats import labels, overlay
 from masklab.results.formats.registry import FORMATS
@@ -68,6 +70,14 @@ def test_a_reader_of_windows_stands_for_the_array(name, tmp_path):
         for place, given in (("a", scenes.Windows(image())), ("b", image()))
     )
     assert windows == array
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_packed_run_lengths_give_the_same_file(name, tmp_path):
+    """As the objects of an image of any size are kept."""
+    packed = dataclasses.replace(ALL, _rle=PackedRLEs.of(ALL.rle)).above(0.5)
+    one, two = (each.save(tmp_path / f"{k}/x", name, image()) for k, each in enumerate((packed, ALL.above(0.5))))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_the_label_image_is_the_label_map_for_tifffile(tmp_path):

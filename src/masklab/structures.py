@@ -136,3 +136,16 @@ class ClassTable:
                 f"{source}: category {', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''} "
                 "is not in the training set's class table; use the same ids and names in both files."
             )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model was trained on, as far as its use depends on it; in pixels of the original images.
+
+    ``image_size`` is the median (height, width) of the images; ``smallest_object`` and ``largest_object`` are sides of
+    boxes: the shorter side that one object in a hundred stays below, and the longest side of all.
+    """
+
+    image_size: tuple[int, int]
+    smallest_object: float
+    largest_object: float

@@ -12,11 +12,14 @@ from masklab.config.image import ImageConfig
 from masklab.datasets.objects import MIN_SIDE
 from masklab.datasets.split import Split
 from masklab.images.resize import network_size
+from masklab.structures import TrainingData
 
 _COVERED = (0.02, 0.98)  # quantiles of the objects' sides that the anchors cover
 _DETECTIONS_PER_OBJECT = 1.5  # of the image with the most objects
 _MIN_DETECTIONS, _MIN_PROPOSALS = 100, 300
 _PROPOSALS_PER_DETECTION = 2
+_SIZED_IMAGES = 500
+_SMALLEST = 0.01  # quantile of the objects' shorter sides
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,20 @@ def measure(split: Split, config: ImageConfig) -> Statistics:
         per_image[index] = len(objects)
         per_class += np.bincount(objects.labels, minlength=len(per_class))
     return Statistics(np.concatenate(sides), per_image, per_class)
+
+
+def training_data(split: Split) -> TrainingData | None:
+    """The sizes of images and objects of a split, from at most 500 images evenly spaced; None without objects."""
+    chosen = min(_SIZED_IMAGES, len(split))
+    rows = [k * len(split) // chosen for k in range(chosen)]
+    sides = [split.objects(row).boxes for row in rows]
+    boxes = np.concatenate(sides) if sides else np.zeros((0, 4), np.float32)
+    if not len(boxes):
+        return None
+    lengths = boxes[:, 2:] - boxes[:, :2]
+    height, width = np.median([split.images[row].size for row in rows], axis=0).round().astype(int).tolist()
+    smallest = float(np.quantile(lengths.min(axis=1), _SMALLEST))
+    return TrainingData((height, width), smallest, float(lengths.max()))
 
 
 def proposals_for(max_detections: int) -> int:

@@ -62,9 +62,9 @@ def intensity_range(image: Tensor, percentiles: tuple[float, float]) -> Intensit
     return channel_percentiles(image[:, ::step, ::step].cpu().numpy(), percentiles)
 
 
-def sampling_step(size: Size) -> int:
-    """Distance in pixels, down and across, of the pixels sampled from an image of ``size``."""
-    return max(1, math.ceil(math.sqrt(size[0] * size[1] / _MAX_SAMPLED)))
+def sampling_step(size: Size, most_pixels: int | None = None) -> int:
+    """Distance in pixels, down and across, of the pixels sampled from an image of ``size``; a million by default."""
+    return max(1, math.ceil(math.sqrt(size[0] * size[1] / (most_pixels or _MAX_SAMPLED))))
 
 
 def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) -> IntensityRange:

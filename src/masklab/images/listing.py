@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from os.path import exists, isdir, isfile, islink
 from pathlib import Path
 
+from masklab.images.opened import ZARR_SUFFIX, is_zarr
 from masklab.images.read import IMAGE_SUFFIXES
 from masklab.utils.errors import InputError
 
@@ -21,11 +22,12 @@ _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\
 def list_images(path: str | Path) -> list[Path]:
     """The image itself if ``path`` is a file, else the images directly inside the folder in order of name.
 
+    A folder of OME-Zarr, by its suffix .zarr, is one image.
     Files without a suffix, or with a number as suffix, are images if they begin as PNG, JPEG, TIFF, GIF or BMP do.
     Hidden files are left out.  Raises `InputError` if ``path`` does not exist, cannot be listed, or holds no image.
     """
     path = Path(path)
-    if isfile(path):
+    if isfile(path) or is_zarr(path):
         return [path]
     if not isdir(path):
         raise InputError(f"{path}: there is no such image or folder; correct the path.")
@@ -44,7 +46,12 @@ def left_out(sources: Iterable[str | Path]) -> str | None:
 
     Hidden files and those of text and tables are not counted.
     """
-    others = [entry for source in map(Path, sources) if isdir(source) for entry in _left_out(_entries(source))]
+    others = [
+        entry
+        for source in map(Path, sources)
+        if isdir(source) and not is_zarr(source)
+        for entry in _left_out(_entries(source))
+    ]
     if not others:
         return None
     broken = sum(map(_is_broken_link, others))
@@ -62,8 +69,10 @@ def _entries(folder: Path) -> list[Path]:
 def _is_image(entry: Path) -> bool:
     suffix = entry.suffix.lower()
     if not isfile(entry):
-        return False
-    return suffix in IMAGE_SUFFIXES or ((not suffix or suffix[1:].isdecimal()) and _begins_as_image(entry))
+        return is_zarr(entry)
+    return (suffix in IMAGE_SUFFIXES and suffix != ZARR_SUFFIX) or (
+        (not suffix or suffix[1:].isdecimal()) and _begins_as_image(entry)
+    )
 
 
 def _begins_as_image(path: Path) -> bool:

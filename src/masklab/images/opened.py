@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from os.path import isfile, islink
+from os.path import isdir, isfile, islink
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,20 +14,23 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from masklab.images.intensity import sampling_step
 from masklab.utils.errors import InputError
 from masklab.utils.failures import is_out_of_memory
 from masklab.utils.types import Size
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of both byte orders; BigTIFF has a plus
+ZARR_SUFFIX = ".zarr"
 ORIENTATION = 274  # EXIF's tag and TIFF's
 MOST_BYTES = 2**30
 """Of an image as it is decoded, and as it arrives: a few bytes of a compressed file may claim any size."""
 _BAND = 2**22  # values of the rows that are converted at once
+_TURNED, _FLIPPED_ACROSS, _FLIPPED_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # of EXIF's orientations
 
 
-class _Pixels(Protocol):
-    """Pixels ``(H, W, C)`` that are sliced by rows and columns: an array, or TIFF tiles that are decoded then."""
+class Pixels(Protocol):
+    """Pixels ``(H, W, C)`` that are sliced by rows and columns: an array, or tiles that are decoded then."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -38,11 +41,38 @@ class _Pixels(Protocol):
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]: ...
 
 
-class Opened(NamedTuple):
-    """An image ``(H, W, C)`` of which parts can be decoded; ``channels`` is C without alpha."""
+class Scale(NamedTuple):
+    """How large pixels are, where a file knows it: micrometres (down, across), and the objective's magnification."""
 
-    values: _Pixels
+    pixel_size: tuple[float, float] | None = None
+    magnification: float | None = None
+
+    def reduced(self, factors: tuple[float, float]) -> Scale:
+        """The scale of pixels that are larger by factors (down, across)."""
+        (down, across), size = factors, self.pixel_size
+        return Scale(
+            None if size is None else (size[0] * down, size[1] * across),
+            None if self.magnification is None else self.magnification / math.sqrt(down * across),
+        )
+
+
+class Reduced(NamedTuple):
+    """A level of a pyramid that is smaller than the image itself; its tiles are looked at when it is opened."""
+
+    size: Size
+    open: Callable[[], Pixels]
+
+
+class Opened(NamedTuple):
+    """An image ``(H, W, C)`` of which parts can be decoded; ``channels`` is C without alpha.
+
+    A pyramid has its ``reduced`` levels too, from large to small, with the same channels.
+    """
+
+    values: Pixels
     channels: int
+    scale: Scale = Scale()
+    reduced: tuple[Reduced, ...] = ()
 
     @property
     def size(self) -> Size:
@@ -53,11 +83,57 @@ class Opened(NamedTuple):
         """The pixels of these rows and columns, without alpha."""
         return self.values[rows, columns][:, :, : self.channels]
 
+    def level(self, number: int) -> Opened:
+        """The image at a level of its pyramid, with the levels below it; 0 is the image itself."""
+        if number == 0:
+            return self
+        size, pixels = self.reduced[number - 1].size, self.reduced[number - 1].open()
+        if (*size, self.values.shape[2], self.values.dtype) != (*pixels.shape, pixels.dtype):
+            raise ValueError(f"level {number} of its pyramid has other channels than level 0")
+        scale = self.scale.reduced((self.size[0] / size[0], self.size[1] / size[1]))
+        return Opened(pixels, self.channels, scale, self.reduced[number:])
+
+    def sample(self, most_pixels: int | None = None) -> NDArray[Any]:
+        """Evenly spaced pixels ``(h, w, channels)``, ``most_pixels`` (a million) at most.
+
+        They are those of the smallest level that gives half as many at least.
+        """
+        sizes = [self.size, *(level.size for level in self.reduced)]
+        steps = [sampling_step(size, most_pixels) for size in sizes]
+        counts = [math.ceil(h / step) * math.ceil(w / step) for (h, w), step in zip(sizes, steps, strict=True)]
+        number = max(k for k, count in enumerate(counts) if 2 * count >= counts[0])
+        some = slice(None, None, steps[number])
+        return self.level(number).part(some, some)
+
+
+class _Upright:
+    """Pixels of one of EXIF's orientations, brought upright slice by slice."""
+
+    def __init__(self, values: Pixels, orientation: int) -> None:
+        self._values, self._orientation = values, orientation
+        height, width, channels = values.shape
+        self.shape = (width, height, channels) if orientation in _TURNED else (height, width, channels)
+        self.dtype = values.dtype
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        rows, columns = (
+            _mirrored(part, side) if self._orientation in flipped else part
+            for part, side, flipped in zip(key, self.shape, (_FLIPPED_DOWN, _FLIPPED_ACROSS), strict=False)
+        )
+        stored = (columns, rows) if self._orientation in _TURNED else (rows, columns)
+        return upright(self._values[stored], self._orientation)
+
+
+def _mirrored(part: slice, side: int) -> slice:
+    """The pixels of a slice counted from the other end, in ascending order."""
+    wanted = range(*part.indices(side))
+    return slice(side - 1 - wanted[-1], side - wanted[0], wanted.step) if wanted else slice(0, 0)
+
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
     """Context that turns all errors of decoders into an `InputError` that names the file and its fault."""
-    if not isfile(path):
+    if not isfile(path) and not is_zarr(path):
         fault = " is a link to a file that is missing" if islink(path) else ": there is no such image file"
         raise InputError(f"{path}{fault}; correct the path or restore the file.")
     try:
@@ -78,6 +154,11 @@ def decoding(path: Path) -> Iterator[None]:
         # damaged files make decoders raise almost anything, TypeError and ZeroDivisionError too
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(f"{path} is damaged or cut off ({reason}); replace the file.") from error
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder that is one image, by its name."""
+    return path.suffix.lower() == ZARR_SUFFIX and isdir(path)
 
 
 def is_tiff(path: Path) -> bool:
@@ -105,10 +186,15 @@ def bands(shape: Sequence[int]) -> Iterator[slice]:
 
 def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Bring ``(H, W, C)`` of one of EXIF's eight orientations upright by transposing and flipping."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TURNED:
         values = values.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
+    if orientation in _FLIPPED_ACROSS:
         values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
+    if orientation in _FLIPPED_DOWN:
         values = values[::-1]
     return values
+
+
+def upright_pixels(values: Pixels, orientation: int) -> Pixels:
+    """`upright` for pixels that are decoded when they are sliced."""
+    return values if orientation not in range(2, 9) else _Upright(values, orientation)

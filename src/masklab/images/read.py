@@ -12,32 +12,44 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from masklab.images.intensity import IntensityRange, channel_percentiles, sampling_step
-from masklab.images.opened import ORIENTATION, Opened, bands, check_size, decoding, is_tiff
+from masklab.images.intensity import IntensityRange, channel_percentiles
+from masklab.images.ome_zarr import open_zarr
+from masklab.images.opened import ORIENTATION, ZARR_SUFFIX, Opened, bands, check_size, decoding, is_tiff, is_zarr
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
 from masklab.images.tiff import image_axes, open_tiff
+from masklab.images.tiles import TileCache
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box, Size
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm", ".pnm"}
+    | {".svs", ".ndpi", ".scn", ".btf", ".tf8", ZARR_SUFFIX}
 )
+"""Of files that are images, TIFF under the names of scanners' makers among them, and of the folders of OME-Zarr."""
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @contextmanager
 def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
-    """Open an image, upright, to decode parts of it; files other than TIFF are decoded whole at once.
+    """Open an image, upright, to decode parts of it; files other than TIFF and OME-Zarr are decoded whole at once.
 
     Alpha is kept only if that gives ``channels``.  Raises `InputError` naming the file, also for errors while parts
     are decoded.
     """
-    with decoding(path):
-        if not is_tiff(path):
-            yield read_pillow(path, channels)
-        else:
-            with tifffile.TiffFile(path) as tiff:
-                yield open_tiff(tiff, path, channels)
+    with decoding(path), opened_image(path, channels) as opened:
+        yield opened
+
+
+@contextmanager
+def opened_image(path: Path, channels: int | None, cache: TileCache | None = None) -> Iterator[Opened]:
+    """`open_image_file` with the errors of decoders as they are; ``cache`` keeps tiles for the next part."""
+    if is_zarr(path):
+        yield open_zarr(path, cache)
+    elif not is_tiff(path):
+        yield read_pillow(path, channels)
+    else:
+        with tifffile.TiffFile(path) as tiff:
+            yield open_tiff(tiff, path, channels, cache)
 
 
 def read_image(path: str | Path, channels: int | None) -> NDArray[Any]:
@@ -57,21 +69,19 @@ def read_image(path: str | Path, channels: int | None) -> NDArray[Any]:
 def read_window(path: str | Path, channels: int | None, box: Box | None = None) -> tuple[NDArray[Any], Size]:
     """The part of an image inside ``box`` (xyxy, whole pixels), and ``(height, width)`` of the whole image.
 
-    Otherwise as `read_image`.  Of a TIFF only that part is read, or the tiles or strips that overlap it;
+    Otherwise as `read_image`.  Of TIFF and OME-Zarr only that part is read, or the tiles or strips that overlap it;
     other formats, and TIFF that is not stored upright or needs Pillow's decoder, are decoded whole.
     """
     x1, y1, x2, y2 = box or (None, None, None, None)
     with open_image_file(Path(path), channels) as opened:
         rows, columns = slice(y1, y2), slice(x1, x2)
-        _check_arriving(opened, rows, columns, channels, path)
-        return _values(opened.part(rows, columns), channels, path), opened.size
+        return arriving_part(opened, rows, columns, channels, path), opened.size
 
 
 def read_sample(path: str | Path, channels: int | None) -> NDArray[Any]:
-    """About a million evenly spaced pixels of an image at most, otherwise as `read_image`."""
+    """About a million evenly spaced pixels of an image at most, of a pyramid's smaller level; otherwise as `read_image`."""
     with open_image_file(Path(path), channels) as opened:
-        some = slice(None, None, sampling_step(opened.size))
-        return _values(opened.part(some, some), channels, path)
+        return arriving_values(opened.sample(), channels, path)
 
 
 def read_intensity_range(path: str | Path, channels: int | None, percentiles: tuple[float, float]) -> IntensityRange:
@@ -87,10 +97,10 @@ def channels_and_dtype(path: str | Path) -> tuple[int, np.dtype[Any]]:
 
 def from_pillow(image: Image.Image, channels: int) -> NDArray[Any]:
     """A Pillow image of any mode as `read_image` returns a file, except that its EXIF orientation is not applied."""
-    return _values(pillow_values(image, channels), channels, "the image")
+    return arriving_values(pillow_values(image, channels), channels, "the image")
 
 
-def _arriving(channels: int | None, found: int, dtype: np.dtype[Any], name: str | Path) -> tuple[int, np.dtype[Any]]:
+def arriving(channels: int | None, found: int, dtype: np.dtype[Any], name: str | Path) -> tuple[int, np.dtype[Any]]:
     """The number of channels and the dtype that values of the ``found`` channels and ``dtype`` arrive with."""
     if dtype.kind not in "biuf":
         raise InputError(f"{name} holds no numbers that make an image ({dtype}); convert it to 8 or 16 bits.")
@@ -103,12 +113,12 @@ def _arriving(channels: int | None, found: int, dtype: np.dtype[Any], name: str 
     return channels or found, kept if kept in (np.uint8, np.uint16) else np.dtype(np.float32)
 
 
-def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
+def arriving_values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDArray[Any]:
     """``(H, W, C)`` of any dtype to ``(channels, H, W)`` uint8, uint16 or float32, contiguous and writable.
 
     1-bit pixels become 0 and 255; grey is repeated, and RGB becomes its luminance.
     """
-    wanted, dtype = _arriving(channels, values.shape[2], values.dtype, name)
+    wanted, dtype = arriving(channels, values.shape[2], values.dtype, name)
     if values.size == 0:
         raise InputError(f"{name} holds no pixels; replace the image.")
     result = np.empty((wanted, *values.shape[:2]), dtype)
@@ -123,11 +133,12 @@ def _values(values: NDArray[Any], channels: int | None, name: str | Path) -> NDA
     return result
 
 
-def _check_arriving(opened: Opened, rows: slice, columns: slice, channels: int | None, name: str | Path) -> None:
-    """Refuse a part of an image that takes too much memory, before it is decoded."""
-    wanted, dtype = _arriving(channels, opened.channels, opened.values.dtype, name)
+def arriving_part(opened: Opened, rows: slice, columns: slice, channels: int | None, name: str | Path) -> NDArray[Any]:
+    """`arriving_values` of a part of an image; one that takes too much memory is refused before it is decoded."""
+    wanted, dtype = arriving(channels, opened.channels, opened.values.dtype, name)
     height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), opened.size, strict=True))
     check_size(height, width, wanted, dtype.itemsize)
+    return arriving_values(opened.part(rows, columns), channels, name)
 
 
 def image_size(path: str | Path) -> Size:
@@ -138,6 +149,8 @@ def image_size(path: str | Path) -> Size:
     """
     path = Path(path)
     with decoding(path):
+        if is_zarr(path):
+            return open_zarr(path).size
         if is_tiff(path):
             with tifffile.TiffFile(path) as tiff:
                 sides = dict(zip(image_axes(tiff.series[0]), tiff.series[0].shape, strict=True))

@@ -16,12 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.images.opened import MOST_BYTES
+from masklab.utils.types import Size
 
 _METADATA = 2**26  # bytes beside the pixels: colour profiles, thumbnails, a phone's short film
 _SLACK = 2**16  # bytes that a compressed image may take beyond twice its pixels
 _MOST_CHUNKS = 2**18  # of a PNG
 _MOST_SCANS = 64  # of a JPEG: encoders write a dozen at most, and each one passes over all pixels
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG that the size of the image follows
+_CODE_STREAM = b"\xff\x4f\xff\x51"  # the beginning of one of JPEG 2000
+_YCBCR_JPEG2000 = 33003
+JPEG, JPEG_2000 = 7, (_YCBCR_JPEG2000, 33004, 33005, 34712)
+"""Compressions of TIFF."""
 _DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)  # compressions of TIFF
 
 
@@ -113,13 +119,70 @@ def segment_bytes(key: Any) -> int:
     return int(depth * height * math.ceil(width * samples * key.bitspersample / 8))
 
 
-def decode_segment(key: Any, data: bytes, index: int) -> NDArray[Any]:
-    """A strip or tile ``(H, W, samples)``; `ValueError` for one that holds far more than its pixels."""
-    most = most_compressed(segment_bytes(key))
-    plain = None if key.fillorder == 2 else _decompress(data, key.compression, most)
+def decode_segment(page: Any, data: bytes, index: int) -> NDArray[Any]:
+    """A strip or tile ``(H, W, samples)`` of a page; `ValueError` for one that holds far more than its pixels."""
+    key = page.keyframe
+    plain = check_segment(key, data)
     decoder = key if plain is None else _as_uncompressed(key)
-    values: NDArray[Any] = decoder.decode(data if plain is None else plain, index)[0][0]
+    tables: dict[str, Any] = {}
+    if key.compression == JPEG:
+        tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
+    values: NDArray[Any] = decoder.decode(data if plain is None else plain, index, **tables)[0][0]
+    if key.compression == _YCBCR_JPEG2000 and values.shape[2] == 3 and not _is_subsampled(data):
+        values = _rgb(values)  # subsampled ones are converted by the decoder
     return values
+
+
+def check_segment(key: Any, data: bytes) -> bytes | None:
+    """Look whether a strip or tile holds no more than its pixels can need; its bytes if that decompresses them.
+
+    Raises `ValueError` for one that holds far more.
+    """
+    if key.compression == JPEG or key.compression in JPEG_2000:
+        found = _jpeg_size(data, key.jpegheader) if key.compression == JPEG else _jpeg2000_size(data)
+        _, _, (_, height, width, _) = key.decode(None, 0)
+        if found is not None and (found[0] > height or found[1] > width):
+            raise ValueError(f"a strip or tile is {found[1]} x {found[0]} pixels, not {width} x {height}")
+        if data.count(b"\xff\xda") > _MOST_SCANS:
+            raise ValueError(f"a strip or tile has more than {_MOST_SCANS} scans")
+    return None if key.fillorder == 2 else _decompress(data, key.compression, most_compressed(segment_bytes(key)))
+
+
+def _jpeg_size(data: bytes, header: bytes | None) -> Size | None:
+    """(height, width) that a JPEG's frame has by its header; None where the header is elsewhere in the file."""
+    at = 2
+    while header is None and at + 9 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF:
+            break
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if header is None:
+        raise ValueError("a strip or tile is no JPEG")
+    return None
+
+
+def _jpeg2000_size(data: bytes) -> Size:
+    """(height, width) of a JPEG 2000 code stream by its header."""
+    if data[:4] != _CODE_STREAM or len(data) < 16:
+        raise ValueError("a strip or tile is no JPEG 2000 code stream")
+    width, height = struct.unpack_from(">II", data, 8)
+    return height, width
+
+
+def _is_subsampled(data: bytes) -> bool:
+    """Whether components of a JPEG 2000 code stream have fewer pixels than its first."""
+    (components,) = struct.unpack_from(">H", data, 40)
+    return any(data[42 + 3 * k + 1] != 1 for k in range(components))
+
+
+def _rgb(values: NDArray[Any]) -> NDArray[Any]:
+    """RGB ``(H, W, 3)`` of luminance and colour differences of 8 bits, by JPEG's rule."""
+    luma, blue, red = np.moveaxis(values.astype(np.float32), 2, 0) - np.array([0, 128, 128], np.float32)[:, None, None]
+    rgb = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=2)
+    return np.rint(rgb).clip(0, 255).astype(np.uint8)
 
 
 def _as_uncompressed(key: Any) -> Any:
@@ -152,5 +215,6 @@ def refuse_surplus(pages: Sequence[Any]) -> None:
     most = most_compressed(segment_bytes(key))
     for page in pages:
         for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-            page.parent.filehandle.seek(offset)
-            _decompress(page.parent.filehandle.read(min(length, most)), key.compression, most)
+            if length:
+                page.parent.filehandle.seek(offset)
+                check_segment(key, page.parent.filehandle.read(min(length, most)))

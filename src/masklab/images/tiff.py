@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import logging
-import math
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, check_size, upright
+from masklab.images.opened import (
+    ORIENTATION,
+    Opened,
+    Pixels,
+    Reduced,
+    channels_without_alpha,
+    check_size,
+    upright_pixels,
+)
 from masklab.images.pillow import read_pillow
-from masklab.images.surplus import decode_segment, most_compressed, refuse_shared_bytes, refuse_surplus, segment_bytes
+from masklab.images.scale import tiff_scale
+from masklab.images.surplus import JPEG, JPEG_2000, refuse_shared_bytes, refuse_surplus
+from masklab.images.tiff_tiles import (
+    check_pages,
+    check_segments,
+    in_tiles,
+    page_tiles,
+    refuse_lost_pages,
+    refuse_lost_tags,
+)
+from masklab.images.tiles import TileCache
 from masklab.utils.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -27,84 +42,65 @@ _CHANNEL_AXES = frozenset(
 _UNNAMED = frozenset("QI")
 _MOST_CHANNELS = 16  # a longer last side is a width, not channels
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-_JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose tiles need tables from elsewhere in the file
-_NEEDED_TAGS = {
-    *range(256, 260),
-    262,
-    273,
-    *range(277, 280),
-    284,
-    317,
-    *range(322, 326),
-    338,
-    339,
-}  # of a TIFF page, without which it is decoded wrongly
+_BY_TIFFFILE = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)  # unless a codec is missing
 
 
-class _Segments:
-    """The tiles or strips of a TIFF image as values ``(H, W, C)``; a slice decodes only those that it overlaps."""
+def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None, cache: TileCache | None = None) -> Opened:
+    """Open a TIFF: memory-mapped if it is uncompressed, by tiles or strips, or else whole, by Pillow where it must.
 
-    def __init__(self, pages: Sequence[Any]) -> None:
-        self.pages, self.key = pages, pages[0].keyframe
-        planes, _, height, width, samples = self.key.shaped
-        self.shape = (height, width, len(pages) * planes * samples)
-        self.dtype = self.key.dtype
-
-    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
-        rows, columns = (range(*part.indices(side)) for part, side in zip(key, self.shape[:2], strict=True))
-        check_size(len(rows), len(columns), self.shape[2], self.dtype.itemsize)
-        values = np.full((len(rows), len(columns), self.shape[2]), self.key.nodata, self.dtype)
-        for channel, page in enumerate(self.pages):
-            for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-                _, (plane, _, top, left, _), (_, height, width, samples) = self.key.decode(None, index)
-                down, across = _overlap(rows, top, height), _overlap(columns, left, width)
-                if length and down and across:
-                    page.parent.filehandle.seek(offset)
-                    segment = decode_segment(self.key, page.parent.filehandle.read(length), index)
-                    first = channel + plane
-                    values[down[0], across[0], first : first + samples] = segment[down[1], across[1]]
-        return values
-
-
-def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None) -> Opened:
-    """Open a TIFF: memory-mapped if it is uncompressed, by tiles or strips, or else whole, by Pillow where it must."""
+    The smaller levels of a pyramid are opened by tiles or strips when they are asked for.
+    """
     page: Any = tiff.pages.first
     series = tiff.series[0]
     axes = image_axes(series)
     _refuse_stacks(series, axes, path)
-    if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+    if page.photometric not in _BY_TIFFFILE and not _is_colour_jpeg(page):
         if len(series.pages) > 1:
             raise _stack(series, axes, path)
         refuse_shared_bytes([page])
         return _read_pillow(page, path, channels)
-    _refuse_lost_tags(page)
-    _refuse_lost_pages(tiff)
-    orientation = int(page.tags.valueof(ORIENTATION, 1))
-    pages: Sequence[Any] = [each for each in series.pages if each is not None]
-    values: NDArray[Any] | _Segments
-    if series.dataoffset is not None:
-        _check_segments(page, page)
-        mapped = tifffile.memmap(path, mode="r")
-        values = upright(_channels_last(mapped, axes), orientation)
-    elif _lacks_codec(page):
+    refuse_lost_tags(page)
+    refuse_lost_pages(tiff)
+    if series.dataoffset is None and _lacks_codec(page):
         if len(series.pages) > 1 or page.samplesperpixel > (4 if page.bitspersample == 8 else 1):
             raise _missing_codec(page, path)
         refuse_shared_bytes([page])
         return _read_pillow(page, path, channels)
-    else:
-        for each in pages:
-            _check_segments(each, page.keyframe)
-        refuse_shared_bytes(pages)
-        if axes == series.axes and _in_segments(series):
-            values = _Segments(pages)
-            if orientation != 1:
-                values = upright(values[:, :], orientation)
-        else:
-            check_size(series.nbytes)
-            refuse_surplus(pages)
-            values = upright(_channels_last(series.asarray(), axes), orientation)
+    orientation = int(page.tags.valueof(ORIENTATION, 1))
+    values = upright_pixels(_pixels(series, axes, path, cache), orientation)
     alpha = any(sample in _ALPHA for sample in page.extrasamples)
-    return Opened(values, channels_without_alpha(values.shape[2], alpha, channels))
+    reduced = tuple(
+        _reduced(level, orientation, cache)
+        for level in series.levels[1:]
+        if image_axes(level) == axes == level.axes and in_tiles(level)
+    )
+    kept = channels_without_alpha(values.shape[2], alpha, channels)
+    return Opened(values, kept, tiff_scale(tiff, orientation), reduced)
+
+
+def _pixels(series: tifffile.TiffPageSeries, axes: str, path: Path, cache: TileCache | None) -> Pixels:
+    pages: Sequence[Any] = [each for each in series.pages if each is not None]
+    if series.dataoffset is not None:
+        check_segments(pages[0], pages[0])
+        return _channels_last(tifffile.memmap(path, mode="r"), axes)
+    if axes == series.axes and in_tiles(series):
+        return page_tiles(pages, cache)
+    check_pages(pages)
+    check_size(series.nbytes)
+    refuse_surplus(pages)
+    return _channels_last(series.asarray(), axes)
+
+
+def _reduced(level: tifffile.TiffPageSeries, orientation: int, cache: TileCache | None) -> Reduced:
+    sides = dict(zip(level.axes, level.shape, strict=True))
+    size = (sides["X"], sides["Y"]) if orientation in range(5, 9) else (sides["Y"], sides["X"])
+    pages: Sequence[Any] = list(level.pages)
+    return Reduced(size, lambda: upright_pixels(page_tiles(pages, cache), orientation))
+
+
+def _is_colour_jpeg(page: Any) -> bool:
+    """Whether a page is luminance and colour differences in JPEG or JPEG 2000, which come out as RGB."""
+    return page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in (JPEG, *JPEG_2000)
 
 
 def image_axes(series: tifffile.TiffPageSeries) -> str:
@@ -146,58 +142,6 @@ def _stack(series: tifffile.TiffPageSeries, axes: str, path: Path) -> InputError
     )
 
 
-def _refuse_lost_tags(page: Any) -> None:
-    """Refuse a page with a tag that is needed for decoding and unreadable, or too long; tifffile would ignore it."""
-    listed, _ = _directory(page)
-    lost = (listed & _NEEDED_TAGS) - {tag.code for tag in page.tags}
-    if lost:
-        raise ValueError(f"its tag {min(lost)} cannot be read")
-    if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel < 3:
-        raise ValueError(f"it is RGB of {page.samplesperpixel} samples a pixel")
-    segments = [page.tags[code].count for code in (273, 279, 324, 325) if code in page.tags]
-    if any(count > math.prod(page.chunked) for count in segments):
-        raise ValueError(f"it lists {max(segments)} strips or tiles but has {math.prod(page.chunked)}")
-
-
-def _refuse_lost_pages(tiff: tifffile.TiffFile) -> None:
-    """Refuse a file that points to a page after its last; tifffile leaves out pages that it cannot find."""
-    _, following = _directory(tiff.pages[len(tiff.pages) - 1])
-    if following:
-        raise ValueError(f"a page after its page {len(tiff.pages)} is missing")
-
-
-def _directory(page: Any) -> tuple[set[int], int]:
-    """The codes of a page's tags as they are in the file, and the offset of the next page, 0 for none."""
-    form, file = page.parent.tiff, page.parent.filehandle
-    file.seek(page.offset)
-    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-    entries = file.read(tags * form.tagsize)
-    codes = {struct.unpack_from(form.byteorder + "H", entries, k * form.tagsize)[0] for k in range(tags)}
-    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
-    return codes, following
-
-
-def _check_segments(page: Any, key: Any) -> None:
-    """Refuse a page with missing strips or tiles, or whose uncompressed strips differ in size from its pixels.
-
-    tifffile would fill missing pixels and cut off surplus ones.  Segments with neither bytes nor offset are allowed:
-    GDAL writes them for empty areas.
-    """
-    expected, lengths = math.prod(key.chunked), page.databytecounts
-    if not len(page.dataoffsets) == len(lengths) == expected:
-        raise ValueError(f"it has {min(len(page.dataoffsets), len(lengths))} of {expected} strips or tiles")
-    if any(offset and not length for offset, length in zip(page.dataoffsets, lengths, strict=True)):
-        raise ValueError("a strip or tile has no bytes")
-    planes, depth, height, width, samples = key.shaped
-    needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
-    whole = key.decode(None, 0)[2]
-    check_size(*whole, key.dtype.itemsize)
-    if max(lengths, default=0) > most_compressed(segment_bytes(key)):
-        raise ValueError(f"a strip or tile has {max(lengths)} bytes but its pixels need {segment_bytes(key)}")
-    if key.compression == 1 and not key.is_tiled and all(lengths) and sum(lengths) != needed:
-        raise ValueError(f"its strips hold {sum(lengths)} bytes but its pixels need {needed}")
-
-
 def _lacks_codec(page: Any) -> bool:
     """Whether tifffile needs imagecodecs, which is not installed, for the page's compression."""
     try:
@@ -214,8 +158,8 @@ def _lacks_codec(page: Any) -> bool:
 def _missing_codec(page: Any, path: Path) -> InputError:
     compression = getattr(page.compression, "name", page.compression)
     return InputError(
-        f"{path} is compressed with {compression}, which needs the package imagecodecs: pip install imagecodecs, "
-        "or save the image uncompressed."
+        f"{path} is compressed with {compression}, which needs the package imagecodecs: "
+        'pip install "masklab[slides]", or save the image uncompressed.'
     )
 
 
@@ -227,32 +171,6 @@ def _read_pillow(page: Any, path: Path, channels: int | None) -> Opened:
         if _lacks_codec(page):
             raise _missing_codec(page, path) from error
         raise
-
-
-def _in_segments(series: tifffile.TiffPageSeries) -> bool:
-    """Whether `_Segments` can read a series: each page a plane, or one page of several samples."""
-    pages: Any = series.pages
-    if any(page is None for page in pages):
-        return False
-    key = pages[0].keyframe
-    planes, depth, height, width, samples = key.shaped
-    channels = len(pages) * planes * samples
-    return (
-        key.compression not in _JPEG
-        and depth == 1
-        and (len(pages) == 1 or planes * samples == 1)
-        and series.size == channels * height * width
-    )
-
-
-def _overlap(wanted: range, start: int, length: int) -> tuple[slice, slice] | None:
-    """The overlap of the ``wanted`` pixels with a segment of ``length`` from ``start``: in ``wanted``, and in the segment."""
-    first = max(0, -((wanted.start - start) // wanted.step))
-    last = min(len(wanted), -((wanted.start - start - length) // wanted.step))
-    if first >= last:
-        return None
-    place = wanted.start + first * wanted.step - start
-    return slice(first, last), slice(place, place + (last - first - 1) * wanted.step + 1, wanted.step)
 
 
 def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:

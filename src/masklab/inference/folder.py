@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import displayed
 from masklab.images.listing import left_out, list_images
-from masklab.images.pixel_size import read_pixel_size
-from masklab.images.read import channels_and_dtype, read_image
+from masklab.images.read import read_image
+from masklab.images.reader import open_reader
 from masklab.inference.listing import read_listing
 from masklab.inference.output import ResultFolder
 from masklab.inference.predictor import Predictor
@@ -74,15 +74,9 @@ def predict_folder(
             rule = predictor.image_config(torch.from_numpy(image))
             shown = displayed(image, rule, path)
             instances = predictor.predict(image, check=check)
-            folder.add(
-                path,
-                instances,
-                _own_values(path, image) if folder.measures else None,
-                shown=shown,
-                pixel_size=read_pixel_size(path),
-                value_range=rule.value_range,
-                full=len(instances.above(predictor.threshold)) == predictor.max_detections,
-            )
+            full = len(instances.above(predictor.threshold)) == predictor.max_detections
+            with open_reader(path, None) if folder.measures else nullcontext() as own:
+                folder.add(path, instances, own, shown=shown, value_range=rule.value_range, full=full)
     totals = folder.finish()
     check.warn()
     if totals.kept:
@@ -125,11 +119,6 @@ def _weights_id(predictor: Predictor) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _own_values(path: Path, image: NDArray[Any]) -> NDArray[Any]:
-    """The values of an image's file, ``(C, H, W)``; ``image`` are those with the channels that the model takes."""
-    return image if channels_and_dtype(path)[0] == len(image) else read_image(path, None)
 
 
 def _check_size(path: Path, found: Sequence[int], size: Size | None, source: str | Path | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from masklab.images.intensity import FULL_RANGE
 from masklab.images.read import from_pillow, read_image
+from masklab.images.reader import ArrayReader, ImageReader, open_reader
 from masklab.utils.errors import InputError
 from masklab.utils.memory import available_memory
 from masklab.utils.types import Size
@@ -20,6 +23,22 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
 
 _LEAST_BYTES = 100  # for each pixel of a network's input: of a ResNet-18, the smallest
+
+
+@contextmanager
+def opened(image: ImageLike, channels: int) -> Iterator[ImageReader]:
+    """An image as a reader of windows; only a file, or a folder of OME-Zarr, has a ``path``.  Errors as of `as_tensor`."""
+    if isinstance(image, (str, Path)):
+        with open_reader(image, channels) as reader:
+            yield reader
+    else:
+        yield ArrayReader(as_tensor(image, channels).cpu().numpy())
+
+
+def read_whole(image: ImageReader) -> np.ndarray:
+    """All pixels ``(C, H, W)`` of an image that is open."""
+    height, width = image.size
+    return image.read((0, 0, width, height))
 
 
 def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -28,7 +28,7 @@ from masklab.inference.listing import Listing
 from masklab.results.formats.base import Entries, Format, Result, check_packages, entries
 from masklab.results.formats.registry import DEFAULT, format_named
 from masklab.results.instances import Instances
-from masklab.results.pixels import ImageReader, PixelSize, as_pixel_size, as_reader
+from masklab.results.pixels import ImageReader, as_pixel_size, as_reader
 from masklab.utils.errors import InputError
 from masklab.utils.failures import only_this_file
 from masklab.utils.files import atomic_write, file_name, make_folder
@@ -91,7 +91,7 @@ class ResultFolder:
 
     @property
     def measures(self) -> bool:
-        """Whether a format reads the values of the image, so that `add` needs them as they are in the file."""
+        """Whether a format takes from `add` the image as it is in the file: its own values, the size of its pixels."""
         return any(format.measures for format in self.formats)
 
     @property
@@ -127,14 +127,13 @@ class ResultFolder:
         image: ImageReader | NDArray[Any] | None = None,
         *,
         shown: ImageReader | NDArray[np.uint8] | None = None,
-        pixel_size: PixelSize | None = None,
         value_range: tuple[float, float] | None = None,
         full: bool = False,
     ) -> None:
         """Write the results of an image: all of them, in the order of the model.
 
         ``image`` has the file's own values, ``shown`` uint8 ``(3, H, W)`` for an overlay; either is an array or a reader of windows.
-        ``pixel_size`` is in micrometres, ``value_range`` the intensities that were made black and white for this image
+        The ``pixel_size`` of a reader is in micrometres; ``value_range`` is the intensities that were made black and white for this image
         alone, and ``full`` says that there may be more objects.
 
         Raises `InputError` where the files cannot have their names.
@@ -161,7 +160,7 @@ class ResultFolder:
             path.name,
             as_reader(image, instances.size),
             as_reader(shown, instances.size),
-            as_pixel_size(pixel_size),
+            as_pixel_size(getattr(image, "pixel_size", None)),
         )
         with _naming_image(path):
             for format, target in self._targets(path):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,11 +15,23 @@ from torch import Tensor
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
 from masklab.images.exposure import IntensityCheck, stretched
+from masklab.images.reader import ImageReader
 from masklab.images.resize import network_image, network_size
-from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room
+from masklab.inference.batches import Prepared, batches_of
+from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room, opened, read_whole
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import PLAIN, SAME_OBJECT, Detected, View, fuse_boxes
-from masklab.model.backbone import Features
+from masklab.inference.test_time_augmentation import (
+    PLAIN,
+    SAME_OBJECT,
+    Detected,
+    View,
+    ViewFeatures,
+    fuse_boxes,
+    mean_masks,
+)
+from masklab.inference.tiles.plan import plan_tiles
+from masklab.inference.tiles.predict import predict_tiles
+from masklab.inference.tiles.store import TileStore
 from masklab.model.masklab import MaskLab
 from masklab.model.mode import evaluation_mode
 from masklab.ops.coordinates import padded_size
@@ -33,25 +44,6 @@ from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
 
 _UNTUNED_THRESHOLD = 0.5
-BATCH_PIXELS = 1 << 20  # of the network's input, in one forward pass
-BATCHES_WAITING = 4  # full batches' worth of images that may wait for others of their size
-
-
-class _Prepared(NamedTuple):
-    """An image (C, H, W), its padded network input (C, h, w) on the device, and the input's size before padding."""
-
-    image: Tensor
-    inputs: Tensor
-    size: Size
-
-
-class _ViewFeatures(NamedTuple):
-    """The features of one view: its padded ``inputs`` (1, C, h, w) and their ``size`` before padding."""
-
-    view: View
-    inputs: Tensor
-    size: Size
-    features: Features
 
 
 class Predictor:
@@ -115,7 +107,9 @@ class Predictor:
         """Find the objects of an image, or of each image of a list.
 
         An image is a file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``.  Its
-        intensities are rescaled as the options say (see `image_config`), and it is resized and normalised as in training.  Returns one `Instances` per image, in the image's own pixels, best first; use
+        intensities are rescaled as the options say (see `image_config`), and it is resized and normalised as in training.
+        An image that is larger than the model's tile is read and predicted in tiles (see
+        `masklab.inference.tiles.plan.plan_tiles`).  Returns one `Instances` per image, in the image's own pixels, best first; use
         ``instances.above(predictor.threshold)`` for those that count as found.
 
         Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``
@@ -135,13 +129,30 @@ class Predictor:
             raise InputError(f"batch_size is {batch_size}: give 1 or more.")
         if not isinstance(images, (list, tuple)):
             return self.predict([images], batch_size, check)[0]
-        values = self._read_checked(images, check)
-        if not self.options.plain:
-            return [self._predict_views(image) for image in values]
         in_order: list[Instances | None] = [None] * len(images)
-        for row, instances in self._predict_batches(values, batch_size):
-            in_order[row] = instances
+        whole = self._whole_images(images, check, in_order)
+        if self.options.plain:
+            for batch in batches_of(((row, self._prepare(values)) for row, values in whole), batch_size):
+                for row, instances in self._forward(batch):
+                    in_order[row] = instances
+        else:
+            for row, values in whole:
+                in_order[row] = self._predict_views(values)
         return in_order
+
+    def predict_reader(
+        self, image: ImageReader, check: IntensityCheck | None = None, store: TileStore | None = None
+    ) -> Instances:
+        """Find the objects of an image that is open, whole or in tiles (see `masklab.inference.tiles.predict`).
+
+        ``store`` keeps what is found in tiles, so that a prediction that was stopped goes on.  Otherwise as `predict`.
+        """
+        plan = plan_tiles(self.model, image.size)
+        if plan is None:
+            return self.predict(read_whole(image), check=check)
+        if check is not None and self.options.intensity == "model":
+            check.add(torch.from_numpy(image.overview()), image.path or "the image")
+        return predict_tiles(self, image, plan, store)
 
     def segment(self, image: ImageLike, boxes: np.ndarray, labels: np.ndarray) -> Instances:
         """Masks of objects whose boxes are known, from any detector.
@@ -156,7 +167,7 @@ class Predictor:
         check_boxes(given, classes, len(self.classes))
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
-            masks = self._mean_masks(views, given, classes, _size(values))
+            masks = mean_masks(self.model, views, given, classes, _size(values))
         return self._instances(values, (given, torch.ones(len(classes)), classes), masks)
 
     def propose(self, image: ImageLike) -> Tensor:
@@ -186,39 +197,29 @@ class Predictor:
     def _read(self, image: ImageLike) -> Tensor:
         return as_tensor(image, self.config.model.backbone.channels)
 
-    def _read_checked(self, images: Sequence[ImageLike], check: IntensityCheck) -> Iterator[Tensor]:
-        for number, image in enumerate(images, 1):
-            values = self._read(image)
+    def _whole_images(
+        self, images: Sequence[ImageLike], check: IntensityCheck, results: list[Instances | None]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The images that are predicted as a whole, with their positions; the results of others go to ``results``."""
+        for row, image in enumerate(images):
+            with opened(image, self.config.model.backbone.channels) as reader:
+                if plan_tiles(self.model, reader.size) is not None:
+                    results[row] = self.predict_reader(reader, check)
+                    continue
+                values = self._read(image if isinstance(image, Tensor) else read_whole(reader))
             if self.options.intensity == "model":
-                check.add(values, image if isinstance(image, (str, Path)) else f"image {number}")
-            yield values
+                check.add(values, image if isinstance(image, (str, Path)) else f"image {row + 1}")
+            yield row, values
 
-    def _prepare(self, image: Tensor, view: View = PLAIN) -> _Prepared:
+    def _prepare(self, image: Tensor, view: View = PLAIN) -> Prepared:
         check_room(network_size(_size(image), self.config.image, view.scale), self.device)
         inputs = view.show(network_image(image, self.image_config(image), view.scale))
         size = _size(inputs)
         height, width = padded_size(size, self.model.stride)
         inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]))
-        return _Prepared(image, inputs.to(self.device), size)
+        return Prepared(image, inputs.to(self.device), size)
 
-    def _predict_batches(self, images: Iterable[Tensor], batch_size: int) -> Iterator[tuple[int, Instances]]:
-        """The result of each image with its position; in the order in which batches fill up.
-
-        Group norm sees the padding, so only inputs of exactly the same padded size share a batch.
-        """
-        waiting: defaultdict[Size, list[tuple[int, _Prepared]]] = defaultdict(list)
-        for row, image in enumerate(images):
-            prepared = self._prepare(image)
-            size = _size(prepared.inputs)
-            waiting[size].append((row, prepared))
-            if len(waiting[size]) >= min(batch_size, max(1, BATCH_PIXELS // (size[0] * size[1]))):
-                yield from self._forward(waiting.pop(size))
-            elif sum(map(len, waiting.values())) >= BATCHES_WAITING * batch_size:
-                yield from self._forward(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
-        for batch in waiting.values():
-            yield from self._forward(batch)
-
-    def _forward(self, batch: list[tuple[int, _Prepared]]) -> Iterator[tuple[int, Instances]]:
+    def _forward(self, batch: list[tuple[int, Prepared]]) -> Iterator[tuple[int, Instances]]:
         """The results of images of one padded size by one forward pass."""
         with self.inference():
             inputs = torch.stack([prepared.inputs for _, prepared in batch])
@@ -247,23 +248,12 @@ class Predictor:
             rules = self.config.model.box
             iou = min(rules.nms_iou, SAME_OBJECT)
             fused = fuse_boxes(found, iou, rules.score_threshold, self.max_detections)
-            masks = self._mean_masks(views, fused[0], fused[2], _size(image))
+            masks = mean_masks(self.model, views, fused[0], fused[2], _size(image))
         return self._instances(image, fused, masks)
 
-    def _view_features(self, image: Tensor, view: View) -> _ViewFeatures:
+    def _view_features(self, image: Tensor, view: View) -> ViewFeatures:
         inputs, sizes = self.network_input(image, view)
-        return _ViewFeatures(view, inputs, (int(sizes[0, 0]), int(sizes[0, 1])), self.model.backbone(inputs))
-
-    def _mean_masks(self, views: Iterable[_ViewFeatures], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
-        """Masks (R, P, P) of boxes (R, 4) in the pixels of an image of ``size``: the mean over its views."""
-        num_valid = torch.tensor([len(labels)], device=boxes.device)
-        total, count = torch.zeros((), device=boxes.device), 0
-        for view, inputs, seen, features in views:
-            given = view.from_image(boxes, size, seen)
-            maps = self.model.mask_maps(features)
-            total = total + view.undo(self.model.masks(maps, given[None], labels[None], num_valid, inputs)[0])
-            count += 1
-        return total / count
+        return ViewFeatures(view, inputs, (int(sizes[0, 0]), int(sizes[0, 1])), self.model.backbone(inputs))
 
     def _instances(self, image: Tensor, found: Detected, masks: Tensor) -> Instances:
         """What was found in an image, in its own pixels, with the masks (R, P, P) over the boxes."""

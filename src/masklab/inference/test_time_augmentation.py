@@ -6,7 +6,7 @@ V views, R boxes of one view, H x W pixels.  The paper predicts from a single vi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Literal, NamedTuple, get_args
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from masklab.model.backbone import Features
+from masklab.model.masklab import MaskLab
 from masklab.ops.boxes import box_iou
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
@@ -121,3 +123,24 @@ def fuse_boxes(views: Sequence[Detected], iou: float, score_threshold: float, ma
     order = votes.argsort(descending=True, stable=True)
     order = order[votes[order] > score_threshold * len(views)][:max_detections]
     return sums[order] / votes[order, None], votes[order] / len(views), labels[order]
+
+
+class ViewFeatures(NamedTuple):
+    """The features of one view: its padded ``inputs`` (1, C, h, w) and their ``size`` before padding."""
+
+    view: View
+    inputs: Tensor
+    size: Size
+    features: Features
+
+
+def mean_masks(model: MaskLab, views: Iterable[ViewFeatures], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
+    """Masks (R, P, P) of boxes (R, 4) in the pixels of an image of ``size``: the mean over its views."""
+    num_valid = torch.tensor([len(labels)], device=boxes.device)
+    total, count = torch.zeros((), device=boxes.device), 0
+    for view, inputs, seen, features in views:
+        given = view.from_image(boxes, size, seen)
+        masks = model.masks(model.mask_maps(features), given[None], labels[None], num_valid, inputs)[0]
+        total = total + view.undo(masks)
+        count += 1
+    return total / count

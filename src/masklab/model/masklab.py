@@ -15,7 +15,7 @@ from masklab.model.mask_head import MaskLabHead
 from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.model.rpn import RPN
 from masklab.ops.rois import Rois
-from masklab.structures import ClassTable, Detections
+from masklab.structures import ClassTable, Detections, TrainingData
 
 BOXES_AT_ONCE = 256
 
@@ -34,9 +34,9 @@ class MaskLab(nn.Module):
     """Network inputs in, detections with masks out.
 
     ``forward`` is inference and never sees a target; `masklab.training.step.TrainingStep` is training over the same
-    parts, and `masklab.inference.predictor.Predictor` leads from images to results.  ``config``, ``classes`` and
-    ``score_threshold`` are saved with the weights.  ``score_threshold`` is the score from which an object counts as
-    found, tuned on training images; None before that.
+    parts, and `masklab.inference.predictor.Predictor` leads from images to results.  ``config``, ``classes``,
+    ``score_threshold`` and ``training_data`` are saved with the weights.  ``score_threshold`` is the score from which an
+    object counts as found, tuned on training images; None before that, as is ``training_data``.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class MaskLab(nn.Module):
         self.config = config
         self.classes = classes
         self.score_threshold: float | None = None
+        self.training_data: TrainingData | None = None
         self.backbone = backbone
         self.rpn = rpn
         self.box_head = box_head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.masks import label_map, polygons, rle, threshold
+from masklab.masks.packed import PackedRLEs
 from masklab.masks.rle import RLE
 from masklab.results.pixels import ImageReader, PixelSize
 from masklab.utils.words import counted
@@ -37,7 +38,8 @@ class Instances:
     ================  ==============  =========  ==================================================
 
     The foreground of an object is where its mask, resized to the image's pixels, is above 0.5.  It is computed once,
-    when it is first needed, and kept as run lengths.  Raises `ValueError` when the arrays do not fit together.
+    when it is first needed, and kept as run lengths.  Of an image that was predicted in tiles these are there from the
+    start, and ``masks`` is empty, ``(n, 0, 0)``.  Raises `ValueError` when the arrays do not fit together.
     """
 
     size: tuple[int, int]
@@ -47,7 +49,7 @@ class Instances:
     masks: NDArray[np.float32]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    _rle: list[RLE] | None = None
+    _rle: Sequence[RLE] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -90,11 +92,11 @@ class Instances:
             scores=self.scores[kept],
             labels=self.labels[kept],
             masks=self.masks[kept],
-            _rle=None if self._rle is None else [self._rle[k] for k in kept.tolist()],
+            _rle=_some(self._rle, kept.tolist()),
         )
 
     @property
-    def rle(self) -> list[RLE]:
+    def rle(self) -> Sequence[RLE]:
         """Run lengths of every mask in the original image (see `masklab.masks.rle`)."""
         if self._rle is None:
             encoded = threshold.encode_masks(self.masks, self.boxes, self.size)
@@ -104,6 +106,8 @@ class Instances:
 
     def rles(self) -> list[dict[str, Any]]:
         """COCO's ``{"size": [height, width], "counts": str}``, one per object."""
+        if isinstance(self.rle, PackedRLEs):  # the strings themselves
+            return [{"size": [*self.size], "counts": counts.decode("ascii")} for counts in self.rle.strings]
         return rle.rle_to_coco(self.rle, self.size)
 
     def polygons(self) -> list[list[polygons.Polygon]]:
@@ -172,8 +176,8 @@ class Instances:
         from masklab.results.pixels import as_pixel_size
         from masklab.results.save import opened_image
 
-        reader, found_size = opened_image(image, self.size)
-        return measure(self, reader, as_pixel_size(pixel_size) or found_size)
+        with opened_image(image, self.size) as (reader, known_size):
+            return measure(self, reader, as_pixel_size(pixel_size) or known_size)
 
     def to_supervision(self) -> Any:
         """A ``supervision.Detections``, whose masks are a ``CompactMask``: run lengths, not images of full size.
@@ -203,3 +207,9 @@ class Instances:
         from masklab.results.other_tools import to_fiftyone
 
         return to_fiftyone(self)
+
+
+def _some(masks: Sequence[RLE] | None, rows: list[int]) -> Sequence[RLE] | None:
+    if masks is None:
+        return None
+    return masks.take(rows) if isinstance(masks, PackedRLEs) else [masks[row] for row in rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +23,20 @@ def save(instances: Instances, path: str | Path, format: str | None, image: Any,
     chosen = format_of(path) if format is None else format_named(format)
     check_packages(chosen)
     path = file_to_write(path)
-    reader, found_size = opened_image(image, instances.size)
     name = Path(image).name if isinstance(image, (str, Path)) else path.stem
-    sides = as_pixel_size(pixel_size) or found_size
-    with atomic_write(path) as temporary:
+    with opened_image(image, instances.size) as (reader, known_size), atomic_write(path) as temporary:
+        sides = as_pixel_size(pixel_size) or known_size
         chosen.write(temporary, Result(instances, name, reader, None, sides))
     return path
 
 
-def opened_image(image: Any, size: Size) -> tuple[ImageReader | None, tuple[float, float] | None]:
+@contextmanager
+def opened_image(image: Any, size: Size) -> Iterator[tuple[ImageReader | None, tuple[float, float] | None]]:
     """An image as it is given: a file, an array, a reader or None; and the size of its pixels, where it is known."""
     if isinstance(image, (str, Path)):
-        from masklab.images.pixel_size import read_pixel_size
-        from masklab.images.read import read_image
+        from masklab.images.reader import open_reader
 
-        return as_reader(read_image(image, None), size), read_pixel_size(image)
-    return as_reader(image, size), as_pixel_size(getattr(image, "pixel_size", None))
+        with open_reader(image, None) as reader:
+            yield as_reader(reader, size), as_pixel_size(reader.pixel_size)
+    else:
+        yield as_reader(image, size), as_pixel_size(getattr(image, "pixel_size", None))

@@ -14,6 +14,7 @@ from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.open import open_split
 from masklab.datasets.source import Data
 from masklab.datasets.split import Split
+from masklab.datasets.statistics import training_data
 from masklab.evaluation.matching import overlaps, tune_score_threshold
 from masklab.inference.predictor import Predictor, load
 from masklab.training.auto import resolve_auto, resolve_batch_size, resolve_image_fields
@@ -73,6 +74,7 @@ def train(
         torch.manual_seed(config.train.seed)
         model = initial_model(config, train_split.categories, load_pretrained)
         model = model.to(memory_format=torch.channels_last)
+        model.training_data = training_data(train_split)
         if other is not None:
             kept = load_matching(model, other)
             if fabric.is_global_zero:

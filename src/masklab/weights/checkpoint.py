@@ -1,19 +1,21 @@
-"""Weights files: safetensors whose header holds the configuration, the class table and the score threshold."""
+"""Weights files: safetensors whose header holds the configuration, the class table, the score threshold and more."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from masklab.config.fields import MOST_PIXELS
 from masklab.config.migrate import migrate_config
 from masklab.config.schema import DATA_AND_OUTPUT, Config, validate
 from masklab.model.build import build_model
 from masklab.model.masklab import MaskLab
-from masklab.structures import ClassTable
+from masklab.structures import ClassTable, TrainingData
 from masklab.utils.device import default_device
 from masklab.utils.errors import InputError
 from masklab.weights.migrate import migrate_tensors
@@ -40,6 +42,7 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
         "config": json.dumps(config),
         "classes": json.dumps({"ids": model.classes.ids, "names": model.classes.names}),
         "score_threshold": json.dumps(model.score_threshold),
+        "training_data": json.dumps(model.training_data and asdict(model.training_data)),
         "notes": json.dumps(notes or {}),
     }
     write_tensors(path, model.state_dict(), header, half)
@@ -91,6 +94,7 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
     loaded = build_model(config, classes, load_pretrained=False)
     loaded.load_state_dict(tensors)
     loaded.score_threshold = threshold
+    loaded.training_data = _training_data(header, path)
     return loaded.to(place).to(memory_format=torch.channels_last).eval()
 
 
@@ -131,6 +135,23 @@ def _class_table(header: dict[str, str], path: Path) -> ClassTable:
     if table.ids != tuple(ids):
         raise InputError(f"{path}: the classes of its header are not in order: use the file as it was written.")
     return table
+
+
+def _training_data(header: dict[str, str], path: Path) -> TrainingData | None:
+    """What a model was trained on; None in files that do not say it."""
+    if header.get("training_data", "null") == "null":
+        return None
+    given = header_value(header, "training_data", dict, path)
+    try:
+        size, sides = given["image_size"], (given["smallest_object"], given["largest_object"])
+        numbers = [float(number) for number in (*size, *sides)]
+        if len(size) != 2 or not all(0 < number < MOST_PIXELS * 64 for number in numbers):
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise InputError(
+            f"{path}: the training_data of its header is damaged: use the file as it was written."
+        ) from None
+    return TrainingData((int(size[0]), int(size[1])), *numbers[2:])
 
 
 def describe(model: str | Path) -> str:

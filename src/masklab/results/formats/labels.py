@@ -74,5 +74,10 @@ def _tiles(painter: LabelPainter, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]
 
 
 LABELS = Format(
-    "labels", "_masks.tif", "NAME_masks.tif: label image, each object its own number", _write, (".tif", ".tiff")
+    "labels",
+    "_masks.tif",
+    "NAME_masks.tif: label image, each object its own number",
+    _write,
+    (".tif", ".tiff"),
+    measures=True,
 )
