@@ -4,7 +4,8 @@
 
 Each case runs a verb on drawn images.  It is killed up to three times (SIGKILL or SIGTERM, to the process alone or with
 the processes that it started), its disk fills at a random byte, or the same command starts a second time beside it.
-Then the same command is started again (training with ``--resume``).  What it wrote must be what an undisturbed run
+Then the same command is started again (training and prediction with
+``--resume``).  What it wrote must be what an undisturbed run
 wrote: weights tensor by tensor, logs row by row, all other files byte by byte; or it must end in a sentence.  A stack
 trace, a file half written, a process left behind and any other exit code count as lost.
 
@@ -44,6 +45,7 @@ from side_by_side import show
 
 from masklab.cli.app import main as masklab
 from masklab.datasets.synthetic.shapes import draw_shapes
+from masklab.results.formats.registry import FORMATS
 
 RECIPE = {
     "model": {
@@ -85,7 +87,7 @@ JOBS = {
     "train": Job(["train", "RECIPE", "--data", "DATA", "--output", "OUT", *FIXED], ["--resume"]),
     "convert": Job(["data", "convert", "DATA", "OUT"], []),
     "check": Job(["data", "check", "DATA", "--output", "OUT/report.json", "--workers", "2"], []),
-    "predict": Job(["predict", "MODEL", "DATA/val", "--output", "OUT"], []),
+    "predict": Job(["predict", "MODEL", "DATA/val", "--output", "OUT", "--save", *FORMATS], ["--resume"]),
 }
 KINDS = {
     "training": Kind(["train"]),
