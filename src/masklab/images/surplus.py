@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from masklab.images.opened import MOST_BYTES
@@ -28,6 +29,7 @@ _CODE_STREAM = b"\xff\x4f\xff\x51"  # the beginning of one of JPEG 2000
 _YCBCR_JPEG2000 = 33003
 JPEG, JPEG_2000 = 7, (_YCBCR_JPEG2000, 33004, 33005, 34712)
 """Compressions of TIFF."""
+_IMAGES = (22610, 34933, 34934, 50001, 50002)  # JPEG XR, PNG, WebP and JPEG XL
 _DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)  # compressions of TIFF
 
 
@@ -127,9 +129,13 @@ def decode_segment(page: Any, data: bytes, index: int) -> NDArray[Any]:
     tables: dict[str, Any] = {}
     if key.compression == JPEG:
         tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
+    if key.compression in _IMAGES:  # whose headers are trusted unless there is an array to fill
+        shape = key.decode(None, index)[2][1:]
+        target = np.empty(shape if shape[2] > 1 else shape[:2], key.dtype)
+        return np.asarray(tifffile.TIFF.DECOMPRESSORS[key.compression](data, out=target)).reshape(shape)
     values: NDArray[Any] = decoder.decode(data if plain is None else plain, index, **tables)[0][0]
-    if key.compression == _YCBCR_JPEG2000 and values.shape[2] == 3 and not _is_subsampled(data):
-        values = _rgb(values)  # subsampled ones are converted by the decoder
+    if key.compression == _YCBCR_JPEG2000 and values.shape[2] == 3 and _is_ycbcr(data):
+        values = _rgb(values)
     return values
 
 
@@ -172,10 +178,20 @@ def _jpeg2000_size(data: bytes) -> Size:
     return height, width
 
 
-def _is_subsampled(data: bytes) -> bool:
-    """Whether components of a JPEG 2000 code stream have fewer pixels than its first."""
+def _is_ycbcr(data: bytes) -> bool:
+    """Whether a JPEG 2000 code stream of Aperio comes out of the decoder as luminance and colour differences.
+
+    It does unless the transform of components is part of the stream, or some have fewer pixels than the first.
+    """
     (components,) = struct.unpack_from(">H", data, 40)
-    return any(data[42 + 3 * k + 1] != 1 for k in range(components))
+    if any(data[42 + 3 * k + 1] != 1 for k in range(components)):
+        return False
+    at = 2
+    while at + 9 <= len(data) and data[at : at + 2] != b"\xff\x90":  # the first part of the pixels
+        if data[at : at + 2] == b"\xff\x52":  # coding style
+            return data[at + 8] == 0
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def _rgb(values: NDArray[Any]) -> NDArray[Any]:

@@ -47,6 +47,7 @@ def check_pages(pages: Sequence[Any]) -> None:
     """Refuse pages whose strips or tiles are not all there, share bytes or are larger than their pixels."""
     for page in pages:
         check_segments(page, page.keyframe)
+    check_size(*pages[0].keyframe.decode(None, 0)[2], pages[0].keyframe.dtype.itemsize)
     refuse_shared_bytes(pages)
 
 
@@ -95,8 +96,6 @@ def check_segments(page: Any, key: Any) -> None:
         raise ValueError("a strip or tile has no bytes")
     planes, depth, height, width, samples = key.shaped
     needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
-    whole = key.decode(None, 0)[2]
-    check_size(*whole, key.dtype.itemsize)
     if lengths.max(initial=0) > most_compressed(segment_bytes(key)):
         raise ValueError(f"a strip or tile has {lengths.max()} bytes but its pixels need {segment_bytes(key)}")
     if key.compression == 1 and not key.is_tiled and lengths.all() and lengths.sum() != needed:
