@@ -25,6 +25,7 @@ _MOST_CHUNKS = 2**18  # of a PNG
 _MOST_SCANS = 64  # of a JPEG: encoders write a dozen at most, and each one passes over all pixels
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG that the size of the image follows
+_END_OF_JPEG, _PADDING = b"\xff\xd9", 16  # bytes at the end of a tile, of which the first are to be the end
 _CODE_STREAM = b"\xff\x4f\xff\x51"  # the beginning of one of JPEG 2000
 _YCBCR_JPEG2000 = 33003
 JPEG, JPEG_2000 = 7, (_YCBCR_JPEG2000, 33004, 33005, 34712)
@@ -149,6 +150,8 @@ def check_segment(key: Any, data: bytes) -> bytes | None:
         _, _, (_, height, width, _) = key.decode(None, 0)
         if found is not None and (found[0] > height or found[1] > width):
             raise ValueError(f"a strip or tile is {found[1]} x {found[0]} pixels, not {width} x {height}")
+        if key.compression == JPEG and key.jpegheader is None and _END_OF_JPEG not in data[-_PADDING:]:
+            raise ValueError("a strip or tile is cut off")  # its decoder would make up the rest
         if data.count(b"\xff\xda") > _MOST_SCANS:
             raise ValueError(f"a strip or tile has more than {_MOST_SCANS} scans")
     return None if key.fillorder == 2 else _decompress(data, key.compression, most_compressed(segment_bytes(key)))
@@ -215,14 +218,16 @@ def refuse_shared_bytes(pages: Sequence[Any]) -> None:
 
     A few kilobytes could otherwise stand for an image of any size.
     """
-    offsets = np.concatenate([np.asarray(page.dataoffsets, np.int64) for page in pages])
-    lengths = np.concatenate([np.asarray(page.databytecounts, np.int64) for page in pages])
-    order = np.argsort(offsets[lengths > 0], kind="stable")
-    starts, ends = offsets[lengths > 0][order], (offsets + lengths)[lengths > 0][order]
-    if (starts[1:] < ends[:-1]).any():
-        raise ValueError("its strips or tiles share bytes")
-    if len(ends) and not 0 <= ends.max() <= pages[0].parent.filehandle.size:
-        raise ValueError("a strip or tile lies outside the file")
+    for parent in {id(page.parent): page.parent for page in pages}.values():
+        own = [page for page in pages if page.parent is parent]
+        offsets = np.concatenate([np.asarray(page.dataoffsets, np.int64) for page in own])
+        lengths = np.concatenate([np.asarray(page.databytecounts, np.int64) for page in own])
+        order = np.argsort(offsets[lengths > 0], kind="stable")
+        starts, ends = offsets[lengths > 0][order], (offsets + lengths)[lengths > 0][order]
+        if (starts[1:] < ends[:-1]).any():
+            raise ValueError("its strips or tiles share bytes")
+        if len(ends) and not 0 <= ends.max() <= parent.filehandle.size:
+            raise ValueError("a strip or tile lies outside the file")
 
 
 def refuse_surplus(pages: Sequence[Any]) -> None:

@@ -23,21 +23,28 @@ _NEEDED_TAGS = {*range(256, 260), 262, 273, *range(277, 280), 284, 317, *range(3
 def page_tiles(pages: Sequence[Any], cache: TileCache | None) -> Tiles:
     """The tiles or strips of pages that `in_tiles`, after a look at where they are in the file."""
     check_pages(pages)
-    key, file = pages[0].keyframe, pages[0].parent.filehandle
+    key = pages[0].keyframe
     planes, _, height, width, samples = key.shaped
     _, _, (_, tile_height, tile_width, _) = key.decode(None, 0)
     down, across = math.ceil(height / tile_height), math.ceil(width / tile_width)
-    file.set_lock(True)  # for threads
+    for page in pages:
+        page.parent.filehandle.set_lock(True)  # for threads
 
     def decode(place: Tile) -> NDArray[Any] | None:
         row, column, plane = place
         page, index = pages[plane // planes], (plane % planes * down + row) * across + column
         if not page.databytecounts[index]:
             return None
+        file = page.parent.filehandle
         with file.lock:
+            if file.closed:  # a further file of an OME-TIFF, which tifffile closes with the first
+                file.open()
             file.seek(page.dataoffsets[index])
             data = file.read(page.databytecounts[index])
-        return decode_segment(page, data, index)
+        try:
+            return decode_segment(page, data, index)
+        except tifffile.TiffFileError as error:  # which says of a file that it is no TIFF
+            raise ValueError(f"a strip or tile is {error}") from error
 
     shape, tile = (height, width, len(pages) * planes * samples), (tile_height, tile_width, samples)
     return Tiles(shape, key.dtype, tile, key.nodata, decode, cache)
