@@ -161,6 +161,11 @@ def is_zarr(path: Path) -> bool:
     return path.suffix.lower() == ZARR_SUFFIX and isdir(path)
 
 
+def stored_files(path: Path) -> list[Path]:
+    """The files that an image is stored in, in order of name: itself, or those of a folder of OME-Zarr."""
+    return sorted(part for part in path.rglob("*") if part.is_file()) if is_zarr(path) else [path]
+
+
 def is_tiff(path: Path) -> bool:
     """Whether a file begins as TIFF files do, whatever its suffix."""
     with open(path, "rb") as file:

@@ -16,7 +16,7 @@ from masklab.images.intensity import IntensityRange, channel_percentiles
 from masklab.images.ome_zarr import open_zarr
 from masklab.images.opened import ORIENTATION, ZARR_SUFFIX, Opened, bands, check_size, decoding, is_tiff, is_zarr
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
-from masklab.images.tiff import image_axes, open_tiff
+from masklab.images.tiff import image_axes, main_series, open_tiff
 from masklab.images.tiles import TileCache
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box, Size
@@ -153,9 +153,10 @@ def image_size(path: str | Path) -> Size:
             return open_zarr(path).size
         if is_tiff(path):
             with tifffile.TiffFile(path) as tiff:
-                sides = dict(zip(image_axes(tiff.series[0]), tiff.series[0].shape, strict=True))
+                series = main_series(tiff)
+                sides = dict(zip(image_axes(series), series.shape, strict=True))
                 height, width = sides["Y"], sides["X"]
-                orientation = int(tiff.pages.first.tags.valueof(ORIENTATION, 1))
+                orientation = int(series.keyframe.tags.valueof(ORIENTATION, 1))
         else:
             with open_pillow(path) as image:
                 width, height = image.size

@@ -50,8 +50,8 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None, cache: 
 
     The smaller levels of a pyramid are opened by tiles or strips when they are asked for.
     """
-    page: Any = tiff.pages.first
-    series = tiff.series[0]
+    series = main_series(tiff)
+    page: Any = series.keyframe
     axes = image_axes(series)
     _refuse_stacks(series, axes, path)
     if page.photometric not in _BY_TIFFFILE and not _is_colour_jpeg(page):
@@ -75,7 +75,7 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None, cache: 
         if image_axes(level) == axes == level.axes and in_tiles(level)
     )
     kept = channels_without_alpha(values.shape[2], alpha, channels)
-    return Opened(values, kept, tiff_scale(tiff, orientation), reduced)
+    return Opened(values, kept, tiff_scale(tiff, page, orientation), reduced)
 
 
 def _pixels(series: tifffile.TiffPageSeries, axes: str, path: Path, cache: TileCache | None) -> Pixels:
@@ -101,6 +101,11 @@ def _reduced(level: tifffile.TiffPageSeries, orientation: int, cache: TileCache 
 def _is_colour_jpeg(page: Any) -> bool:
     """Whether a page is luminance and colour differences in JPEG or JPEG 2000, which come out as RGB."""
     return page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in (JPEG, *JPEG_2000)
+
+
+def main_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The image of a file: its first one, but the largest in those of Leica's scanners, which begin with an overview."""
+    return max(tiff.series, key=lambda series: series.size) if tiff.is_scn else tiff.series[0]
 
 
 def image_axes(series: tifffile.TiffPageSeries) -> str:
