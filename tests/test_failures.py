@@ -292,7 +292,7 @@ def test_a_name_that_the_disk_refuses_costs_one_image_and_a_full_disk_all(
             raise os_error(number, str(path))
         return atomic_write(path)
 
-    monkeypatch.setattr("masklab.inference.folder.atomic_write", refusing)
+    monkeypatch.setattr("masklab.inference.output.atomic_write", refusing)
     error = InputError if number == errno.ENAMETOOLONG else OSError
     with pytest.raises(error):
         predict_folder(load(weights), [shapes / "val"], tmp_path)

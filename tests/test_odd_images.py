@@ -251,7 +251,7 @@ def test_an_overlay_that_cannot_be_written_costs_only_itself(model, tmp_path, mo
     fails(["1 of 2 images"], predict_folder, predictor(model), [tmp_path / "set"], tmp_path / "out")
     assert (tmp_path / "out" / "b.png").exists()
     assert (tmp_path / "out" / "predictions.json").exists()
-    assert any("a.png cannot be drawn" in record.getMessage() for record in caplog.records)
+    assert any("a.png cannot be written" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("stem", ["a", "x" * 300, "é" * 200, "細" * 100, os.fsdecode(b"\xff" * 300), "x" * 251])

@@ -178,7 +178,12 @@ def test_what_a_json_does_not_have_is_left_out_and_said(finds, tmp_path, caplog)
     assert f"2 of 3 images are listed in {path} but not given" in caplog.text
     assert "the data do not have, disc" in caplog.text
     assert "1 image, 1 object of score 0.50 or more (1 detection in all)" in caplog.text
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "predictions.json", "settings.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a.png",
+        "predictions.json",
+        "records",
+        "settings.json",
+    ]
 
 
 def test_an_unused_category_does_not_stand_for_the_used_one(finds, tmp_path):

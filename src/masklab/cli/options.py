@@ -99,6 +99,26 @@ def add_view_options(parser: ArgumentParser) -> None:
     add_intensity(parser)
 
 
+def add_results(parser: ArgumentParser) -> None:
+    """The formats that results are written in, and whether to go on with an earlier run."""
+    from masklab.results.formats.registry import DEFAULT, FORMATS
+
+    holds = "; ".join(f"{format.name}, {format.holds}" for format in FORMATS.values())
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=list(FORMATS),
+        default=list(DEFAULT),
+        help=f"formats to write, one or more: {holds}. Files of an image (NAME) hold the objects found",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what an earlier run wrote with the same model and options of images that have not changed, and do "
+        "only the others: those that were not reached, or failed",
+    )
+
+
 def add_intensity(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--intensity",

@@ -11,6 +11,7 @@ from masklab.cli.options import (
     add_intensity,
     add_output,
     add_prediction_options,
+    add_results,
     add_score,
     add_view_options,
     given_data,
@@ -79,19 +80,24 @@ def add_predict(parser: ArgumentParser) -> None:
         default=None,
         help="COCO JSON that lists the images: results get its image ids and, by class name, its category ids",
     )
-    add_score(parser, "a drawn object")
+    add_score(parser, "an object found")
+    add_results(parser)
     add_prediction_options(parser)
 
 
 def predict(arguments: Namespace) -> None:
-    """Find the objects of images. Writes predictions.json (COCO results: every detection with its score, masks as run
-    lengths, your own category ids) and, for each image, an overlay of the objects found. The id of an image is its
-    file's name; other tools that compare results with a COCO JSON need its ids: name it as --annotations."""
+    """Find the objects of images and write them in one or more formats: by default predictions.json (COCO results: every
+    detection with its score, masks as run lengths, your own category ids) and, for each image, an overlay of the objects
+    found. The id of an image is its file's name; other tools that compare results with a COCO JSON need its ids: name
+    it as --annotations. The results of an image stand on disk when it is done; after an interruption, the same command with
+    --resume does the rest."""
     from masklab.inference.folder import predict_folder
     from masklab.inference.predictor import load
 
     predictor = load(arguments.model, options=prediction_options(arguments, given_score(arguments)))
-    predict_folder(predictor, arguments.images, arguments.output, arguments.annotations)
+    predict_folder(
+        predictor, arguments.images, arguments.output, arguments.annotations, arguments.save, arguments.resume
+    )
 
 
 def add_segment(parser: ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 
 from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import displayed
 from masklab.images.listing import left_out, list_images
-from masklab.images.read import IMAGE_SUFFIXES, read_image
-from masklab.inference.listing import Listing, read_listing
+from masklab.images.pixel_size import read_pixel_size
+from masklab.images.read import channels_and_dtype, read_image
+from masklab.inference.listing import read_listing
+from masklab.inference.output import ResultFolder
 from masklab.inference.predictor import Predictor
-from masklab.results.instances import Instances
-from masklab.results.overlay import overlay
+from masklab.results.formats.registry import DEFAULT
 from masklab.utils.errors import InputError
-from masklab.utils.failures import only_this_file
-from masklab.utils.files import atomic_write, file_name, make_folder
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
 from masklab.utils.types import Size
@@ -33,18 +32,25 @@ _log = logging.getLogger(__name__)
 
 
 def predict_folder(
-    predictor: Predictor, sources: Sequence[str | Path], output: str | Path, annotations: str | Path | None = None
+    predictor: Predictor,
+    sources: Sequence[str | Path],
+    output: str | Path,
+    annotations: str | Path | None = None,
+    formats: Sequence[str] = DEFAULT,
+    resume: bool = False,
 ) -> Path:
-    """Predict images and folders of images; returns the path of ``predictions.json``.
+    """Predict images and folders of images into a folder of results; returns the folder, or ``predictions.json`` in it.
 
-    ``predictions.json`` is a COCO results list with every detection: ``segmentation`` as RLE of the image's own size,
-    and, besides COCO's fields, ``file_name`` and ``category_name``.  ``image_id`` is the file's name, and
-    ``category_id`` that of the training data; with a COCO JSON ``annotations``, both are those of the JSON (see
-    `read_listing`), and images and classes that it does not have are left out.  An overlay of each image shows the
-    objects with a score of at least ``predictor.threshold``.
+    ``formats`` are those of `masklab.results.formats.registry`.  ``predictions.json`` is a COCO results list with
+    every detection: ``segmentation`` as RLE of the image's own size, and, besides COCO's fields, ``file_name`` and
+    ``category_name``.  ``image_id`` is the file's name, and ``category_id`` that of the training data; with a COCO JSON
+    ``annotations``, both are those of the JSON (see `read_listing`), and images and classes that it does not have are
+    left out.  The files of each image, such as its overlay, have the objects with a score of at least
+    ``predictor.threshold``, and are written when the image is done.  With ``resume``, images that an earlier run
+    did with the same model and options are left as they are (see `masklab.inference.output`).
 
-    ``settings.json`` has the options, the threshold and, for each image, the intensities that became black and white
-    where the options stretch them.
+    ``settings.json`` has the options, the threshold, a checksum of the weights and, for each image, the intensities that
+    became black and white where the options stretch them.
 
     Images that cannot be read or drawn, or have another size than the JSON says, are reported and skipped; files that
     are left out of a folder are named, and one warning counts the images whose intensities are far from what the model
@@ -55,68 +61,75 @@ def predict_folder(
         _log.warning("%s", unread)
     listing = None if annotations is None else read_listing(annotations, images, predictor.classes)
     images = images if listing is None else list(listing.images)
-    _refuse_duplicate_names(images)
-    output = make_folder(output)
-    _refuse_overwriting(images, output)
-    results: list[dict[str, Any]] = []
+    folder = ResultFolder(output, images, settings_of(predictor), predictor.threshold, formats, listing, resume)
     check = IntensityCheck(predictor.config.image)
-    ranges: dict[str, tuple[float, float] | None] = {}
-    shown = full = 0
     left = LeftOut()
     for path in track(images, "predicting"):
         with left.skipping(path):
+            if folder.done(path):
+                continue
             image = read_image(path, predictor.config.model.backbone.channels)
             if listing is not None:
                 _check_size(path, image.shape[1:], listing.images[path].size, annotations)
             rule = predictor.image_config(torch.from_numpy(image))
-            shown_image = displayed(image, rule, path)
+            shown = displayed(image, rule, path)
             instances = predictor.predict(image, check=check)
-            full += len(instances.above(predictor.threshold)) == predictor.max_detections
-            if listing is not None and listing.category_ids is not None:
-                instances = instances.of_labels(listing.category_ids)
-            _write_overlay(overlay(shown_image, instances, predictor.threshold), path, output)
-            ranges[path.name] = rule.value_range
-            shown += len(instances.above(predictor.threshold))
-            results += _entries(path, instances, listing)
-    broken = len(left.paths)
-    target = output / "predictions.json"
-    with atomic_write(target) as temporary:
-        temporary.write_text(json.dumps(results))
-    with atomic_write(output / "settings.json") as temporary:
-        temporary.write_text(json.dumps(_settings(predictor, ranges), indent=1))
+            folder.add(
+                path,
+                instances,
+                _own_values(path, image) if folder.measures else None,
+                shown=shown,
+                pixel_size=read_pixel_size(path),
+                value_range=rule.value_range,
+                full=len(instances.above(predictor.threshold)) == predictor.max_detections,
+            )
+    totals = folder.finish()
     check.warn()
-    if broken < len(images):
+    if totals.kept:
+        _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
+    if totals.images:
         _log.info(
-            f"{counted(len(images) - broken, 'image')}, {counted(shown, 'object')} of score {predictor.threshold:.2f} or "
-            f"more ({counted(len(results), 'detection')} in all): {target} and an overlay each"
+            f"{counted(totals.images, 'image')}, {counted(totals.found, 'object')} of score {predictor.threshold:.2f} or "
+            f"more ({counted(totals.detections, 'detection')} in all): {', '.join(map(str, folder.files()))}"
         )
-    if full:
+    if totals.full:
         _log.info(
-            f"{full} of {counted(len(images), 'image')} reached the maximum of {counted(predictor.max_detections, 'detection')}, "
+            f"{totals.full} of {counted(len(images), 'image')} reached the maximum of {counted(predictor.max_detections, 'detection')}, "
             "so others may be missing: predict again with a larger --max_detections."
         )
     left.refuse(len(images))
-    return target
+    return folder.main_file
 
 
-def _write_overlay(drawn: Image.Image, path: Path, output: Path) -> None:
-    try:
-        with atomic_write(output / _overlay_name(path)) as temporary:
-            drawn.save(temporary, "PNG")
-    except OSError as error:
-        if not only_this_file(error):
-            raise
-        raise InputError(f"{path} cannot be drawn: {error}.") from error
+def settings_of(predictor: Predictor) -> dict[str, Any]:
+    """All that the results of an image depend on besides it, as plain values for `ResultFolder`.
+
+    ``stretched`` says whether the options stretch the intensities of each image.
+    """
+    return {
+        "options": asdict(predictor.options),
+        "threshold": predictor.threshold,
+        "value_range": predictor.config.image.value_range,
+        "percentiles": predictor.config.image.percentiles,
+        "stretched": (predictor.options.intensity != "model" and predictor.config.image.percentiles is None) or None,
+        "weights": _weights_id(predictor),
+        "versions": versions(),
+    }
 
 
-def _entries(path: Path, instances: Instances, listing: Listing | None) -> list[dict[str, Any]]:
-    """The results of an image, under its name or the ids of a JSON."""
-    entries = instances.to_coco(path.name if listing is None else listing.images[path].image_id)
-    for entry, label in zip(entries, instances.labels.tolist(), strict=True):
-        entry |= {"file_name": path.name, "category_name": instances.class_names[label]}
-        if listing is not None and listing.category_ids is not None:
-            entry["category_id"] = listing.category_ids[label]
-    return entries
+def _weights_id(predictor: Predictor) -> str:
+    """A checksum of a model: its weights, its configuration and its classes."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{predictor.config.model_dump_json()} {predictor.classes}".encode())
+    for name, values in sorted(predictor.model.state_dict().items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _own_values(path: Path, image: NDArray[Any]) -> NDArray[Any]:
+    """The values of an image's file, ``(C, H, W)``; ``image`` are those with the channels that the model takes."""
+    return image if channels_and_dtype(path)[0] == len(image) else read_image(path, None)
 
 
 def _check_size(path: Path, found: Sequence[int], size: Size | None, source: str | Path | None) -> None:
@@ -126,43 +139,3 @@ def _check_size(path: Path, found: Sequence[int], size: Size | None, source: str
             f"{path} is {found[1]} wide and {found[0]} high (EXIF orientation applied) but {source} says "
             f"{size[1]} wide and {size[0]} high; correct the JSON or replace the image."
         )
-
-
-def _settings(predictor: Predictor, ranges: dict[str, tuple[float, float] | None]) -> dict[str, Any]:
-    """How the images were predicted, with the range of each image whose intensities were stretched."""
-    stretched = predictor.options.intensity != "model" and predictor.config.image.percentiles is None
-    return {
-        "options": asdict(predictor.options),
-        "threshold": predictor.threshold,
-        "value_range": predictor.config.image.value_range,
-        "percentiles": predictor.config.image.percentiles,
-        "stretched": ranges if stretched else None,
-        "versions": versions(),
-    }
-
-
-def _label(path: Path) -> str:
-    """An image's name without the suffix of an image; frame.001 and frame.002 stay apart."""
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-
-
-def _overlay_name(path: Path) -> str:
-    return file_name(_label(path), ".png")
-
-
-def _refuse_overwriting(images: list[Path], output: Path) -> None:
-    """Refuse an output folder in which an overlay would replace one of the images."""
-    for path in images:
-        overlay_path = output / _overlay_name(path)
-        if overlay_path.exists() and overlay_path.samefile(path):
-            raise InputError(f"the overlay of {path} would be written over it: name another --output.")
-
-
-def _refuse_duplicate_names(images: list[Path]) -> None:
-    """Refuse two images with the same overlay name, such as a.png and a.jpg."""
-    seen: dict[str, Path] = {}
-    for path in images:
-        name = _overlay_name(path)
-        if name in seen:
-            raise InputError(f"{seen[name]} and {path} would write the same results: predict them into two folders.")
-        seen[name] = path

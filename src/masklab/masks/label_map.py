@@ -18,11 +18,34 @@ def label_map(masks: Sequence[RLE], scores: NDArray[Any], size: Size) -> NDArray
     Where objects overlap, the one with the higher score is on top; of equal scores, the earlier.
     """
     labels = np.zeros(size, np.int32)
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist()
-    for rank in range(len(order), 0, -1):
-        mask = masks[order[rank - 1]]
-        box = bounds(mask, size)
-        if box is not None:
-            x1, y1, x2, y2 = box
-            labels[y1:y2, x1:x2][window(mask, size, box).view(bool)] = rank
+    LabelPainter(masks, scores, size).paint(labels, (0, 0))
     return labels
+
+
+def ranks(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """The number of each object in a label map, ``(n,)``, from 1 for the best; of equal scores, the earlier is better."""
+    numbers = np.empty(len(scores), np.int64)
+    numbers[np.argsort(-np.asarray(scores, np.float64), kind="stable")] = np.arange(1, len(scores) + 1)
+    return numbers
+
+
+class LabelPainter:
+    """A label map of which any part is painted, so that the whole need not fit into memory."""
+
+    def __init__(self, masks: Sequence[RLE], scores: NDArray[Any], size: Size) -> None:
+        self.masks, self.size, self.numbers = masks, size, ranks(scores)
+        boxes = [bounds(mask, size) or (0, 0, 0, 0) for mask in masks]
+        self._boxes = np.array(boxes, np.int64).reshape(-1, 4)
+
+    def paint(self, part: NDArray[Any], origin: tuple[int, int]) -> None:
+        """Write the numbers of objects into ``part`` ``(h, w)``, integers that are 0, whose top left pixel is at (x, y)."""
+        left, top = origin
+        right, bottom = left + part.shape[1], top + part.shape[0]
+        inside = (self._boxes[:, :2] < (right, bottom)).all(axis=1) & (self._boxes[:, 2:] > (left, top)).all(axis=1)
+        rows = np.flatnonzero(inside)
+        for row in rows[np.argsort(-self.numbers[rows])].tolist():
+            box = self._boxes[row]
+            x1, y1 = np.maximum(box[:2], (left, top)).tolist()
+            x2, y2 = np.minimum(box[2:], (right, bottom)).tolist()
+            seen = window(self.masks[row], self.size, (x1, y1, x2, y2)).view(bool)
+            part[y1 - top : y2 - top, x1 - left : x2 - left][seen] = self.numbers[row]

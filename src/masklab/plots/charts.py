@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from masklab.datasets.statistics import Statistics
 from masklab.plots.sheets import CONTENT_WIDTH, GAP, PAPER, TEXT
-from masklab.results.overlay import PALETTE
+from masklab.results.colours import PALETTE
 from masklab.results.text import drawable
 from masklab.utils.types import Doubles, Integers
 

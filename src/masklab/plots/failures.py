@@ -23,8 +23,8 @@ from masklab.plots import sheets
 from masklab.plots.inspection import as_rgb
 from masklab.plots.save import save_png
 from masklab.plots.sheets import CONTENT_WIDTH, GAP
+from masklab.results.colours import PALETTE
 from masklab.results.instances import Instances
-from masklab.results.overlay import PALETTE
 from masklab.utils.errors import InputError
 from masklab.utils.files import file_name, make_folder
 from masklab.utils.leftout import LeftOut

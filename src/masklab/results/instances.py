@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ from numpy.typing import NDArray
 
 from masklab.masks import label_map, polygons, rle, threshold
 from masklab.masks.rle import RLE
+from masklab.results.pixels import ImageReader, PixelSize
 from masklab.utils.words import counted
+
+ImageSource = str | Path | NDArray[Any] | ImageReader | None
+"""The image that objects were found in: a file, values ``(C, H, W)`` or ``(H, W)``, or a reader of windows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,3 +140,66 @@ class Instances:
             }
             for label, box, score, segmentation in rows
         ]
+
+    def save(
+        self,
+        path: str | Path,
+        format: str | None = None,
+        image: ImageSource = None,
+        pixel_size: PixelSize | None = None,
+    ) -> Path:
+        """Write all objects into a file; returns its path.
+
+        The format is that of the suffix: ``.json`` COCO results, ``.tif`` label image, ``.geojson`` QuPath, ``.zip``
+        ImageJ's ROI manager, ``.csv`` measurements, ``.txt`` YOLO, ``.png`` overlay, ``.parquet`` table of masks; or ``format``
+        names it.  An overlay needs the ``image``, and the table of measurements has intensities only with it: a file,
+        values ``(C, H, W)``, or an object with ``size`` and ``read(box)`` (see `masklab.results.pixels`).  ``pixel_size`` is
+        in micrometres, one number or (height, width); it is read from a file that says it.
+
+        Raises `InputError` for an unknown format, an image of another size and a package that is not installed.
+        """
+        from masklab.results.save import save
+
+        return save(self, path, format, image, pixel_size)
+
+    def measurements(self, image: ImageSource = None, pixel_size: PixelSize | None = None) -> dict[str, NDArray[Any]]:
+        """Shape, place and intensities of the objects as columns ``(n,)`` by name (see `masklab.results.measurements`).
+
+        ``image`` and ``pixel_size`` are those of `save`.  ``pandas.DataFrame(...)`` makes a table of it.  Raises
+        `InputError` where scikit-image is not installed (``pip install "masklab[results]"``).
+        """
+        from masklab.results.measurements import measure
+        from masklab.results.pixels import as_pixel_size
+        from masklab.results.save import opened_image
+
+        reader, found_size = opened_image(image, self.size)
+        return measure(self, reader, as_pixel_size(pixel_size) or found_size)
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections``, whose masks are a ``CompactMask``: run lengths, not images of full size.
+
+        Raises `InputError` where supervision 0.28 or later is not installed.
+        """
+        from masklab.results.other_tools import to_supervision
+
+        return to_supervision(self)
+
+    def to_napari(self, pixel_size: PixelSize | None = None, boxes: bool = False) -> list[tuple[Any, Any, str]]:
+        """Layers for napari, each as (data, options, type): the label map, with class and score of each label.
+
+        ``boxes`` adds a layer of rectangles; ``pixel_size`` in micrometres is the layers' scale.  napari need not be
+        installed; ``viewer.add_layer(napari.layers.Layer.create(*layer))`` adds one.
+        """
+        from masklab.results.other_tools import to_napari
+        from masklab.results.pixels import as_pixel_size
+
+        return to_napari(self, as_pixel_size(pixel_size), boxes)
+
+    def to_fiftyone(self) -> Any:
+        """A ``fiftyone.Detections`` with a mask over each object's tight box; objects without pixels are left out.
+
+        Raises `InputError` where fiftyone is not installed.
+        """
+        from masklab.results.other_tools import to_fiftyone
+
+        return to_fiftyone(self)

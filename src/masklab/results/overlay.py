@@ -9,20 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from masklab.masks import rle
+from masklab.results.colours import PALETTE
 from masklab.results.instances import Instances
 from masklab.results.text import drawable
 from masklab.utils.types import Colour
 
-# Seven hues that people with any kind of colour blindness tell apart (Okabe and Ito, 2008; its black left out).
-PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
+_MOST_COMPARED = 20_000  # objects whose neighbours' colours are looked at; more of them get the colours in turn
 _Rectangle = tuple[float, float, float, float]  # xyxy
 _TINT = 0.45  # weight of the colour inside an object
 _MIN_SIDE = 512  # pixels: shorter images are enlarged
@@ -70,6 +62,8 @@ def tinted(
 
 def _colours(boxes: NDArray[np.float32]) -> list[Colour]:
     """A colour for each object, shared with as few neighbours as possible."""
+    if len(boxes) > _MOST_COMPARED:
+        return [PALETTE[n % len(PALETTE)] for n in range(len(boxes))]
     chosen = np.zeros(len(boxes), np.int64)
     used = np.zeros(len(PALETTE), np.int64)
     for n, box in enumerate(boxes):

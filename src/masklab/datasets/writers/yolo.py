@@ -10,9 +10,8 @@ import yaml
 
 from masklab.datasets.split import Split
 from masklab.datasets.writers.base import CROWDS, Writer, class_names, copy, flat_names
-from masklab.masks.polygons import joined, rle_to_polygons
-from masklab.masks.rle import RLE
-from masklab.utils.types import Size
+from masklab.masks.polygons import rle_to_polygons
+from masklab.masks.yolo_line import yolo_line
 
 
 def _write(splits: Mapping[str, Split], folder: Path) -> dict[str, Counter[str]]:
@@ -36,16 +35,13 @@ def _write_split(split: Split, folder: Path, name: str, numbers: Mapping[int, in
         written = copy(image.path, folder / "images" / name / own)
         objects = split.objects(index)
         rows = range(len(objects))
-        lines = [_line(of_label[objects.labels[row]], objects.rle(row), image.size) for row in rows]
+        lines = [
+            yolo_line(of_label[objects.labels[row]], rle_to_polygons(objects.rle(row), image.size), image.size) + "\n"
+            for row in rows
+        ]
         (labels / f"{written.stem}.txt").write_text("".join(lines), encoding="ascii")
         lost[CROWDS] += len(objects.ignored)
     return lost
-
-
-def _line(number: int, rle: RLE, size: Size) -> str:
-    """One object: its class, and corners ``x y`` as shares of the image's width and height."""
-    corners = joined(rle_to_polygons(rle, size)) / size[::-1]
-    return f"{number} {' '.join(f'{value:.7g}' for value in corners.ravel().tolist())}\n"
 
 
 YOLO = Writer("images/{split}", _write)
