@@ -126,8 +126,9 @@ def add_segment(parser: ArgumentParser) -> None:
         help="COCO JSON that lists the images, if --boxes calls them by its ids: results get its image and category ids",
     )
     parser.add_argument(
-        "--score", type=float | None, default=None, help="lowest score of a drawn object, from 0 to 1, by default any"
+        "--score", type=float | None, default=None, help="lowest score of an object found, from 0 to 1, by default any"
     )
+    add_results(parser)
     add_view_options(parser)
 
 
@@ -147,6 +148,8 @@ def segment(arguments: Namespace) -> None:
         arguments.annotations,
         arguments.classes,
         arguments.label,
+        arguments.save,
+        arguments.resume,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from masklab.images.listing import left_out, list_images
 from masklab.images.pixel_size import read_pixel_size
 from masklab.images.read import channels_and_dtype, read_image
 from masklab.inference.listing import read_listing
-from masklab.inference.output import ResultFolder
+from masklab.inference.output import ResultFolder, Totals
 from masklab.inference.predictor import Predictor
 from masklab.results.formats.registry import DEFAULT
+from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
@@ -63,27 +64,7 @@ def predict_folder(
     images = images if listing is None else list(listing.images)
     folder = ResultFolder(output, images, settings_of(predictor), predictor.threshold, formats, listing, resume)
     check = IntensityCheck(predictor.config.image)
-    left = LeftOut()
-    for path in track(images, "predicting"):
-        with left.skipping(path):
-            if folder.done(path):
-                continue
-            image = read_image(path, predictor.config.model.backbone.channels)
-            if listing is not None:
-                _check_size(path, image.shape[1:], listing.images[path].size, annotations)
-            rule = predictor.image_config(torch.from_numpy(image))
-            shown = displayed(image, rule, path)
-            instances = predictor.predict(image, check=check)
-            folder.add(
-                path,
-                instances,
-                _own_values(path, image) if folder.measures else None,
-                shown=shown,
-                pixel_size=read_pixel_size(path),
-                value_range=rule.value_range,
-                full=len(instances.above(predictor.threshold)) == predictor.max_detections,
-            )
-    totals = folder.finish()
+    totals, left = write_results(predictor, folder, lambda _, image: predictor.predict(image, check=check), annotations)
     check.warn()
     if totals.kept:
         _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
@@ -99,6 +80,40 @@ def predict_folder(
         )
     left.refuse(len(images))
     return folder.main_file
+
+
+def write_results(
+    predictor: Predictor,
+    folder: ResultFolder,
+    find: Callable[[Path, NDArray[Any]], Instances],
+    annotations: str | Path | None,
+) -> tuple[Totals, LeftOut]:
+    """Write what ``find`` finds in each image of a folder of results, given its path and its values ``(C, H, W)``.
+
+    Images that cannot be used, or have another size than the JSON ``annotations`` says, are left out with a warning.
+    Returns the counts, and the images left out, which the caller refuses at its end.
+    """
+    left = LeftOut()
+    for path in track(folder.images, "predicting"):
+        with left.skipping(path):
+            if folder.done(path):
+                continue
+            image = read_image(path, predictor.config.model.backbone.channels)
+            if folder.listing is not None:
+                _check_size(path, image.shape[1:], folder.listing.images[path].size, annotations)
+            rule = predictor.image_config(torch.from_numpy(image))
+            shown = displayed(image, rule, path)
+            instances = find(path, image)
+            folder.add(
+                path,
+                instances,
+                _own_values(path, image) if folder.measures else None,
+                shown=shown,
+                pixel_size=read_pixel_size(path),
+                value_range=rule.value_range,
+                full=len(instances.above(predictor.threshold)) == predictor.max_detections,
+            )
+    return folder.finish(), left
 
 
 def settings_of(predictor: Predictor) -> dict[str, Any]:

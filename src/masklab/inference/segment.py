@@ -83,6 +83,8 @@ def segment_folder(
     totals, left = write_results(predictor, folder, find, annotations)
     check.warn()
     box_check.warn()
+    if totals.kept:
+        _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
     if totals.images:
         masks = counted(totals.detections, "mask")
         _log.info(f"{counted(totals.images, 'image')}, {masks}: {', '.join(map(str, folder.files()))}")
