@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from masklab.images.exposure import IntensityCheck
-from masklab.images.intensity import displayed
 from masklab.images.listing import left_out, list_images
-from masklab.images.read import read_image
-from masklab.images.reader import open_reader
+from masklab.images.reader import ImageReader, open_reader
+from masklab.images.rescaled import ImageIntensities
 from masklab.inference.listing import read_listing
-from masklab.inference.output import ResultFolder
+from masklab.inference.output import ResultFolder, Totals
 from masklab.inference.predictor import Predictor
+from masklab.inference.tiles.plan import plan_tiles
 from masklab.results.formats.registry import DEFAULT
+from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
@@ -63,21 +64,11 @@ def predict_folder(
     images = images if listing is None else list(listing.images)
     folder = ResultFolder(output, images, settings_of(predictor), predictor.threshold, formats, listing, resume)
     check = IntensityCheck(predictor.config.image)
-    left = LeftOut()
-    for path in track(images, "predicting"):
-        with left.skipping(path):
-            if folder.done(path):
-                continue
-            image = read_image(path, predictor.config.model.backbone.channels)
-            if listing is not None:
-                _check_size(path, image.shape[1:], listing.images[path].size, annotations)
-            rule = predictor.image_config(torch.from_numpy(image))
-            shown = displayed(image, rule, path)
-            instances = predictor.predict(image, check=check)
-            full = len(instances.above(predictor.threshold)) == predictor.max_detections
-            with open_reader(path, None) if folder.measures else nullcontext() as own:
-                folder.add(path, instances, own, shown=shown, value_range=rule.value_range, full=full)
-    totals = folder.finish()
+
+    def find(path: Path, image: ImageReader) -> Instances:
+        return predictor.predict_reader(image, check, folder.tiles(path))
+
+    totals, left = write_results(predictor, folder, find, annotations)
     check.warn()
     if totals.kept:
         _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
@@ -93,6 +84,40 @@ def predict_folder(
         )
     left.refuse(len(images))
     return folder.main_file
+
+
+def write_results(
+    predictor: Predictor,
+    folder: ResultFolder,
+    find: Callable[[Path, ImageReader], Instances],
+    annotations: str | Path | None,
+) -> tuple[Totals, LeftOut]:
+    """Write what ``find`` finds in each image of a folder of results, given its path and the image opened.
+
+    Images that cannot be used, or have another size than the JSON ``annotations`` says, are left out with a warning.
+    Returns the counts, and the images left out, which the caller refuses at its end.
+    """
+    left = LeftOut()
+    for path in track(folder.images, "predicting"):
+        with left.skipping(path):
+            if folder.done(path):
+                continue
+            with ExitStack() as stack:
+                image = stack.enter_context(open_reader(path, predictor.config.model.backbone.channels))
+                if folder.listing is not None:
+                    _check_size(path, image.size, folder.listing.images[path].size, annotations)
+                intensities = ImageIntensities(image, predictor.image_config)
+                instances = find(path, image)
+                own = stack.enter_context(open_reader(path, None)) if folder.measures else None
+                full = plan_tiles(predictor.model, image.size) is None and _is_full(predictor, instances)
+                value_range = intensities.rule.value_range
+                folder.add(path, instances, own, shown=intensities.shown(), value_range=value_range, full=full)
+    return folder.finish(), left
+
+
+def _is_full(predictor: Predictor, instances: Instances) -> bool:
+    """Whether as many objects count as found as the model may find."""
+    return len(instances.above(predictor.threshold)) == predictor.max_detections
 
 
 def settings_of(predictor: Predictor) -> dict[str, Any]:
