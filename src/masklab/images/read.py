@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
 from masklab.images.intensity import IntensityRange, channel_percentiles, sampling_step
 from masklab.images.opened import ORIENTATION, Opened, bands, check_size, decoding, is_tiff
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
+from masklab.images.structure import open_tiff_file
 from masklab.images.tiff import image_axes, open_tiff
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box, Size
@@ -36,7 +36,7 @@ def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
         if not is_tiff(path):
             yield read_pillow(path, channels)
         else:
-            with tifffile.TiffFile(path) as tiff:
+            with open_tiff_file(path) as tiff:
                 yield open_tiff(tiff, path, channels)
 
 
@@ -139,7 +139,7 @@ def image_size(path: str | Path) -> Size:
     path = Path(path)
     with decoding(path):
         if is_tiff(path):
-            with tifffile.TiffFile(path) as tiff:
+            with open_tiff_file(path) as tiff:
                 sides = dict(zip(image_axes(tiff.series[0]), tiff.series[0].shape, strict=True))
                 height, width = sides["Y"], sides["X"]
                 orientation = int(tiff.pages.first.tags.valueof(ORIENTATION, 1))

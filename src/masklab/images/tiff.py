@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from masklab.images.opened import ORIENTATION, Opened, channels_without_alpha, check_size, upright
 from masklab.images.pillow import read_pillow
+from masklab.images.structure import MOST_PAGES
 from masklab.images.surplus import decode_segment, most_compressed, refuse_shared_bytes, refuse_surplus, segment_bytes
 from masklab.utils.errors import InputError
 
@@ -122,7 +123,7 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, axes: str, path: Path) -> No
     if "Y" not in axes or "X" not in axes:
         raise ValueError(f"its axes {axes} {series.shape} are not those of an image")
     extra = {axis: side for axis, side in zip(axes, series.shape, strict=True) if axis not in "YX" and side > 1}
-    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra):
+    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra) or max(extra.values(), default=0) > MOST_PAGES:
         raise _stack(series, axes, path)
     if any(axis in _UNNAMED and side == 3 for axis, side in extra.items()):
         _warn_of_pages(path.parent)
