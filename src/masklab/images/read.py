@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,6 +15,7 @@ from masklab.images.intensity import IntensityRange, channel_percentiles
 from masklab.images.ome_zarr import open_zarr
 from masklab.images.opened import ORIENTATION, ZARR_SUFFIX, Opened, bands, check_size, decoding, is_tiff, is_zarr
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
+from masklab.images.structure import open_tiff_file
 from masklab.images.tiff import image_axes, main_series, open_tiff
 from masklab.images.tiles import TileCache
 from masklab.utils.errors import InputError
@@ -48,7 +48,7 @@ def opened_image(path: Path, channels: int | None, cache: TileCache | None = Non
     elif not is_tiff(path):
         yield read_pillow(path, channels)
     else:
-        with tifffile.TiffFile(path) as tiff:
+        with open_tiff_file(path) as tiff:
             yield open_tiff(tiff, path, channels, cache)
 
 
@@ -152,7 +152,7 @@ def image_size(path: str | Path) -> Size:
         if is_zarr(path):
             return open_zarr(path).size
         if is_tiff(path):
-            with tifffile.TiffFile(path) as tiff:
+            with open_tiff_file(path) as tiff:
                 series = main_series(tiff)
                 sides = dict(zip(image_axes(series), series.shape, strict=True))
                 height, width = sides["Y"], sides["X"]

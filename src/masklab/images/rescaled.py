@@ -18,8 +18,8 @@ from masklab.utils.types import Box, Size
 class ImageIntensities:
     """The intensities of an image that is read window by window; percentiles are those of its overview.
 
-    ``rule`` says how they are rescaled; ``rule_of`` makes it from the overview ``(C, h, w)``.  Both methods raise
-    `InputError` as `rescale_intensity` does.
+    ``rule`` says how they are rescaled; ``rule_of`` makes it from the overview ``(C, h, w)``.  Raises `InputError`
+    as `rescale_intensity` does.
     """
 
     def __init__(self, image: ImageReader, rule_of: Callable[[Tensor], ImageConfig]) -> None:
@@ -28,6 +28,7 @@ class ImageIntensities:
         self.rule = rule_of(overview)
         percentiles = self.rule.percentiles
         self._range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
+        rescale_intensity(overview, self.rule, self._range, self._name)  # refused before anything is made of it
 
     @property
     def size(self) -> Size:

@@ -23,6 +23,7 @@ _METADATA = 2**26  # bytes beside the pixels: colour profiles, thumbnails, a pho
 _SLACK = 2**16  # bytes that a compressed image may take beyond twice its pixels
 _MOST_CHUNKS = 2**18  # of a PNG
 _MOST_SCANS = 64  # of a JPEG: encoders write a dozen at most, and each one passes over all pixels
+_MOST_RLE = 2**24  # pixels of a BMP of run lengths, which Pillow decodes in Python, up to 0.4 s for a million
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG that the size of the image follows
 _END_OF_JPEG, _PADDING = b"\xff\xd9", 16  # bytes at the end of a tile, of which the first are to be the end
@@ -89,6 +90,14 @@ def check_jpeg(file: IO[bytes]) -> None:
         last = block[-1:]
         if scans > _MOST_SCANS:
             raise ValueError(f"it has more than {_MOST_SCANS} scans")
+
+
+def check_bmp_runs(size: int, pixels: int) -> None:
+    """`ValueError` for a BMP of run lengths, ``size`` bytes, that takes too long: of many pixels, or more runs than those."""
+    if pixels > _MOST_RLE:
+        raise ValueError(f"it has run lengths of {pixels} pixels, more than {_MOST_RLE}; save it as PNG")
+    if size > most_compressed(pixels):
+        raise ValueError(f"it has {size} bytes but run lengths of its pixels need {2 * pixels}")
 
 
 def _decompress(data: bytes, compression: int, most: int) -> bytes | None:

@@ -22,6 +22,7 @@ from masklab.images.opened import (
 )
 from masklab.images.pillow import read_pillow
 from masklab.images.scale import tiff_scale
+from masklab.images.structure import MOST_PAGES
 from masklab.images.surplus import JPEG, JPEG_2000, refuse_shared_bytes, refuse_surplus
 from masklab.images.tiff_tiles import (
     check_pages,
@@ -123,7 +124,7 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, axes: str, path: Path) -> No
     if "Y" not in axes or "X" not in axes:
         raise ValueError(f"its axes {axes} {series.shape} are not those of an image")
     extra = {axis: side for axis, side in zip(axes, series.shape, strict=True) if axis not in "YX" and side > 1}
-    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra):
+    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra) or max(extra.values(), default=0) > MOST_PAGES:
         raise _stack(series, axes, path)
     if any(axis in _UNNAMED and side == 3 for axis, side in extra.items()):
         _warn_of_pages(path.parent)
