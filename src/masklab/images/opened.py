@@ -79,6 +79,11 @@ class Opened(NamedTuple):
         """(height, width) in pixels."""
         return self.values.shape[0], self.values.shape[1]
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the values, of this machine's byte order."""
+        return self.values.dtype.newbyteorder("=")
+
     def part(self, rows: slice, columns: slice) -> NDArray[Any]:
         """The pixels of these rows and columns, without alpha."""
         return self.values[rows, columns][:, :, : self.channels]
@@ -88,7 +93,7 @@ class Opened(NamedTuple):
         if number == 0:
             return self
         size, pixels = self.reduced[number - 1].size, self.reduced[number - 1].open()
-        if (*size, self.values.shape[2], self.values.dtype) != (*pixels.shape, pixels.dtype):
+        if (*size, self.values.shape[2]) != pixels.shape or pixels.dtype.newbyteorder("=") != self.dtype:
             raise ValueError(f"level {number} of its pyramid has other channels than level 0")
         scale = self.scale.reduced((self.size[0] / size[0], self.size[1] / size[1]))
         return Opened(pixels, self.channels, scale, self.reduced[number:])
