@@ -92,7 +92,7 @@ def read_intensity_range(path: str | Path, channels: int | None, percentiles: tu
 def channels_and_dtype(path: str | Path) -> tuple[int, np.dtype[Any]]:
     """The number of channels of an image, without alpha, and the dtype of its values in the file."""
     with open_image_file(Path(path), None) as opened:
-        return opened.channels, opened.values.dtype
+        return opened.channels, opened.dtype
 
 
 def from_pillow(image: Image.Image, channels: int) -> NDArray[Any]:
