@@ -10,21 +10,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from masklab.config.image import ImageConfig
 from masklab.images.exposure import IntensityCheck
-from masklab.images.intensity import displayed
+from masklab.images.intensity import displayed, intensity_range
 from masklab.images.listing import left_out, list_images
-from masklab.images.read import read_image
-from masklab.images.reader import open_reader
+from masklab.images.reader import ImageReader, open_reader
+from masklab.inference.inputs import read_whole
 from masklab.inference.listing import read_listing
 from masklab.inference.output import ResultFolder
 from masklab.inference.predictor import Predictor
+from masklab.inference.tiles.plan import plan_tiles
 from masklab.results.formats.registry import DEFAULT
 from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
-from masklab.utils.types import Size
+from masklab.utils.types import Box, Size
 from masklab.utils.versions import versions
 from masklab.utils.words import counted
 
@@ -68,15 +72,10 @@ def predict_folder(
         with left.skipping(path):
             if folder.done(path):
                 continue
-            image = read_image(path, predictor.config.model.backbone.channels)
-            if listing is not None:
-                _check_size(path, image.shape[1:], listing.images[path].size, annotations)
-            rule = predictor.image_config(torch.from_numpy(image))
-            shown = displayed(image, rule, path)
-            instances = predictor.predict(image, check=check)
-            full = len(instances.above(predictor.threshold)) == predictor.max_detections
-            with open_reader(path, None) if folder.measures else nullcontext() as own:
-                folder.add(path, instances, own, shown=shown, value_range=rule.value_range, full=full)
+            with open_reader(path, predictor.config.model.backbone.channels) as reader:
+                if listing is not None:
+                    _check_size(path, reader.size, listing.images[path].size, annotations)
+                _predict_image(predictor, folder, path, reader, check)
     totals = folder.finish()
     check.warn()
     if totals.kept:
@@ -93,6 +92,32 @@ def predict_folder(
         )
     left.refuse(len(images))
     return folder.main_file
+
+
+def _predict_image(
+    predictor: Predictor, folder: ResultFolder, path: Path, reader: ImageReader, check: IntensityCheck
+) -> None:
+    """Predict an image as a whole, or, where it is larger than the model's tile, in tiles and never as a whole."""
+    is_tiled = plan_tiles(predictor.model, reader.size) is not None
+    image = reader.overview() if is_tiled else read_whole(reader)
+    rule = predictor.image_config(torch.from_numpy(image))
+    shown = _Shown(reader, image, rule, path) if is_tiled else displayed(image, rule, path)
+    instances = predictor.predict_reader(reader, check) if is_tiled else predictor.predict(image, check=check)
+    full = not is_tiled and len(instances.above(predictor.threshold)) == predictor.max_detections
+    with open_reader(path, None) if folder.measures else nullcontext() as own:
+        folder.add(path, instances, own, shown=shown, value_range=rule.value_range, full=full)
+
+
+class _Shown:
+    """The windows of an image as they are displayed; its ``overview`` gives the range of intensities of them all."""
+
+    def __init__(self, reader: ImageReader, overview: NDArray[Any], rule: ImageConfig, path: Path) -> None:
+        self.size, self._reader, self._rule, self._path = reader.size, reader, rule, path
+        percentiles = rule.percentiles
+        self._range = None if percentiles is None else intensity_range(torch.from_numpy(overview), percentiles)
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        return displayed(self._reader.read(box), self._rule, self._path, self._range)
 
 
 def settings_of(predictor: Predictor) -> dict[str, Any]:
