@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +21,11 @@ from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader, open_reader
 from masklab.inference.inputs import read_whole
 from masklab.inference.listing import read_listing
-from masklab.inference.output import ResultFolder
+from masklab.inference.output import ResultFolder, Totals
 from masklab.inference.predictor import Predictor
 from masklab.inference.tiles.plan import plan_tiles
 from masklab.results.formats.registry import DEFAULT
+from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
@@ -67,16 +68,13 @@ def predict_folder(
     images = images if listing is None else list(listing.images)
     folder = ResultFolder(output, images, settings_of(predictor), predictor.threshold, formats, listing, resume)
     check = IntensityCheck(predictor.config.image)
-    left = LeftOut()
-    for path in track(images, "predicting"):
-        with left.skipping(path):
-            if folder.done(path):
-                continue
-            with open_reader(path, predictor.config.model.backbone.channels) as reader:
-                if listing is not None:
-                    _check_size(path, reader.size, listing.images[path].size, annotations)
-                _predict_image(predictor, folder, path, reader, check)
-    totals = folder.finish()
+    totals, left = write_results(
+        predictor,
+        folder,
+        lambda _, image: predictor.predict(image, check=check),
+        annotations,
+        lambda reader: predictor.predict_reader(reader, check),
+    )
     check.warn()
     if totals.kept:
         _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
@@ -94,18 +92,36 @@ def predict_folder(
     return folder.main_file
 
 
-def _predict_image(
-    predictor: Predictor, folder: ResultFolder, path: Path, reader: ImageReader, check: IntensityCheck
-) -> None:
-    """Predict an image as a whole, or, where it is larger than the model's tile, in tiles and never as a whole."""
-    is_tiled = plan_tiles(predictor.model, reader.size) is not None
-    image = reader.overview() if is_tiled else read_whole(reader)
-    rule = predictor.image_config(torch.from_numpy(image))
-    shown = _Shown(reader, image, rule, path) if is_tiled else displayed(image, rule, path)
-    instances = predictor.predict_reader(reader, check) if is_tiled else predictor.predict(image, check=check)
-    full = not is_tiled and len(instances.above(predictor.threshold)) == predictor.max_detections
-    with open_reader(path, None) if folder.measures else nullcontext() as own:
-        folder.add(path, instances, own, shown=shown, value_range=rule.value_range, full=full)
+def write_results(
+    predictor: Predictor,
+    folder: ResultFolder,
+    find: Callable[[Path, NDArray[Any]], Instances],
+    annotations: str | Path | None,
+    find_in_tiles: Callable[[ImageReader], Instances] | None = None,
+) -> tuple[Totals, LeftOut]:
+    """Write what ``find`` finds in each image of a folder of results, given its path and its values ``(C, H, W)``.
+
+    An image that is larger than the model's tile is given to ``find_in_tiles``, where there is such a function, and is
+    never in memory as a whole.  Images that cannot be used, or have another size than the JSON ``annotations`` says, are
+    left out with a warning.  Returns the counts, and the images left out, which the caller refuses at its end.
+    """
+    left = LeftOut()
+    for path in track(folder.images, "predicting"):
+        with left.skipping(path):
+            if folder.done(path):
+                continue
+            with open_reader(path, predictor.config.model.backbone.channels) as reader:
+                if folder.listing is not None:
+                    _check_size(path, reader.size, folder.listing.images[path].size, annotations)
+                is_tiled = find_in_tiles is not None and plan_tiles(predictor.model, reader.size) is not None
+                image = reader.overview() if is_tiled else read_whole(reader)
+                rule = predictor.image_config(torch.from_numpy(image))
+                shown = _Shown(reader, image, rule, path) if is_tiled else displayed(image, rule, path)
+                found = find_in_tiles(reader) if find_in_tiles is not None and is_tiled else find(path, image)
+                full = not is_tiled and len(found.above(predictor.threshold)) == predictor.max_detections
+                with open_reader(path, None) if folder.measures else nullcontext() as own:
+                    folder.add(path, found, own, shown=shown, value_range=rule.value_range, full=full)
+    return folder.finish(), left
 
 
 class _Shown:
