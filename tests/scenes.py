@@ -27,7 +27,9 @@ def windows(rng, count, size, largest=30):
         ][k % 7]
         corner = rng.integers(0, (size[1] - bits.shape[1] + 1, size[0] - bits.shape[0] + 1))
         if k % 5 == 0:
-            corner[k % 2] = 0  # on the border
+            corner[k % 2] = 0  # on the left or the top edge
+        if k % 5 == 1:
+            corner[k % 2] = (size[1] - bits.shape[1], size[0] - bits.shape[0])[k % 2]  # right or bottom
         found.append((bits, corner))
     return found
 

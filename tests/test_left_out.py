@@ -140,7 +140,7 @@ def test_errors_of_code_are_not_hidden(model, tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(predicting, "read_image", fails)
+    monkeypatch.setattr(predicting, "open_reader", fails)
     with pytest.raises(RuntimeError, match="shapes"):
         predict_folder(load(model), [tmp_path / "1.png"], tmp_path / "out")
 

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 
 from masklab.cli.app import main
+from masklab.images.intensity import displayed
+from masklab.images.reader import ArrayReader, _OpenedReader
 from masklab.images.state import image_state
 from masklab.inference.folder import predict_folder, settings_of
 from masklab.inference.listing import ListedImage, Listing
@@ -287,7 +289,7 @@ def test_several_processes_share_a_folder(images, tmp_path):
 def test_ids_of_a_listing_belong_to_the_record(images, tmp_path):
     def folder(image_id, category_ids, resume=True):
         listed = {images[0]: ListedImage(image_id, "a.png", None)}
-        return ResultFolder(tmp_path / "out", images[:1], {}, 0.5, ["coco"], Listing(listed, category_ids), resume)
+        return ResultFolder(tmp_path / "out", images[:1], {}, 0.5, ["coco"], Listing(listed, category_ids, {}), resume)
 
     folder(7, {0: 70, 2: 72}, False).add(images[0], scenes.scene(20))
     assert folder(7, {0: 70, 2: 72}).done(images[0])
@@ -416,3 +418,28 @@ def test_a_killed_process_leaves_whole_images_and_is_taken_up(model, images, tmp
     assert all((tmp_path / "out/records" / name).stat().st_mtime_ns == at for name, at in done.items())
     found = content(tmp_path / "out")
     assert {name: found[name] for name in content(tmp_path / "whole")} == content(tmp_path / "whole")
+
+
+def test_an_image_larger_than_a_tile_is_written_like_any_other(model, tmp_path, monkeypatch):
+    """Predicted in tiles; its overlay is what the whole image, displayed, looks like."""
+    monkeypatch.setattr("masklab.inference.tiles.plan.TILE", 96)
+    monkeypatch.setattr("masklab.inference.tiles.plan._LEAST_OVERLAP", 0.1)
+    values = np.random.default_rng(0).integers(0, 4000, (150, 170, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", values, tile=(64, 64), photometric="rgb")
+    predictor = Predictor(model, PredictionOptions(score_threshold=0.0, intensity="percentiles"))
+    monkeypatch.setattr("masklab.results.formats.overlay._WINDOW", 64)
+    seen = []
+    with monkeypatch.context() as patch:
+        read = _OpenedReader.read
+        patch.setattr(_OpenedReader, "read", lambda self, box: seen.append(box) or read(self, box))
+        predict_folder(predictor, [tmp_path / "x.tif"], tmp_path / "out", formats=list(FORMATS))
+    assert max((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in seen) < 150 * 170, "no window is the image"
+    found = predictor.predict_reader(ArrayReader(np.ascontiguousarray(values.transpose(2, 0, 1))))
+    assert len(found) > 20
+    found.save(tmp_path / "wanted.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out/x_masks.tif"), found.label_map())
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == len(found)
+    rule = predictor.image_config(torch.from_numpy(values.transpose(2, 0, 1).copy()))
+    shown = displayed(values.transpose(2, 0, 1).copy(), rule)
+    found.save(tmp_path / "wanted.png", image=shown)
+    assert (tmp_path / "out/x.png").read_bytes() == (tmp_path / "wanted.png").read_bytes()

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from masklab.datasets.open import open_split
-from masklab.masks.encode import encode_windows
+from masklab.masks.encode import encode_labels, encode_windows
 from masklab.masks.packed import PackedRLEs
 from masklab.results import overlay as drawing
 from masklab.results.formats import labels, overlay
@@ -92,6 +92,17 @@ def test_the_label_image_is_the_label_map_for_tifffile(tmp_path):
     assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeX"]) == (0.5, 0.25)
     assert pixels["PhysicalSizeXUnit"] == pixels["PhysicalSizeYUnit"] == "µm"
     assert "PhysicalSize" not in tifffile.TiffFile(ALL.save(tmp_path / "y.tiff")).ome_metadata
+
+
+def test_the_label_image_beside_its_image_is_a_data_set_of_cellpose(tmp_path):
+    """So that predictions are corrected and trained on."""
+    found = scenes.scene(12, empty=False)
+    found.save(tmp_path / "x_masks.tif")
+    masks, _ = read_back(tmp_path, "x.png")
+    values, wanted = encode_labels(found.label_map())
+    assert len(masks) == len(values)
+    for mask, each in zip(masks, wanted, strict=True):
+        np.testing.assert_array_equal(mask, each)
 
 
 def test_a_large_label_image_is_painted_tile_by_tile(tmp_path, monkeypatch):

@@ -89,12 +89,14 @@ def _check_unit_range(image: Tensor, name: str | Path) -> None:
         )
 
 
-def displayed(values: NDArray[Any], config: ImageConfig, name: str | Path = "the image") -> NDArray[np.uint8]:
+def displayed(
+    values: NDArray[Any], config: ImageConfig, name: str | Path = "the image", range_: IntensityRange | None = None
+) -> NDArray[np.uint8]:
     """An image ``(C, H, W)`` of any depth as ``(3, H, W)`` uint8 to display: the first three channels, or the first as grey.
 
-    Raises `InputError` as `rescale_intensity` does.
+    Pass ``range_`` for a part of an image, and expect `InputError`, as for `rescale_intensity`.
     """
-    return as_shown(rescale_intensity(torch.from_numpy(values), config, name=name))
+    return as_shown(rescale_intensity(torch.from_numpy(values), config, range_, name))
 
 
 def as_shown(rescaled: Tensor) -> NDArray[np.uint8]:

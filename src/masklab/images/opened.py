@@ -116,14 +116,10 @@ class Opened(NamedTuple):
         return level.part(slice(None, None, step), slice(None, None, step))
 
     def blocks(self, side: int, distance: int) -> NDArray[Any]:
-        """Square blocks of pixels whose corners lie ``distance`` apart, joined to one array ``(h, w, channels)``."""
-        height, width = self.size
-        rows = []
-        for top in range(0, height - side + 1, distance):
-            lefts = range(0, width - side + 1, distance)
-            parts = [self.part(slice(top, top + side), slice(left, left + side)) for left in lefts]
-            rows.append(np.concatenate(parts, axis=1))
-        return np.concatenate(rows)
+        """Square blocks of pixels, one in the middle of each square of ``distance``, joined to one ``(h, w, channels)``."""
+        tops, lefts = (range((distance - side) // 2, length - side, distance) for length in self.size)
+        rows = [[self.part(slice(top, top + side), slice(left, left + side)) for left in lefts] for top in tops]
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
 
 class _Upright:
