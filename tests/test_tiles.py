@@ -18,7 +18,7 @@ from masklab.inference.tiles.plan import TilePlan, plan_tiles, sample_boxes, til
 from masklab.inference.tiles.predict import predict_tiles
 from masklab.inference.tiles.store import TileStore
 from masklab.masks import rle
-from masklab.masks.encode import encode_windows
+from masklab.masks.encode import encode_labels, encode_windows
 from masklab.masks.packed import PackedRLEs
 from masklab.model.build import build_model
 from masklab.model.fixed_norm import FixedNorm, has_norms_to_fix, measure_norms, with_fixed_norms
@@ -88,7 +88,7 @@ def found_by(seer, image, plan, monkeypatch, store=None):
         threshold=0.5,
         classes=ClassTable((1,), ("thing",)),
     )
-    monkeypatch.setattr(predict_module, "_tile_predictor", lambda *_: seer)
+    monkeypatch.setattr(predict_module, "tile_predictor", lambda *_: seer)
     return predict_tiles(real, image, plan, store)
 
 
@@ -379,3 +379,24 @@ def test_a_large_image_is_predicted_as_its_parts_are(monkeypatch, tmp_path):
     found = tiled.above(model.threshold)
     assert len(whole) > 20
     assert abs(len(found) - len(whole)) <= 0.1 * len(whole)
+
+
+def test_given_boxes_of_a_large_image_are_segmented_tile_by_tile(monkeypatch):
+    image, labels = draw_nuclei(60, 3, (400, 400))
+    values, masks = encode_labels(labels)
+    boxes = bounds_of(masks, (400, 400)).astype(np.float32)
+    boxes = np.concatenate((boxes, [[10, 10, 390, 380]])).astype(np.float32)
+    model = predictor(masklab.load("nuclei", "cpu").model)
+    scores = np.linspace(0.1, 1, len(boxes))
+    whole = model.segment(image, boxes, None, scores)
+    monkeypatch.setattr(plan_module, "TILE", 400)
+    tiled = model.segment(image, boxes, None, scores)
+    assert tiled.masks.shape[1:] == (0, 0)
+    assert (tiled.boxes == boxes).all()
+    assert (tiled.scores == whole.scores).all()
+    shares = [
+        (one & two).sum() / (one | two).sum()
+        for one, two in ((whole.mask(n), tiled.mask(n)) for n in range(len(values)))
+    ]
+    assert np.mean(shares) > 0.95
+    assert rle.area(tiled.rle[len(values)]) > 0, "a box that no tile holds"

@@ -19,7 +19,6 @@ from masklab.images.rescaled import ImageIntensities
 from masklab.inference.listing import read_listing
 from masklab.inference.output import ResultFolder, Totals
 from masklab.inference.predictor import Predictor
-from masklab.inference.tiles.plan import plan_tiles
 from masklab.results.formats.registry import DEFAULT
 from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
@@ -109,7 +108,7 @@ def write_results(
                 intensities = ImageIntensities(image, predictor.image_config)
                 instances = find(path, image)
                 own = stack.enter_context(open_reader(path, None)) if folder.measures else None
-                full = plan_tiles(predictor.model, image.size) is None and _is_full(predictor, instances)
+                full = predictor.tile_plan(image.size) is None and _is_full(predictor, instances)
                 value_range = intensities.rule.value_range
                 folder.add(path, instances, own, shown=intensities.shown(), value_range=value_range, full=full)
     return folder.finish(), left

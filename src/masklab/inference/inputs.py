@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -20,16 +21,23 @@ from masklab.utils.memory import available_memory
 from masklab.utils.types import Size
 from masklab.utils.words import counted
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``."""
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor | ImageReader
+"""A file, a Pillow image of any mode, uint8, uint16 or float32 values ``(C, H, W)``, or an image that is open."""
 
 _LEAST_BYTES = 100  # for each pixel of a network's input: of a ResNet-18, the smallest
+
+
+def is_reader(image: ImageLike) -> TypeGuard[ImageReader]:
+    """Whether an image is open already, to read windows of it."""
+    return not isinstance(image, (str, Path, Image.Image, np.ndarray, Tensor)) and hasattr(image, "overview")
 
 
 @contextmanager
 def opened(image: ImageLike, channels: int) -> Iterator[ImageReader]:
     """An image as a reader of windows; only a file, or a folder of OME-Zarr, has a ``path``.  Errors as of `as_tensor`."""
-    if isinstance(image, (str, Path)):
+    if is_reader(image):
+        yield image
+    elif isinstance(image, (str, Path)):
         with open_reader(image, channels) as reader:
             yield reader
     else:
@@ -122,6 +130,8 @@ def as_tensor(image: ImageLike, channels: int) -> Tensor:
         image = from_pillow(image, channels)
     elif isinstance(image, (str, Path)):
         image = read_image(image, channels)
+    elif is_reader(image):
+        image = read_whole(image)
     if not isinstance(image, Tensor):  # NumPy arrays may have negative strides or a foreign byte order
         array = np.asarray(image)
         if array.dtype.kind not in "uif":
@@ -130,7 +140,7 @@ def as_tensor(image: ImageLike, channels: int) -> Tensor:
             )
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         image = torch.from_numpy(array if array.flags.writeable else array.copy())
-    values = image
+    values: Tensor = image
     if values.dim() == 3 and values.shape[0] == 1 and channels == 3:
         values = values.expand(3, -1, -1)
     if values.dtype not in FULL_RANGE or values.dim() != 3 or values.shape[0] != channels or not values.numel():

@@ -29,8 +29,9 @@ from masklab.inference.test_time_augmentation import (
     fuse_boxes,
     mean_masks,
 )
-from masklab.inference.tiles.plan import plan_tiles
+from masklab.inference.tiles.plan import TilePlan, plan_tiles
 from masklab.inference.tiles.predict import predict_tiles
+from masklab.inference.tiles.segment import segment_tiles
 from masklab.inference.tiles.store import TileStore
 from masklab.model.masklab import MaskLab
 from masklab.model.mode import evaluation_mode
@@ -49,7 +50,8 @@ _UNTUNED_THRESHOLD = 0.5
 class Predictor:
     """A model with all that leads from images to `Instances`.
 
-    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`.  Every method runs the model in
+    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`, and ``in_tiles`` may be set to false to take
+    images of any size as a whole.  Every method runs the model in
     evaluation mode, without gradients and in the precision of the options, and puts its mode back, also where several
     threads run it.
 
@@ -60,6 +62,7 @@ class Predictor:
         self.model = model
         self.options = PredictionOptions() if options is None else options
         check_precision(self.options.precision, self.device, "precision")
+        self.in_tiles = True
         self._warned = False
 
     def __repr__(self) -> str:
@@ -93,6 +96,10 @@ class Predictor:
         """The most objects that are found in an image."""
         return self.options.max_detections or self.model.box_head.max_detections
 
+    def tile_plan(self, size: Size) -> TilePlan | None:
+        """The tiles for an image of ``size``, None for one that is taken as a whole (see `plan_tiles`)."""
+        return plan_tiles(self.model, size) if self.in_tiles else None
+
     @overload
     def predict(  # type: ignore[overload-overlap]
         self, images: ImageLike, batch_size: int = ..., check: IntensityCheck | None = ...
@@ -106,11 +113,10 @@ class Predictor:
     def predict(self, images: Any, batch_size: int = 8, check: IntensityCheck | None = None) -> Any:
         """Find the objects of an image, or of each image of a list.
 
-        An image is a file, a Pillow image of any mode, or uint8, uint16 or float32 values ``(C, H, W)``.  Its
-        intensities are rescaled as the options say (see `image_config`), and it is resized and normalised as in training.
-        An image that is larger than the model's tile is read and predicted in tiles (see
-        `masklab.inference.tiles.plan.plan_tiles`).  Returns one `Instances` per image, in the image's own pixels, best first; use
-        ``instances.above(predictor.threshold)`` for those that count as found.
+        An image is a file, a Pillow image of any mode, uint8, uint16 or float32 values ``(C, H, W)``, or one that is open.
+        Its intensities are rescaled as the options say, and it is resized and normalised as in training; an image larger
+        than the model's tile is read and predicted in tiles (see `tile_plan`).  Returns one `Instances` per image, in the
+        image's own pixels, best first; ``instances.above(predictor.threshold)`` are those that count as found.
 
         Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``
         of them and at most about one megapixel together.  With test-time augmentation there is one image at a time.
@@ -147,7 +153,7 @@ class Predictor:
 
         ``store`` keeps what is found in tiles, so that a prediction that was stopped goes on.  Otherwise as `predict`.
         """
-        plan = plan_tiles(self.model, image.size)
+        plan = self.tile_plan(image.size)
         if plan is None:
             return self.predict(read_whole(image), check=check)
         if check is not None and self.options.intensity == "model":
@@ -161,20 +167,24 @@ class Predictor:
         labels: np.ndarray | Tensor | None = None,
         scores: np.ndarray | Tensor | None = None,
     ) -> Instances:
-        """Masks of objects whose boxes are known, from any detector.
+        """Masks of objects whose boxes are known, from any detector, in an image of any size.
 
         ``boxes`` is ``(n, 4)`` ``xyxy`` in the image's own pixels, ``labels`` ``(n,)`` in ``0..K-1``, or None for a model
         of one class, and ``scores`` ``(n,)``, or None for 1; arrays, or tensors on any device, such as torchvision's
         ``found["boxes"], found["labels"] - 1, found["scores"]``.  Returns `Instances` in the order of the boxes, which
         are clipped to the image.  Raises `InputError` for an image that cannot be read and as `check_boxes` does.
         """
-        values = self._read(image)
-        boxes, classes, probabilities = check_boxes(boxes, labels, scores, len(self.classes), _size(values))
-        given, classes = boxes.to(self.device), classes.to(self.device)
+        with opened(image, self.config.model.backbone.channels) as reader:
+            given = check_boxes(boxes, labels, scores, len(self.classes), reader.size)
+            plan = self.tile_plan(reader.size)
+            if plan is not None:
+                return segment_tiles(self, reader, plan, *(part.numpy() for part in given))
+            values = self._read(image if isinstance(image, Tensor) else read_whole(reader))
+        corners, classes, probabilities = given[0].to(self.device), given[1].to(self.device), given[2]
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
-            masks = mean_masks(self.model, views, given, classes, _size(values))
-        return self._instances(values, (given, probabilities, classes), masks)
+            masks = mean_masks(self.model, views, corners, classes, _size(values))
+        return self._instances(values, (corners, probabilities, classes), masks)
 
     def propose(self, image: ImageLike) -> Tensor:
         """Region proposals ``(R, 4)`` for an image, in its own pixels, best first; without test-time augmentation."""
@@ -209,7 +219,7 @@ class Predictor:
         """The images that are predicted as a whole, with their positions; the results of others go to ``results``."""
         for row, image in enumerate(images):
             with opened(image, self.config.model.backbone.channels) as reader:
-                if plan_tiles(self.model, reader.size) is not None:
+                if self.tile_plan(reader.size) is not None:
                     results[row] = self.predict_reader(reader, check)
                     continue
                 values = self._read(image if isinstance(image, Tensor) else read_whole(reader))

@@ -18,7 +18,6 @@ from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader
 from masklab.inference.folder import settings_of, write_results
 from masklab.inference.given_boxes import BoxCheck, labels_of_boxes, rows_of_images
-from masklab.inference.inputs import read_whole
 from masklab.inference.listing import Listing, read_listing
 from masklab.inference.output import ResultFolder
 from masklab.inference.predictor import Predictor
@@ -70,14 +69,13 @@ def segment_folder(
         BoxCheck(predictor.config, predictor.model.rpn.anchor_sizes),
     )
 
-    def find(path: Path, reader: ImageReader) -> Instances:
-        image = read_whole(reader)
+    def find(path: Path, image: ImageReader) -> Instances:
         if predictor.options.intensity == "model":
-            check.add(torch.from_numpy(image), path)
+            check.add(torch.from_numpy(image.overview()), path)
         mine = rows[path][labels[rows[path]] >= 0]
-        height, width = image.shape[1:]
+        height, width = image.size
         corners = given.boxes[mine] * ((width, height, width, height) if given.relative else 1)
-        fitted = box_check.fit(corners, (height, width), path.name)
+        fitted = box_check.fit(corners, image.size, path.name)
         kept = mine[fitted.usable]
         return predictor.segment(image, fitted.boxes[fitted.usable], labels[kept], given.scores[kept])
 

@@ -80,14 +80,14 @@ class _Objects:
     def depth(self) -> Integers:
         """Pixels between each object and the nearest edge of its tile that lies inside the image; 0 for one that is cut."""
         inside = self.tiles[self.tile]
-        return _depth(self.bounds, inside, self.size)
+        return depth_in(inside, self.bounds, self.size)
 
     def only_cut(self, depth: Integers) -> Bools:
         """Whether an object is cut and no tile reaches beyond what is seen of it: it is larger than tiles overlap."""
         found = depth <= 0
         rows = np.flatnonzero(found)
         for some in np.array_split(rows, len(rows) // 1000 + 1):
-            found[some] = (_depth(self.bounds[some][:, None], self.tiles[None], self.size) <= 0).all(axis=1)
+            found[some] = (depth_in(self.tiles[None], self.bounds[some][:, None], self.size) <= 0).all(axis=1)
         return found
 
     def pairs(self) -> Iterator[tuple[int, int]]:
@@ -111,8 +111,11 @@ class _Objects:
         return rows[_overlap(self.bounds[rows], area)]
 
 
-def _depth(boxes: Integers, tiles: Integers, size: Size) -> Integers:
-    """Pixels between boxes ``(..., 4)`` and the nearest edge of tiles ``(..., 4)`` inside an image; they broadcast."""
+def depth_in(tiles: Integers, boxes: Integers, size: Size) -> Integers:
+    """Pixels between the edges of tiles ``(..., 4)`` that lie inside an image of ``size`` and boxes ``(..., 4)``.
+
+    The least of each; negative where a box leaves its tile.  Tiles and boxes broadcast.
+    """
     ends = (size[1], size[0])
     before = np.where(tiles[..., :2] > 0, boxes[..., :2] - tiles[..., :2], _FAR)
     after = np.where(tiles[..., 2:] < ends, tiles[..., 2:] - boxes[..., 2:], _FAR)

@@ -43,9 +43,9 @@ class TilePlan:
             return []
         return tile_boxes(tile, side, self.overlap, self.step)
 
-    def around(self, box: Box) -> Box:
-        """The tile in the middle of which a box of the image lies, as far as the image goes."""
-        (height, width), side = self.size, self.side
+    def around(self, box: Box, least: int = 0) -> Box:
+        """The tile, of a side of at least ``least``, in the middle of which a box lies, as far as the image goes."""
+        (height, width), side = self.size, max(self.side, least)
         edges = []
         for low, high, length in ((box[0], box[2], width), (box[1], box[3], height)):
             first = min(max(0, (low + high - side) // 2), max(0, length - side))

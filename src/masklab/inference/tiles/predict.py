@@ -91,7 +91,7 @@ class _Finder:
     def _find(self, tile: Box) -> list[TileObjects]:
         if self._on_tiles is None:  # not before it is needed: all tiles may be known
             intensities = ImageIntensities(self._image, self._predictor.image_config)
-            self._on_tiles = _tile_predictor(self._predictor, self._plan, intensities), intensities
+            self._on_tiles = tile_predictor(self._predictor, self._plan, intensities), intensities
         predictor, intensities = self._on_tiles
         instances = predictor.predict(intensities.read(tile))
         full = int((instances.scores >= predictor.threshold).sum()) >= predictor.max_detections
@@ -104,7 +104,7 @@ class _Finder:
         return [found.rows(np.flatnonzero(bounds[:, 2] > bounds[:, 0]))]
 
 
-def _tile_predictor(predictor: Predictor, plan: TilePlan, intensities: ImageIntensities) -> Predictor:
+def tile_predictor(predictor: Predictor, plan: TilePlan, intensities: ImageIntensities) -> Predictor:
     """A predictor for tiles whose intensities are rescaled already, with the image's own statistics of norms."""
     from masklab.inference.predictor import Predictor
 
@@ -120,7 +120,9 @@ def _tile_predictor(predictor: Predictor, plan: TilePlan, intensities: ImageInte
         statistics = _statistics(predictor, plan, intensities, own)
     model = with_fixed_norms(predictor.model, statistics)
     model.config = predictor.config.model_copy(update={"image": own})
-    return Predictor(model, replace(predictor.options, intensity="model", score_threshold=predictor.threshold))
+    made = Predictor(model, replace(predictor.options, intensity="model", score_threshold=predictor.threshold))
+    made.in_tiles = False
+    return made
 
 
 def _statistics(
