@@ -33,8 +33,9 @@ def assert_instances(instances, model=None):
         assert (instances.boxes[:, 2:] > instances.boxes[:, :2]).all()
         assert instances.labels.min() >= 0
         assert instances.labels.max() < len(instances.class_names)
-        assert instances.masks.min() >= 0
-        assert instances.masks.max() <= 1
+        if instances.masks.size:  # they are empty where an image was predicted in tiles
+            assert instances.masks.min() >= 0
+            assert instances.masks.max() <= 1
     entries = instances.to_coco(7)
     assert len(entries) == count
     json.dumps(entries, allow_nan=False)

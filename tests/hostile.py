@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from masklab.utils.errors import InputError
+from masklab.utils.failures import is_out_of_memory
 
 STATM = Path("/proc/self/statm")  # pages of memory that are mapped, and of those that are there
 
@@ -24,8 +25,8 @@ STATM = Path("/proc/self/statm")  # pages of memory that are mapped, and of thos
 class Outcome(NamedTuple):
     """What became of a case: "read" with what was read, "refused" with the sentence, or what must not happen.
 
-    That is "error" (any other exception) with its trace, "memory" with the trace of the allocation, "hang", and "crash"
-    with the exit code (minus the signal).
+    That is "error" (any other exception) with its trace, "memory" with the trace of the allocation, whether or not the
+    project made a sentence of it, "hang", and "crash" with the exit code (minus the signal).
     """
 
     kind: str
@@ -90,13 +91,19 @@ def _work(connection: Any, modules: tuple[str, ...], seconds: float, gigabytes: 
         try:
             outcome = "read", function(*arguments)
         except InputError as error:
-            outcome = "refused", str(error)
+            outcome = ("memory", traceback.format_exc()) if lacked_memory(error) else ("refused", str(error))
         except MemoryError:
             outcome = "memory", traceback.format_exc()
         except BaseException:
             outcome = "error", traceback.format_exc()
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send(outcome)
+
+
+def lacked_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from or in the place of, says that memory was refused."""
+    earlier = error.__cause__ or error.__context__
+    return is_out_of_memory(error) or (earlier is not None and lacked_memory(earlier))
 
 
 # What is read: every reader of the project, to its end
@@ -136,6 +143,8 @@ def read_any_data(folder: Path) -> dict[str, Any]:
     try:
         found["splits"], found["skipped"] = _read_splits(folder)
     except InputError as error:
+        if lacked_memory(error):
+            raise
         found["refused"] = str(error)
     try:
         report = check(folder)

@@ -1,5 +1,6 @@
 """Memory that an image may take, for each of its pixels, and files that ask for more than their image can need."""
 
+import io
 import lzma
 import os
 import struct
@@ -15,7 +16,7 @@ from test_fuzz import by_pillow, by_tifffile, chunk, deep_png
 
 from masklab.datasets.layouts.masks import read_labels
 from masklab.images import opened, read
-from masklab.images.read import read_image, read_window
+from masklab.images.read import image_size, read_image, read_window
 from masklab.utils.errors import InputError
 
 SIDE = 2048
@@ -143,6 +144,54 @@ def test_data_that_is_shared_or_more_than_the_pixels_need_is_damage(name, tmp_pa
     if path.suffix in (".tif", ".png"):
         with pytest.raises(InputError, match=name):
             read_labels(path)
+
+
+def paged(pages, inside=0):
+    """A TIFF of ``pages`` pages of 8 x 8 pixels, the first of which has pages ``inside`` it."""
+    buffer = io.BytesIO()
+    options = {"contiguous": False, "metadata": None, "photometric": "minisblack"}
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(np.zeros((8, 8), np.uint8), subifds=inside, **options)
+        for _ in range(pages - 1 + inside):
+            writer.write(np.zeros((8, 8), np.uint8), **options)
+    return buffer.getvalue()
+
+
+def shaped(pages):
+    """A TIFF of one page that says of itself that it is ``pages`` pages."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((pages, 8, 8), np.uint8), photometric="minisblack", truncate=True)
+    return buffer.getvalue()
+
+
+def run_lengths(side, data):
+    """A BMP of run lengths."""
+    head = struct.pack("<2sIHHI", b"BM", 1078 + len(data), 0, 0, 1078)
+    return head + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(data), 0, 0, 256, 0) + bytes(1024) + data
+
+
+def laborious():
+    """Files whose structure alone takes long, and what is said of them, by name."""
+    flat = "has over 4096 pages but a flat image is needed"
+    return {
+        "pages.tif": (paged(4097), flat),
+        "inside.tif": (paged(1, 4096), flat),
+        "shaped.tif": (shaped(4097), "is a stack"),
+        "tiles.tif": (grey_tiff((32784, 32768), [(0, 0)] * 2049 * 2048, b"", tile=16), "4196352 strips or tiles"),
+        "runs.bmp": (run_lengths(4097, b"\0\1"), "run lengths of 16785409 pixels"),
+        "empty-runs.bmp": (run_lengths(8, b"\0\0" * 40_000 + b"\0\1"), "run lengths of its pixels need 128"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(laborious()))
+def test_a_structure_that_takes_long_is_refused(name, tmp_path):
+    content, said = laborious()[name]
+    (tmp_path / name).write_bytes(content)
+    for read_it in (image_size, lambda path: read_image(path, 1)):
+        if read_it is image_size and name in ("shaped.tif", "runs.bmp", "empty-runs.bmp"):
+            continue  # the header alone is soon read
+        with pytest.raises(InputError, match=rf"{name} .*{said}"):
+            read_it(tmp_path / name)
 
 
 def test_what_writers_do_is_no_surplus(tmp_path):

@@ -34,6 +34,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from masklab.utils.errors import InputError
+
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 
 # Kinds of files, and how many cases hypothesis draws of each: always the same ones.
@@ -79,6 +81,13 @@ def take_memory():
     return len(bytearray(2**30))
 
 
+def take_memory_and_say_so():
+    try:
+        return take_memory()
+    except MemoryError as error:
+        raise InputError("a.png needs more memory than there is: use a smaller image.") from error
+
+
 def crash():
     os.abort()
 
@@ -101,9 +110,10 @@ def test_the_harness_sees_a_crash_a_hang_and_too_much_memory(tmp_path):
         assert child.call(sleep).kind == "hang"
         child.seconds = 1
         assert child.call(fine, 1) == ("read", 2)
-        memory = child.call(take_memory)
-        assert memory.kind == "memory"
-        assert "take_memory" in memory.value
+        for function in (take_memory, take_memory_and_say_so):
+            memory = child.call(function)
+            assert memory.kind == "memory"
+            assert "take_memory" in memory.value
         assert child.call(crash) == ("crash", -6)
         failed = child.call(raise_something)
         assert failed.kind == "error"

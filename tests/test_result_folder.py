@@ -289,7 +289,7 @@ def test_several_processes_share_a_folder(images, tmp_path):
 def test_ids_of_a_listing_belong_to_the_record(images, tmp_path):
     def folder(image_id, category_ids, resume=True):
         listed = {images[0]: ListedImage(image_id, "a.png", None)}
-        return ResultFolder(tmp_path / "out", images[:1], {}, 0.5, ["coco"], Listing(listed, category_ids), resume)
+        return ResultFolder(tmp_path / "out", images[:1], {}, 0.5, ["coco"], Listing(listed, category_ids, {}), resume)
 
     folder(7, {0: 70, 2: 72}, False).add(images[0], scenes.scene(20))
     assert folder(7, {0: 70, 2: 72}).done(images[0])

@@ -64,7 +64,18 @@ def required_data(arguments: Namespace, name: str) -> Data:
 
 
 def add_prediction_options(parser: ArgumentParser) -> None:
-    """Test-time augmentation, number of detections, precision and intensity."""
+    """The options of `add_view_options`, and the number of detections."""
+    parser.add_argument(
+        "--max_detections",
+        type=int | None,
+        default=None,
+        help="largest number of objects per image, if not the model's own",
+    )
+    add_view_options(parser)
+
+
+def add_view_options(parser: ArgumentParser) -> None:
+    """Test-time augmentation, precision and intensity."""
     parser.add_argument(
         "--flips",
         choices=["none", "horizontal", "both", "turns"],
@@ -78,12 +89,6 @@ def add_prediction_options(parser: ArgumentParser) -> None:
         nargs="+",
         default=[1.0],
         help="test-time augmentation: factors on the model's own image size, such as 0.8 1.0 1.25",
-    )
-    parser.add_argument(
-        "--max_detections",
-        type=int | None,
-        default=None,
-        help="largest number of objects per image, if not the model's own",
     )
     parser.add_argument(
         "--precision",
@@ -140,13 +145,13 @@ def given_score(arguments: Namespace) -> float | None:
 
 
 def prediction_options(arguments: Namespace, score_threshold: float | None = None) -> PredictionOptions:
-    """The options that `add_prediction_options` added."""
+    """The options that `add_prediction_options` or `add_view_options` added."""
     from masklab.inference.options import PredictionOptions
 
     return PredictionOptions(
         flips=arguments.flips,
         scales=tuple(arguments.scales),
-        max_detections=arguments.max_detections,
+        max_detections=arguments.get("max_detections"),
         score_threshold=score_threshold,
         precision=arguments.precision,
         intensity=arguments.intensity,

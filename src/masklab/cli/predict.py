@@ -1,4 +1,4 @@
-"""Verbs that use a trained model: evaluate, predict, show, submit."""
+"""Verbs that use a trained model: evaluate, predict, segment, show, submit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from masklab.cli.options import (
     add_prediction_options,
     add_results,
     add_score,
+    add_view_options,
     given_data,
     given_score,
     prediction_options,
@@ -96,6 +97,59 @@ def predict(arguments: Namespace) -> None:
     predictor = load(arguments.model, options=prediction_options(arguments, given_score(arguments)))
     predict_folder(
         predictor, arguments.images, arguments.output, arguments.annotations, arguments.save, arguments.resume
+    )
+
+
+def add_segment(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("images", nargs="+", help="images, or folders of images")
+    parser.add_argument(
+        "--boxes",
+        type=Path,
+        required=True,
+        help="what the detector wrote: COCO results or annotations, a folder of YOLO's text files or one of them, JSON or "
+        "CSV of supervision, or another CSV with columns such as file, x1, y1, x2, y2, class, score",
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=None,
+        help="names of the classes if --boxes has numbers alone: a file (data.yaml, classes.txt, a COCO JSON), or the names "
+        "in order from 0, or NUMBER=NAME",
+    )
+    parser.add_argument("--label", type=str | None, default=None, help="class of the model for all boxes")
+    add_output(parser, "segmented")
+    parser.add_argument(
+        "--annotations",
+        type=Path | None,
+        default=None,
+        help="COCO JSON that lists the images, if --boxes calls them by its ids: results get its image and category ids",
+    )
+    parser.add_argument(
+        "--score", type=float | None, default=None, help="lowest score of an object found, from 0 to 1, by default any"
+    )
+    add_results(parser)
+    add_view_options(parser)
+
+
+def segment(arguments: Namespace) -> None:
+    """Compute the masks of boxes from any detector. Writes what `masklab predict` writes, with the scores of the boxes. A
+    box belongs to the image whose file name its file gives, with or without folders and suffix. Classes are matched
+    by name as in `masklab evaluate`; a model of one class takes all boxes."""
+    from masklab.inference.predictor import load
+    from masklab.inference.segment import segment_folder
+
+    predictor = load(arguments.model, options=prediction_options(arguments, given_score(arguments)))
+    segment_folder(
+        predictor,
+        arguments.images,
+        arguments.boxes,
+        arguments.output,
+        arguments.annotations,
+        arguments.classes,
+        arguments.label,
+        arguments.save,
+        arguments.resume,
     )
 
 

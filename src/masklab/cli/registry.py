@@ -44,6 +44,7 @@ VERBS = {
     ),
     "evaluate": Verb("measure a model on annotated images", predict.add_evaluate, predict.evaluate),
     "predict": Verb("find the objects of images", predict.add_predict, predict.predict),
+    "segment": Verb("compute masks for boxes from any detector", predict.add_segment, predict.segment),
     "show": Verb("draw what a model sees in an image, or where it fails", predict.add_show, predict.show),
     "submit": Verb("predict a list of images into files for COCO's server", predict.add_submit, predict.submit),
     "data shapes": Verb("draw a data set of shapes", data.add_shapes, data.shapes),

@@ -25,7 +25,7 @@ class BackboneConfig(Section):
     output_stride: Literal[8, 16, 32] = 8
     """Stride of the last feature map, in input pixels; the paper uses 8."""
     norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
-    """Frozen batch norm (paper), trainable batch norm, or group norm (for training from scratch)."""
+    """Frozen batch norm (paper), trainable batch norm, or group norm, which needs no large batches but makes what is found depend on the surroundings of an object."""
     width: float = Field(1.0, gt=0, le=2)
     """Factor on the number of channels of conv2 to conv5; values other than 1 need random weights."""
     in_channels: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"

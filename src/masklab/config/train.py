@@ -15,7 +15,7 @@ class TrainConfig(Section):
     """Training."""
 
     start_from: Path | None = None
-    """Trained model to fine-tune, in place of all other weights: a run folder, a weights file, or nuclei, which comes with masklab. Layers that it lacks, and class layers if its classes are others, are initialised as usual and listed in the log."""
+    """Trained model to fine-tune, in place of all other weights: a run folder, a weights file, or nuclei, which comes with masklab. Layers that it lacks, and class layers if its classes are others, are initialised as usual and listed in the log. A model with group norm may become one with batch norm, trained or frozen: its statistics are then measured on training images."""
     steps: int = Field(1_500_000, ge=1, le=1_000_000_000)
     """Total number of optimiser steps."""
     batch_size: Count | Auto = 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from masklab.images.opened import is_zarr
 from masklab.utils.errors import InputError
 from masklab.utils.files import read_json
 
@@ -42,8 +43,10 @@ def stored_suffix(path: Path) -> str:
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Copy an image file, or write the one that is embedded in a JSON file."""
+    """Copy an image file or folder, or write the one that is embedded in a JSON file."""
     if is_embedded(source):
         target.write_bytes(embedded_bytes(source))
+    elif is_zarr(source):
+        shutil.copytree(source, target)
     else:
         shutil.copyfile(source, target)

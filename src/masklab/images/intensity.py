@@ -96,8 +96,12 @@ def displayed(
 
     Pass ``range_`` for a part of an image, and expect `InputError`, as for `rescale_intensity`.
     """
-    shown = rescale_intensity(torch.from_numpy(values), config, range_, name)
-    shown = shown[:3] if len(shown) >= 3 else shown[:1].expand(3, -1, -1)
+    return as_shown(rescale_intensity(torch.from_numpy(values), config, range_, name))
+
+
+def as_shown(rescaled: Tensor) -> NDArray[np.uint8]:
+    """What `rescale_intensity` returns as ``(3, H, W)`` uint8: the first three channels, or the first as grey."""
+    shown = rescaled[:3] if len(rescaled) >= 3 else rescaled[:1].expand(3, -1, -1)
     return (shown if shown.dtype == torch.uint8 else shown.round().to(torch.uint8)).numpy()
 
 

@@ -26,6 +26,8 @@ ORIENTATION = 274  # EXIF's tag and TIFF's
 MOST_BYTES = 2**30
 """Of an image as it is decoded, and as it arrives: a few bytes of a compressed file may claim any size."""
 _BAND = 2**22  # values of the rows that are converted at once
+_MOST_STEPPED = 2**27  # pixels of an image that is passed through for a sample
+_BLOCK = 32  # pixels of a side of what is sampled from a larger one
 _TURNED, _FLIPPED_ACROSS, _FLIPPED_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # of EXIF's orientations
 
 
@@ -79,6 +81,11 @@ class Opened(NamedTuple):
         """(height, width) in pixels."""
         return self.values.shape[0], self.values.shape[1]
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the values, of this machine's byte order."""
+        return self.values.dtype.newbyteorder("=")
+
     def part(self, rows: slice, columns: slice) -> NDArray[Any]:
         """The pixels of these rows and columns, without alpha."""
         return self.values[rows, columns][:, :, : self.channels]
@@ -88,7 +95,7 @@ class Opened(NamedTuple):
         if number == 0:
             return self
         size, pixels = self.reduced[number - 1].size, self.reduced[number - 1].open()
-        if (*size, self.values.shape[2], self.values.dtype) != (*pixels.shape, pixels.dtype):
+        if (*size, self.values.shape[2]) != pixels.shape or pixels.dtype.newbyteorder("=") != self.dtype:
             raise ValueError(f"level {number} of its pyramid has other channels than level 0")
         scale = self.scale.reduced((self.size[0] / size[0], self.size[1] / size[1]))
         return Opened(pixels, self.channels, scale, self.reduced[number:])
@@ -96,14 +103,23 @@ class Opened(NamedTuple):
     def sample(self, most_pixels: int | None = None) -> NDArray[Any]:
         """Evenly spaced pixels ``(h, w, channels)``, ``most_pixels`` (a million) at most.
 
-        They are those of the smallest level that gives half as many at least.
+        They are those of the smallest level that gives half as many at least.  Of more than 134 million pixels without
+        such a level, evenly spaced blocks of 32 x 32 pixels are read side by side: not each tile need be decoded.
         """
         sizes = [self.size, *(level.size for level in self.reduced)]
         steps = [sampling_step(size, most_pixels) for size in sizes]
         counts = [math.ceil(h / step) * math.ceil(w / step) for (h, w), step in zip(sizes, steps, strict=True)]
         number = max(k for k, count in enumerate(counts) if 2 * count >= counts[0])
-        some = slice(None, None, steps[number])
-        return self.level(number).part(some, some)
+        level, step = self.level(number), steps[number]
+        if level.size[0] * level.size[1] > _MOST_STEPPED and min(level.size) >= _BLOCK * step:
+            return level.blocks(_BLOCK, _BLOCK * step)
+        return level.part(slice(None, None, step), slice(None, None, step))
+
+    def blocks(self, side: int, distance: int) -> NDArray[Any]:
+        """Square blocks of pixels, one in the middle of each square of ``distance``, joined to one ``(h, w, channels)``."""
+        tops, lefts = (range((distance - side) // 2, length - side, distance) for length in self.size)
+        rows = [[self.part(slice(top, top + side), slice(left, left + side)) for left in lefts] for top in tops]
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
 
 class _Upright:
@@ -159,6 +175,11 @@ def decoding(path: Path) -> Iterator[None]:
 def is_zarr(path: Path) -> bool:
     """Whether a path is a folder that is one image, by its name."""
     return path.suffix.lower() == ZARR_SUFFIX and isdir(path)
+
+
+def stored_files(path: Path) -> list[Path]:
+    """The files that an image is stored in, in order of name: itself, or those of a folder of OME-Zarr."""
+    return sorted(part for part in path.rglob("*") if part.is_file()) if is_zarr(path) else [path]
 
 
 def is_tiff(path: Path) -> bool:

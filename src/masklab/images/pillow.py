@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from masklab.images.embedded import embedded_bytes, is_embedded
 from masklab.images.opened import ORIENTATION, Opened, bands, channels_without_alpha, check_size, upright
-from masklab.images.surplus import check_file_size, check_head, check_jpeg
+from masklab.images.surplus import check_bmp_runs, check_file_size, check_head, check_jpeg
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ def open_verified(path: Path) -> ImageFile.ImageFile:
             check_file_size(file.seek(0, os.SEEK_END), _decoded_bytes(opened), opened.format in ("GIF", "WEBP"))
         if opened.format in ("JPEG", "MPO"):
             check_jpeg(file)
+        if opened.tile and opened.tile[0][0] == "bmp_rle":
+            check_bmp_runs(file.seek(0, os.SEEK_END), opened.width * opened.height)
     return open_pillow(path)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,7 +15,8 @@ from masklab.images.intensity import IntensityRange, channel_percentiles
 from masklab.images.ome_zarr import open_zarr
 from masklab.images.opened import ORIENTATION, ZARR_SUFFIX, Opened, bands, check_size, decoding, is_tiff, is_zarr
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
-from masklab.images.tiff import image_axes, open_tiff
+from masklab.images.structure import open_tiff_file
+from masklab.images.tiff import image_axes, main_series, open_tiff
 from masklab.images.tiles import TileCache
 from masklab.utils.errors import InputError
 from masklab.utils.types import Box, Size
@@ -48,7 +48,7 @@ def opened_image(path: Path, channels: int | None, cache: TileCache | None = Non
     elif not is_tiff(path):
         yield read_pillow(path, channels)
     else:
-        with tifffile.TiffFile(path) as tiff:
+        with open_tiff_file(path) as tiff:
             yield open_tiff(tiff, path, channels, cache)
 
 
@@ -92,7 +92,7 @@ def read_intensity_range(path: str | Path, channels: int | None, percentiles: tu
 def channels_and_dtype(path: str | Path) -> tuple[int, np.dtype[Any]]:
     """The number of channels of an image, without alpha, and the dtype of its values in the file."""
     with open_image_file(Path(path), None) as opened:
-        return opened.channels, opened.values.dtype
+        return opened.channels, opened.dtype
 
 
 def from_pillow(image: Image.Image, channels: int) -> NDArray[Any]:
@@ -152,10 +152,11 @@ def image_size(path: str | Path) -> Size:
         if is_zarr(path):
             return open_zarr(path).size
         if is_tiff(path):
-            with tifffile.TiffFile(path) as tiff:
-                sides = dict(zip(image_axes(tiff.series[0]), tiff.series[0].shape, strict=True))
+            with open_tiff_file(path) as tiff:
+                series = main_series(tiff)
+                sides = dict(zip(image_axes(series), series.shape, strict=True))
                 height, width = sides["Y"], sides["X"]
-                orientation = int(tiff.pages.first.tags.valueof(ORIENTATION, 1))
+                orientation = int(series.keyframe.tags.valueof(ORIENTATION, 1))
         else:
             with open_pillow(path) as image:
                 width, height = image.size

@@ -49,12 +49,12 @@ def _positive(value: Any) -> float | None:
     return number if math.isfinite(number) and number > 0 else None
 
 
-def tiff_scale(tiff: tifffile.TiffFile, orientation: int) -> Scale:
-    """The scale of a TIFF's first image, upright, from what OME, ImageJ, Aperio or Hamamatsu write, or its resolution.
+def tiff_scale(tiff: tifffile.TiffFile, page: Any, orientation: int) -> Scale:
+    """The scale of the image of a TIFF whose first page is ``page``, upright, from what OME, ImageJ, Aperio or Hamamatsu write, or its resolution.
 
     A resolution of 2540 dots an inch or less is one of printing.  Metadata that cannot be read is none.
     """
-    sources: list[tuple[Any, Callable[[tifffile.TiffFile], Scale]]] = [
+    sources: list[tuple[Any, Callable[[tifffile.TiffFile, Any], Scale]]] = [
         (tiff.is_ome, _ome_scale),
         (tiff.is_imagej, _imagej_scale),
         (tiff.is_svs, _aperio_scale),
@@ -64,7 +64,7 @@ def tiff_scale(tiff: tifffile.TiffFile, orientation: int) -> Scale:
     for applies, read in sources:
         if applies and found.pixel_size is None:
             try:
-                scale = read(tiff)
+                scale = read(tiff, page)
             except (ValueError, TypeError, KeyError, ArithmeticError, ElementTree.ParseError):
                 continue
             found = Scale(scale.pixel_size, found.magnification or scale.magnification)
@@ -73,7 +73,7 @@ def tiff_scale(tiff: tifffile.TiffFile, orientation: int) -> Scale:
     return found
 
 
-def _ome_scale(tiff: tifffile.TiffFile) -> Scale:
+def _ome_scale(tiff: tifffile.TiffFile, page: Any) -> Scale:
     root = ElementTree.fromstring(tiff.ome_metadata or "")
     image = root.find("{*}Image")
     pixels = None if image is None else image.find("{*}Pixels")
@@ -92,34 +92,32 @@ def _ome_scale(tiff: tifffile.TiffFile) -> Scale:
     return checked(sides[0], sides[1], magnification)
 
 
-def _imagej_scale(tiff: tifffile.TiffFile) -> Scale:
+def _imagej_scale(tiff: tifffile.TiffFile, page: Any) -> Scale:
     metadata = tiff.imagej_metadata or {}
     unit, vertical = metadata.get("unit"), metadata.get("yunit")
     across, down = micrometres(unit), micrometres(vertical or unit)
     if across is None or down is None or unit in ("in", "inch"):
         return Scale()
-    return _from_tags(tiff, down, across)
+    return _from_tags(page, down, across)
 
 
-def _aperio_scale(tiff: tifffile.TiffFile) -> Scale:
-    description = tiff.pages.first.description
-    fields = dict(re.findall(r"\|\s*(MPP|AppMag)\s*=\s*([^|\s]+)", description))
+def _aperio_scale(tiff: tifffile.TiffFile, page: Any) -> Scale:
+    fields = dict(re.findall(r"\|\s*(MPP|AppMag)\s*=\s*([^|\s]+)", page.description))
     return checked(fields.get("MPP"), fields.get("MPP"), fields.get("AppMag"))
 
 
-def _resolution_scale(tiff: tifffile.TiffFile) -> Scale:
-    page: Any = tiff.pages.first
+def _resolution_scale(tiff: tifffile.TiffFile, page: Any) -> Scale:
     magnification = page.tags.valueof(65421) if tiff.is_ndpi else None
     unit = _RESOLUTION_UNITS.get(int(page.tags.valueof(296, 2)))
-    scale = _from_tags(tiff, unit, unit) if unit is not None and not tiff.is_imagej else Scale()
+    scale = _from_tags(page, unit, unit) if unit is not None and not tiff.is_imagej else Scale()
     plausible = scale.pixel_size is not None and max(scale.pixel_size) < _COARSEST_RESOLUTION
     return Scale(scale.pixel_size if plausible else None, _positive(magnification))
 
 
-def _from_tags(tiff: tifffile.TiffFile, down: float, across: float) -> Scale:
+def _from_tags(page: Any, down: float, across: float) -> Scale:
     """The scale by the tags of the resolution, pixels in a unit of ``down`` and ``across`` micrometres."""
     sides = []
     for code, unit in ((283, down), (282, across)):
-        pixels, units = tiff.pages.first.tags.valueof(code) or (0, 1)
+        pixels, units = page.tags.valueof(code) or (0, 1)
         sides.append(unit * units / pixels if pixels else None)
     return checked(sides[0], sides[1])

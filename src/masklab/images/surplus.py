@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from masklab.images.opened import MOST_BYTES
@@ -22,12 +23,15 @@ _METADATA = 2**26  # bytes beside the pixels: colour profiles, thumbnails, a pho
 _SLACK = 2**16  # bytes that a compressed image may take beyond twice its pixels
 _MOST_CHUNKS = 2**18  # of a PNG
 _MOST_SCANS = 64  # of a JPEG: encoders write a dozen at most, and each one passes over all pixels
+_MOST_RLE = 2**24  # pixels of a BMP of run lengths, which Pillow decodes in Python, up to 0.4 s for a million
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG that the size of the image follows
+_END_OF_JPEG, _PADDING = b"\xff\xd9", 16  # bytes at the end of a tile, of which the first are to be the end
 _CODE_STREAM = b"\xff\x4f\xff\x51"  # the beginning of one of JPEG 2000
 _YCBCR_JPEG2000 = 33003
 JPEG, JPEG_2000 = 7, (_YCBCR_JPEG2000, 33004, 33005, 34712)
 """Compressions of TIFF."""
+_IMAGES = (22610, 34933, 34934, 50001, 50002)  # JPEG XR, PNG, WebP and JPEG XL
 _DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)  # compressions of TIFF
 
 
@@ -88,6 +92,14 @@ def check_jpeg(file: IO[bytes]) -> None:
             raise ValueError(f"it has more than {_MOST_SCANS} scans")
 
 
+def check_bmp_runs(size: int, pixels: int) -> None:
+    """`ValueError` for a BMP of run lengths, ``size`` bytes, that takes too long: of many pixels, or more runs than those."""
+    if pixels > _MOST_RLE:
+        raise ValueError(f"it has run lengths of {pixels} pixels, more than {_MOST_RLE}; save it as PNG")
+    if size > most_compressed(pixels):
+        raise ValueError(f"it has {size} bytes but run lengths of its pixels need {2 * pixels}")
+
+
 def _decompress(data: bytes, compression: int, most: int) -> bytes | None:
     """Decompress a strip or tile of a TIFF as far as ``most`` bytes; None for compressions that are bounded anyway.
 
@@ -127,9 +139,13 @@ def decode_segment(page: Any, data: bytes, index: int) -> NDArray[Any]:
     tables: dict[str, Any] = {}
     if key.compression == JPEG:
         tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
+    if key.compression in _IMAGES:  # whose headers are trusted unless there is an array to fill
+        shape = key.decode(None, index)[2][1:]
+        target = np.empty(shape if shape[2] > 1 else shape[:2], key.dtype)
+        return np.asarray(tifffile.TIFF.DECOMPRESSORS[key.compression](data, out=target)).reshape(shape)
     values: NDArray[Any] = decoder.decode(data if plain is None else plain, index, **tables)[0][0]
-    if key.compression == _YCBCR_JPEG2000 and values.shape[2] == 3 and not _is_subsampled(data):
-        values = _rgb(values)  # subsampled ones are converted by the decoder
+    if key.compression == _YCBCR_JPEG2000 and values.shape[2] == 3 and _is_ycbcr(data):
+        values = _rgb(values)
     return values
 
 
@@ -143,6 +159,8 @@ def check_segment(key: Any, data: bytes) -> bytes | None:
         _, _, (_, height, width, _) = key.decode(None, 0)
         if found is not None and (found[0] > height or found[1] > width):
             raise ValueError(f"a strip or tile is {found[1]} x {found[0]} pixels, not {width} x {height}")
+        if key.compression == JPEG and key.jpegheader is None and _END_OF_JPEG not in data[-_PADDING:]:
+            raise ValueError("a strip or tile is cut off")  # its decoder would make up the rest
         if data.count(b"\xff\xda") > _MOST_SCANS:
             raise ValueError(f"a strip or tile has more than {_MOST_SCANS} scans")
     return None if key.fillorder == 2 else _decompress(data, key.compression, most_compressed(segment_bytes(key)))
@@ -172,10 +190,20 @@ def _jpeg2000_size(data: bytes) -> Size:
     return height, width
 
 
-def _is_subsampled(data: bytes) -> bool:
-    """Whether components of a JPEG 2000 code stream have fewer pixels than its first."""
+def _is_ycbcr(data: bytes) -> bool:
+    """Whether a JPEG 2000 code stream of Aperio comes out of the decoder as luminance and colour differences.
+
+    It does unless the transform of components is part of the stream, or some have fewer pixels than the first.
+    """
     (components,) = struct.unpack_from(">H", data, 40)
-    return any(data[42 + 3 * k + 1] != 1 for k in range(components))
+    if any(data[42 + 3 * k + 1] != 1 for k in range(components)):
+        return False
+    at = 2
+    while at + 9 <= len(data) and data[at : at + 2] != b"\xff\x90":  # the first part of the pixels
+        if data[at : at + 2] == b"\xff\x52":  # coding style
+            return data[at + 8] == 0
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def _rgb(values: NDArray[Any]) -> NDArray[Any]:
@@ -199,14 +227,16 @@ def refuse_shared_bytes(pages: Sequence[Any]) -> None:
 
     A few kilobytes could otherwise stand for an image of any size.
     """
-    offsets = np.concatenate([np.asarray(page.dataoffsets, np.int64) for page in pages])
-    lengths = np.concatenate([np.asarray(page.databytecounts, np.int64) for page in pages])
-    order = np.argsort(offsets[lengths > 0], kind="stable")
-    starts, ends = offsets[lengths > 0][order], (offsets + lengths)[lengths > 0][order]
-    if (starts[1:] < ends[:-1]).any():
-        raise ValueError("its strips or tiles share bytes")
-    if len(ends) and not 0 <= ends.max() <= pages[0].parent.filehandle.size:
-        raise ValueError("a strip or tile lies outside the file")
+    for parent in {id(page.parent): page.parent for page in pages}.values():
+        own = [page for page in pages if page.parent is parent]
+        offsets = np.concatenate([np.asarray(page.dataoffsets, np.int64) for page in own])
+        lengths = np.concatenate([np.asarray(page.databytecounts, np.int64) for page in own])
+        order = np.argsort(offsets[lengths > 0], kind="stable")
+        starts, ends = offsets[lengths > 0][order], (offsets + lengths)[lengths > 0][order]
+        if (starts[1:] < ends[:-1]).any():
+            raise ValueError("its strips or tiles share bytes")
+        if len(ends) and not 0 <= ends.max() <= parent.filehandle.size:
+            raise ValueError("a strip or tile lies outside the file")
 
 
 def refuse_surplus(pages: Sequence[Any]) -> None:

@@ -22,6 +22,7 @@ from masklab.images.opened import (
 )
 from masklab.images.pillow import read_pillow
 from masklab.images.scale import tiff_scale
+from masklab.images.structure import MOST_PAGES
 from masklab.images.surplus import JPEG, JPEG_2000, refuse_shared_bytes, refuse_surplus
 from masklab.images.tiff_tiles import (
     check_pages,
@@ -50,8 +51,8 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None, cache: 
 
     The smaller levels of a pyramid are opened by tiles or strips when they are asked for.
     """
-    page: Any = tiff.pages.first
-    series = tiff.series[0]
+    series = main_series(tiff)
+    page: Any = series.keyframe
     axes = image_axes(series)
     _refuse_stacks(series, axes, path)
     if page.photometric not in _BY_TIFFFILE and not _is_colour_jpeg(page):
@@ -75,7 +76,7 @@ def open_tiff(tiff: tifffile.TiffFile, path: Path, channels: int | None, cache: 
         if image_axes(level) == axes == level.axes and in_tiles(level)
     )
     kept = channels_without_alpha(values.shape[2], alpha, channels)
-    return Opened(values, kept, tiff_scale(tiff, orientation), reduced)
+    return Opened(values, kept, tiff_scale(tiff, page, orientation), reduced)
 
 
 def _pixels(series: tifffile.TiffPageSeries, axes: str, path: Path, cache: TileCache | None) -> Pixels:
@@ -103,6 +104,11 @@ def _is_colour_jpeg(page: Any) -> bool:
     return page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in (JPEG, *JPEG_2000)
 
 
+def main_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The image of a file: its first one, but the largest in those of Leica's scanners, which begin with an overview."""
+    return max(tiff.series, key=lambda series: series.size) if tiff.is_scn else tiff.series[0]
+
+
 def image_axes(series: tifffile.TiffPageSeries) -> str:
     """tifffile's axes of a series; channels that were saved last are named as such.
 
@@ -118,7 +124,7 @@ def _refuse_stacks(series: tifffile.TiffPageSeries, axes: str, path: Path) -> No
     if "Y" not in axes or "X" not in axes:
         raise ValueError(f"its axes {axes} {series.shape} are not those of an image")
     extra = {axis: side for axis, side in zip(axes, series.shape, strict=True) if axis not in "YX" and side > 1}
-    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra):
+    if len(extra) > 1 or not _CHANNEL_AXES.issuperset(extra) or max(extra.values(), default=0) > MOST_PAGES:
         raise _stack(series, axes, path)
     if any(axis in _UNNAMED and side == 3 for axis, side in extra.items()):
         _warn_of_pages(path.parent)

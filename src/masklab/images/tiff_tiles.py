@@ -23,21 +23,28 @@ _NEEDED_TAGS = {*range(256, 260), 262, 273, *range(277, 280), 284, 317, *range(3
 def page_tiles(pages: Sequence[Any], cache: TileCache | None) -> Tiles:
     """The tiles or strips of pages that `in_tiles`, after a look at where they are in the file."""
     check_pages(pages)
-    key, file = pages[0].keyframe, pages[0].parent.filehandle
+    key = pages[0].keyframe
     planes, _, height, width, samples = key.shaped
     _, _, (_, tile_height, tile_width, _) = key.decode(None, 0)
     down, across = math.ceil(height / tile_height), math.ceil(width / tile_width)
-    file.set_lock(True)  # for threads
+    for page in pages:
+        page.parent.filehandle.set_lock(True)  # for threads
 
     def decode(place: Tile) -> NDArray[Any] | None:
         row, column, plane = place
         page, index = pages[plane // planes], (plane % planes * down + row) * across + column
         if not page.databytecounts[index]:
             return None
+        file = page.parent.filehandle
         with file.lock:
+            if file.closed:  # a further file of an OME-TIFF, which tifffile closes with the first
+                file.open()
             file.seek(page.dataoffsets[index])
             data = file.read(page.databytecounts[index])
-        return decode_segment(page, data, index)
+        try:
+            return decode_segment(page, data, index)
+        except tifffile.TiffFileError as error:  # which says of a file that it is no TIFF
+            raise ValueError(f"a strip or tile is {error}") from error
 
     shape, tile = (height, width, len(pages) * planes * samples), (tile_height, tile_width, samples)
     return Tiles(shape, key.dtype, tile, key.nodata, decode, cache)
@@ -47,6 +54,7 @@ def check_pages(pages: Sequence[Any]) -> None:
     """Refuse pages whose strips or tiles are not all there, share bytes or are larger than their pixels."""
     for page in pages:
         check_segments(page, page.keyframe)
+    check_size(*pages[0].keyframe.decode(None, 0)[2], pages[0].keyframe.dtype.itemsize)
     refuse_shared_bytes(pages)
 
 
@@ -95,8 +103,6 @@ def check_segments(page: Any, key: Any) -> None:
         raise ValueError("a strip or tile has no bytes")
     planes, depth, height, width, samples = key.shaped
     needed = planes * depth * height * math.ceil(width * samples * key.bitspersample / 8)
-    whole = key.decode(None, 0)[2]
-    check_size(*whole, key.dtype.itemsize)
     if lengths.max(initial=0) > most_compressed(segment_bytes(key)):
         raise ValueError(f"a strip or tile has {lengths.max()} bytes but its pixels need {segment_bytes(key)}")
     if key.compression == 1 and not key.is_tiled and lengths.all() and lengths.sum() != needed:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from masklab.config.image import ImageConfig
 from masklab.images.exposure import IntensityCheck
-from masklab.images.intensity import displayed, intensity_range
 from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader, open_reader
-from masklab.inference.inputs import read_whole
+from masklab.images.rescaled import ImageIntensities
 from masklab.inference.listing import read_listing
 from masklab.inference.output import ResultFolder, Totals
 from masklab.inference.predictor import Predictor
@@ -29,7 +25,7 @@ from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
-from masklab.utils.types import Box, Size
+from masklab.utils.types import Size
 from masklab.utils.versions import versions
 from masklab.utils.words import counted
 
@@ -68,13 +64,11 @@ def predict_folder(
     images = images if listing is None else list(listing.images)
     folder = ResultFolder(output, images, settings_of(predictor), predictor.threshold, formats, listing, resume)
     check = IntensityCheck(predictor.config.image)
-    totals, left = write_results(
-        predictor,
-        folder,
-        lambda _, image: predictor.predict(image, check=check),
-        annotations,
-        lambda reader: predictor.predict_reader(reader, check),
-    )
+
+    def find(path: Path, image: ImageReader) -> Instances:
+        return predictor.predict_reader(image, check, folder.tiles(path))
+
+    totals, left = write_results(predictor, folder, find, annotations)
     check.warn()
     if totals.kept:
         _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
@@ -95,45 +89,35 @@ def predict_folder(
 def write_results(
     predictor: Predictor,
     folder: ResultFolder,
-    find: Callable[[Path, NDArray[Any]], Instances],
+    find: Callable[[Path, ImageReader], Instances],
     annotations: str | Path | None,
-    find_in_tiles: Callable[[ImageReader], Instances] | None = None,
 ) -> tuple[Totals, LeftOut]:
-    """Write what ``find`` finds in each image of a folder of results, given its path and its values ``(C, H, W)``.
+    """Write what ``find`` finds in each image of a folder of results, given its path and the image opened.
 
-    An image that is larger than the model's tile is given to ``find_in_tiles``, where there is such a function, and is
-    never in memory as a whole.  Images that cannot be used, or have another size than the JSON ``annotations`` says, are
-    left out with a warning.  Returns the counts, and the images left out, which the caller refuses at its end.
+    Images that cannot be used, or have another size than the JSON ``annotations`` says, are left out with a warning.
+    Returns the counts, and the images left out, which the caller refuses at its end.
     """
     left = LeftOut()
     for path in track(folder.images, "predicting"):
         with left.skipping(path):
             if folder.done(path):
                 continue
-            with open_reader(path, predictor.config.model.backbone.channels) as reader:
+            with ExitStack() as stack:
+                image = stack.enter_context(open_reader(path, predictor.config.model.backbone.channels))
                 if folder.listing is not None:
-                    _check_size(path, reader.size, folder.listing.images[path].size, annotations)
-                is_tiled = find_in_tiles is not None and plan_tiles(predictor.model, reader.size) is not None
-                image = reader.overview() if is_tiled else read_whole(reader)
-                rule = predictor.image_config(torch.from_numpy(image))
-                shown = _Shown(reader, image, rule, path) if is_tiled else displayed(image, rule, path)
-                found = find_in_tiles(reader) if find_in_tiles is not None and is_tiled else find(path, image)
-                full = not is_tiled and len(found.above(predictor.threshold)) == predictor.max_detections
-                with open_reader(path, None) if folder.measures else nullcontext() as own:
-                    folder.add(path, found, own, shown=shown, value_range=rule.value_range, full=full)
+                    _check_size(path, image.size, folder.listing.images[path].size, annotations)
+                intensities = ImageIntensities(image, predictor.image_config)
+                instances = find(path, image)
+                own = stack.enter_context(open_reader(path, None)) if folder.measures else None
+                full = plan_tiles(predictor.model, image.size) is None and _is_full(predictor, instances)
+                value_range = intensities.rule.value_range
+                folder.add(path, instances, own, shown=intensities.shown(), value_range=value_range, full=full)
     return folder.finish(), left
 
 
-class _Shown:
-    """The windows of an image as they are displayed; its ``overview`` gives the range of intensities of them all."""
-
-    def __init__(self, reader: ImageReader, overview: NDArray[Any], rule: ImageConfig, path: Path) -> None:
-        self.size, self._reader, self._rule, self._path = reader.size, reader, rule, path
-        percentiles = rule.percentiles
-        self._range = None if percentiles is None else intensity_range(torch.from_numpy(overview), percentiles)
-
-    def read(self, box: Box) -> NDArray[np.uint8]:
-        return displayed(self._reader.read(box), self._rule, self._path, self._range)
+def _is_full(predictor: Predictor, instances: Instances) -> bool:
+    """Whether as many objects count as found as the model may find."""
+    return len(instances.above(predictor.threshold)) == predictor.max_detections
 
 
 def settings_of(predictor: Predictor) -> dict[str, Any]:

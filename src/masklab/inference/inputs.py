@@ -14,6 +14,7 @@ from torch import Tensor
 from masklab.images.intensity import FULL_RANGE
 from masklab.images.read import from_pillow, read_image
 from masklab.images.reader import ArrayReader, ImageReader, open_reader
+from masklab.ops.boxes import clip
 from masklab.utils.errors import InputError
 from masklab.utils.memory import available_memory
 from masklab.utils.types import Size
@@ -41,17 +42,64 @@ def read_whole(image: ImageReader) -> np.ndarray:
     return image.read((0, 0, width, height))
 
 
-def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise `InputError` unless boxes ``(n, 4)`` ``xyxy`` have an area and ``labels`` ``(n,)`` are classes."""
-    if labels.shape != boxes.shape[:1]:
+def check_boxes(
+    boxes: np.ndarray | Tensor,
+    labels: np.ndarray | Tensor | None,
+    scores: np.ndarray | Tensor | None,
+    num_classes: int,
+    size: Size,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes ``(n, 4)`` clipped to an image of ``size``, labels ``(n,)`` and scores ``(n,)``, as tensors of the CPU.
+
+    Without ``labels`` they are 0, for a model of one class; without ``scores`` 1.  Raises `InputError` unless each
+    box has an area in the image, one of ``num_classes`` classes and a score from 0 to 1.
+    """
+    corners = _as_floats(boxes, "boxes")
+    if corners.numel() == 0:
+        corners = corners.reshape(0, 4)
+    if corners.dim() != 2 or corners.shape[1] != 4:
         raise InputError(
-            f"boxes and labels differ: {counted(len(boxes), 'box', 'boxes')} but labels of shape {tuple(labels.shape)}: give one per box."
+            f"boxes have shape {tuple(corners.shape)}: give (n, 4), x1, y1, x2, y2 in pixels of the image."
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise InputError(f"labels are from {labels.min()} to {labels.max()}: give classes from 0 to {num_classes - 1}.")
-    flat = (~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero().flatten().tolist()
-    if flat:
-        raise InputError(f"box {flat[0]} is {boxes[flat[0]].tolist()}: give x1, y1, x2, y2 with x1 < x2 and y1 < y2.")
+    if labels is None and num_classes > 1:
+        raise InputError(f"labels are missing and the model finds {num_classes} classes: give one per box.")
+    count = len(corners)
+    classes = torch.zeros(count) if labels is None else _as_floats(labels, "labels")
+    probabilities = torch.ones(count) if scores is None else _as_floats(scores, "scores")
+    for name, found in (("labels", classes), ("scores", probabilities)):
+        if found.shape != (count,):
+            raise InputError(
+                f"boxes and {name} differ: {counted(count, 'box', 'boxes')} but {name} of shape {tuple(found.shape)}: give one per box."
+            )
+    if count and not (classes.min() >= 0 and classes.max() < num_classes and bool((classes == classes.floor()).all())):
+        raise InputError(
+            f"labels are from {classes.min():g} to {classes.max():g}: give whole numbers from 0 to {num_classes - 1}."
+        )
+    if not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
+        raise InputError(
+            f"scores are from {probabilities.min():g} to {probabilities.max():g}: give probabilities from 0 to 1."
+        )
+    clipped = clip(corners, torch.tensor(size))
+    for what, fine, advice in (
+        ("", corners.isfinite().all(dim=1) & (corners[:, 2:] > corners[:, :2]).all(dim=1), "x1 < x2 and y1 < y2"),
+        (
+            f", outside the image of {size[1]} x {size[0]} pixels",
+            (clipped[:, 2:] > clipped[:, :2]).all(dim=1),
+            "pixels of it",
+        ),
+    ):
+        if not bool(fine.all()):
+            row = int((~fine).nonzero()[0])
+            raise InputError(f"box {row} is {corners[row].tolist()}{what}: give x1, y1, x2, y2 with {advice}.")
+    return clipped, classes.long(), probabilities
+
+
+def _as_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
+    try:
+        found = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} are no array of numbers: give a NumPy array or a tensor.") from None
+    return found.detach().to("cpu", torch.float32)
 
 
 def check_room(size: Size, device: torch.device) -> None:

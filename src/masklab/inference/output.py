@@ -15,22 +15,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.images.read import IMAGE_SUFFIXES
 from masklab.images.state import image_state
 from masklab.inference.listing import Listing
+from masklab.inference.result_names import label_of, naming_image, refuse_duplicate_names
+from masklab.inference.tiles.store import TileStore
 from masklab.results.formats.base import Entries, Format, Result, check_packages, entries
 from masklab.results.formats.registry import DEFAULT, format_named
 from masklab.results.instances import Instances
 from masklab.results.pixels import ImageReader, as_pixel_size, as_reader
 from masklab.utils.errors import InputError
-from masklab.utils.failures import only_this_file
 from masklab.utils.files import atomic_write, file_name, make_folder
 
 RECORDS = "records"
@@ -81,7 +81,7 @@ class ResultFolder:
         self._headers: dict[Path, dict[str, Any]] = {}
         self._states: dict[Path, list[Any]] = {}
         self._kept = 0
-        _refuse_duplicate_names(self.images)
+        refuse_duplicate_names(self.images)
         self.path = make_folder(output)
         self._refuse_overwriting()
         self._records = self.path / RECORDS
@@ -119,6 +119,13 @@ class ResultFolder:
         self._kept += path not in self._headers
         self._headers[path] = header
         return True
+
+    def tiles(self, path: Path) -> TileStore:
+        """What was found so far in the tiles of a large image, until it is done; to be asked after `done`."""
+        store = TileStore(self._tiles(path), {"settings": self._settings_id, "image": self._states[path]})
+        if not self._resume:
+            store.remove()
+        return store
 
     def add(
         self,
@@ -162,7 +169,7 @@ class ResultFolder:
             as_reader(shown, instances.size),
             as_pixel_size(getattr(image, "pixel_size", None)),
         )
-        with _naming_image(path):
+        with naming_image(path):
             for format, target in self._targets(path):
                 with atomic_write(target) as temporary:
                     format.write(temporary, whole if format.every else whole._replace(instances=found))
@@ -170,6 +177,7 @@ class ResultFolder:
                 lines = (header, *self._entries(instances, path))
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="ascii")
         self._headers[path] = header
+        TileStore(self._tiles(path)).remove()
 
     def finish(self) -> Totals:
         """Write the files of all images together, in the order in which the images were given, and ``settings.json``."""
@@ -192,13 +200,16 @@ class ResultFolder:
     def _targets(self, path: Path) -> list[tuple[Format, Path]]:
         """The files of an image, besides its record."""
         return [
-            (format, self.path / file_name(_label(path), format.ending))
+            (format, self.path / file_name(label_of(path), format.ending))
             for format in self.formats
             if format.combine is None
         ]
 
+    def _tiles(self, path: Path) -> Path:
+        return self._records / file_name(label_of(path), ".tiles")
+
     def _record(self, path: Path) -> Path:
-        return self._records / file_name(_label(path), ".jsonl")
+        return self._records / file_name(label_of(path), ".jsonl")
 
     def _image_id(self, path: Path) -> int | str:
         return path.name if self.listing is None else self.listing.images[path].image_id
@@ -269,29 +280,3 @@ def _file_id(path: Path) -> tuple[int, int]:
 
 def _digest(values: Any) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-@contextmanager
-def _naming_image(path: Path) -> Iterator[None]:
-    """Context in which a file whose name the system refuses costs its image alone, which the error names."""
-    try:
-        yield
-    except OSError as error:
-        if not only_this_file(error):
-            raise
-        raise InputError(f"the results of {path} cannot be written: {error}.") from error
-
-
-def _label(path: Path) -> str:
-    """An image's name without the suffix of an image; frame.001 and frame.002 stay apart."""
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-
-
-def _refuse_duplicate_names(images: Sequence[Path]) -> None:
-    """Refuse two images whose results would have the same name, such as a.png and a.jpg."""
-    seen: dict[str, Path] = {}
-    for path in images:
-        name = _label(path)
-        if name in seen:
-            raise InputError(f"{seen[name]} and {path} would write the same results: predict them into two folders.")
-        seen[name] = path

@@ -154,21 +154,27 @@ class Predictor:
             check.add(torch.from_numpy(image.overview()), image.path or "the image")
         return predict_tiles(self, image, plan, store)
 
-    def segment(self, image: ImageLike, boxes: np.ndarray, labels: np.ndarray) -> Instances:
+    def segment(
+        self,
+        image: ImageLike,
+        boxes: np.ndarray | Tensor,
+        labels: np.ndarray | Tensor | None = None,
+        scores: np.ndarray | Tensor | None = None,
+    ) -> Instances:
         """Masks of objects whose boxes are known, from any detector.
 
-        ``boxes`` is ``(n, 4)`` ``xyxy`` in the image's own pixels, ``labels`` ``(n,)`` in ``0..K-1``.  Returns
-        `Instances` in the same order, with score 1.  Raises `InputError` for an image that cannot be read, for boxes
-        without area and for labels that are not one class of the model per box.
+        ``boxes`` is ``(n, 4)`` ``xyxy`` in the image's own pixels, ``labels`` ``(n,)`` in ``0..K-1``, or None for a model
+        of one class, and ``scores`` ``(n,)``, or None for 1; arrays, or tensors on any device, such as torchvision's
+        ``found["boxes"], found["labels"] - 1, found["scores"]``.  Returns `Instances` in the order of the boxes, which
+        are clipped to the image.  Raises `InputError` for an image that cannot be read and as `check_boxes` does.
         """
         values = self._read(image)
-        given = torch.as_tensor(boxes, dtype=torch.float32, device=self.device).view(-1, 4)
-        classes = torch.as_tensor(labels, dtype=torch.long, device=self.device)
-        check_boxes(given, classes, len(self.classes))
+        boxes, classes, probabilities = check_boxes(boxes, labels, scores, len(self.classes), _size(values))
+        given, classes = boxes.to(self.device), classes.to(self.device)
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
             masks = mean_masks(self.model, views, given, classes, _size(values))
-        return self._instances(values, (given, torch.ones(len(classes)), classes), masks)
+        return self._instances(values, (given, probabilities, classes), masks)
 
     def propose(self, image: ImageLike) -> Tensor:
         """Region proposals ``(R, 4)`` for an image, in its own pixels, best first; without test-time augmentation."""

@@ -8,6 +8,7 @@ The first run length may be 0, no other is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from masklab.utils.types import Box, Size
 RLE = NDArray[np.int64]
 
 _LONGEST_NUMBER = 7  # characters, 35 bits: no run of an image is longer
+_RUNS_AT_ONCE = 1 << 20  # written as strings together, to bound the memory
 
 
 def rle_from_string(counts: str | bytes) -> RLE:
@@ -96,9 +98,13 @@ def _cumulative(values: RLE, owners: RLE) -> RLE:
 
 
 def rle_to_strings(masks: Sequence[RLE]) -> list[str]:
-    """COCO's compressed strings of masks, all together in a few numpy calls."""
-    if not masks:
-        return []
+    """COCO's compressed strings of masks, many together in a few numpy calls."""
+    batches = np.cumsum([len(mask) for mask in masks], dtype=np.int64) // _RUNS_AT_ONCE
+    cuts = [0, *(np.flatnonzero(np.diff(batches)) + 1).tolist(), len(masks)]
+    return [text for a, b in pairwise(cuts) if b > a for text in _strings(masks[a:b])]
+
+
+def _strings(masks: Sequence[RLE]) -> list[str]:
     rle, lengths = np.concatenate(masks), np.array([len(mask) for mask in masks], np.int64)
     starts = np.cumsum(lengths) - lengths
     index = np.arange(rle.size) - np.repeat(starts, lengths)

@@ -8,16 +8,19 @@ image, and with them what is found.  They are therefore measured once, together 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from masklab.model.backbone import FrozenBatchNorm
 from masklab.model.masklab import MaskLab
 
 NormStatistics = dict[str, tuple[Tensor, Tensor]]
 """For each norm that sees whole maps, by its name in the model, the mean and the variance ``(G,)`` of each group."""
 
 _DENSE_PARTS = ("backbone.", "mask_head.")
+_DETECTIONS_TO_MEASURE = 100
 
 
 class FixedNorm(nn.Module):
@@ -77,6 +80,45 @@ def with_fixed_norms(model: MaskLab, statistics: NormStatistics) -> MaskLab:
     """The model with fixed statistics; it shares all weights with ``model``, which stays as it is."""
     norms = _dense_norms(model)
     return _with_parts(model, {name: FixedNorm(norms[name], *found) for name, found in statistics.items()})
+
+
+def freeze_norms(model: MaskLab, images: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Replace every group norm of a model by frozen batch norm, in place, with the mean statistics over ``images``.
+
+    ``images`` are network inputs ``(1, C, H, W)`` and their sizes ``(1, 2)`` as `MaskLab.forward` takes them; groups
+    keep one mean and one variance.  The model is close to what it was where images are like these, and is to be
+    trained on.  Call it without gradients, in evaluation mode.
+    """
+    norms = {name: part for name, part in model.named_modules() if isinstance(part, nn.GroupNorm)}
+    moments: dict[str, list[Tensor]] = {name: [] for name in norms}
+
+    def measure(name: str, groups: int, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().float().unflatten(1, (groups, -1))
+        moments[name].append(torch.stack((values.mean((0, 2, 3, 4)), values.square().mean((0, 2, 3, 4)))))
+
+    hooks = [
+        norm.register_forward_pre_hook(
+            lambda _, inputs, name=name, groups=norm.num_groups: measure(name, groups, inputs)
+        )
+        for name, norm in norms.items()
+    ]
+    for inputs, sizes in images:
+        model(inputs, sizes, _DETECTIONS_TO_MEASURE)
+    for hook in hooks:
+        hook.remove()
+    for name, norm in norms.items():
+        frozen = FrozenBatchNorm(norm.num_channels, norm.eps)
+        mean, square = torch.stack(moments[name]).mean(0).repeat_interleave(norm.num_channels // norm.num_groups, dim=1)
+        frozen.load_state_dict(
+            {
+                **norm.state_dict(),
+                "running_mean": mean,
+                "running_var": square - mean.square(),
+                "num_batches_tracked": torch.tensor(len(moments[name])),
+            }
+        )
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, frozen)
 
 
 def _dense_norms(model: MaskLab) -> dict[str, nn.GroupNorm]:

@@ -16,7 +16,10 @@ from masklab.datasets.source import Data
 from masklab.datasets.split import Split
 from masklab.datasets.statistics import training_data
 from masklab.evaluation.matching import overlaps, tune_score_threshold
+from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
+from masklab.model.fixed_norm import freeze_norms
+from masklab.model.masklab import MaskLab
 from masklab.training.auto import resolve_auto, resolve_batch_size, resolve_image_fields
 from masklab.training.data.loader import train_loader
 from masklab.training.distributed import build_fabric
@@ -28,9 +31,10 @@ from masklab.utils.progress import track
 from masklab.utils.words import counted
 from masklab.weights.checkpoint import read_notes, save_model
 from masklab.weights.segmentation import check_network, initial_model
-from masklab.weights.transfer import load_matching, load_start
+from masklab.weights.transfer import load_matching, load_start, norms_to_freeze
 
 _TUNING_IMAGES = 30
+_NORM_IMAGES, _NORM_SIDE = 64, 256  # images, and pixels of a side, that frozen norms take their statistics from
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +80,8 @@ def train(
         model = model.to(memory_format=torch.channels_last)
         model.training_data = training_data(train_split)
         if other is not None:
+            if norms_to_freeze(other, config):
+                _freeze_norms(other, train_split)
             kept = load_matching(model, other)
             if fabric.is_global_zero:
                 but = f" but {', '.join(kept)}" if kept else ""
@@ -85,6 +91,18 @@ def train(
         batches = train_loader(train_split, config, start.step, (fabric.global_rank, fabric.world_size))
         fit(fabric, InstanceTask(model, val_split), batches, train_split, run, start)
         return _tune(run, train_split) if fabric.is_global_zero else load(run)
+
+
+def _freeze_norms(start: MaskLab, split: Split) -> None:
+    """Freeze the group norms of a model with the statistics of training images, or of the middle of large ones."""
+    predictor, side = Predictor(start, PredictionOptions(precision="float32")), _NORM_SIDE
+    inputs = []
+    for image in split.evenly_spaced(_NORM_IMAGES):
+        values = torch.from_numpy(split.read(split.images.index(image), start.config.model.backbone.channels))
+        top, left = (max(0, (length - side) // 2) for length in values.shape[1:])
+        inputs.append(predictor.network_input(values[:, top : top + side, left : left + side]))
+    with predictor.inference():
+        freeze_norms(start, inputs)
 
 
 def _tune(run: Path, split: Split) -> Predictor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from masklab.config.schema import Config
-from masklab.model.backbone import backbone_facts
+from masklab.model.backbone import backbone_facts, trained_norm
 from masklab.model.masklab import MaskLab
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model
@@ -23,7 +23,8 @@ OF_CLASSES = (
 def load_start(config: Config) -> MaskLab | None:
     """The model that ``train.start_from`` names, on the CPU; None where it names none.
 
-    Raises `InputError` as `load_model` does, and for a model whose backbone is not the configuration's.
+    Its norm may be group where ours is batch or frozen_batch: see `masklab.model.fixed_norm.freeze_norms`.  Raises `InputError`
+    as `load_model` does, and for a model whose backbone is not the configuration's otherwise.
     """
     path = config.train.start_from
     if path is None:
@@ -31,12 +32,17 @@ def load_start(config: Config) -> MaskLab | None:
     start, ours = load_model(path, "cpu"), config.model.backbone
     theirs = backbone_facts(start.config.model.backbone)
     for field, value in backbone_facts(ours).items():
-        if theirs[field] != value:
+        if theirs[field] != value and not (field == "norm" and norms_to_freeze(start, config)):
             raise InputError(
                 f"model.backbone.{field} is {getattr(ours, field)} but train.start_from, {path}, was trained with "
                 f"{theirs[field]}: change model.backbone.{field}, or leave train.start_from out."
             )
     return start
+
+
+def norms_to_freeze(start: MaskLab, config: Config) -> bool:
+    """Whether the group norms of ``start`` are to become the batch norms of a configuration, trained or frozen."""
+    return start.config.model.backbone.norm == "group" and trained_norm(config.model.backbone.norm) == "batch"
 
 
 def load_matching(model: MaskLab, start: MaskLab) -> list[str]:

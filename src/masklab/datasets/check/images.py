@@ -11,7 +11,7 @@ from masklab.datasets.check.split import LenientSplit
 from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.plausibility import Look, look_at
 from masklab.datasets.problems import Problem, Sink, without_path
-from masklab.images.opened import ORIENTATION
+from masklab.images.opened import ORIENTATION, stored_files
 from masklab.images.pillow import open_pillow
 from masklab.images.read import read_image
 from masklab.utils.errors import InputError
@@ -36,7 +36,7 @@ def check_image(image: ImageRecord, sink: Sink) -> tuple[Digest, Look] | None:
         values = read_image(image.path, None)
         file = _file_digest(image.path)
     except (InputError, OSError) as error:
-        problem = "damaged image" if os.path.isfile(image.path) else "missing image"
+        problem = "damaged image" if os.path.exists(image.path) else "missing image"
         reason = f"cannot be read ({error.strerror})." if isinstance(error, OSError) else str(error)
         sink.report(Problem(problem, without_path(reason, image.path), image.image_id))
         return None
@@ -61,9 +61,10 @@ def _check_size(image: ImageRecord, size: tuple[int, int], orientation: int, sin
 
 def _file_digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    for part in stored_files(path):
+        with open(part, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from masklab.datasets.problems import Sink
 from masklab.images.opened import TIFF_SUFFIXES, decoding
 from masklab.images.pillow import as_array, open_pillow, open_verified
 from masklab.images.read import open_image_file
+from masklab.images.structure import open_tiff_file
 from masklab.masks import encode
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
@@ -90,6 +91,6 @@ def _photometric(path: Path) -> int | None:
     """The photometric interpretation of a TIFF; None for other files."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return None
-    with tifffile.TiffFile(path) as tiff:
+    with open_tiff_file(path) as tiff:
         page: Any = tiff.pages.first
         return int(page.photometric)

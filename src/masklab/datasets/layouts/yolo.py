@@ -22,7 +22,7 @@ from masklab.utils.files import open_plain, read_text
 from masklab.utils.types import Size
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img")
-_LABEL_FOLDERS = ("labels", "label", "annotations", "txt")
+LABEL_FOLDERS = ("labels", "label", "annotations", "txt")
 _NO_LABELS = {"classes", "obj", "train", "val", "valid", "test"}  # text files that may lie among the labels
 _MAX_OUTSIDE = 1.0  # how far a polygon may leave its image, in widths or heights of the image
 _LOOKED_AT = 5  # text files whose first line decides whether a folder holds YOLO's labels
@@ -70,7 +70,7 @@ def _places(folder: Path, told: bool) -> dict[str, Path]:
 
 
 def _folders_of_labels(folder: Path) -> list[Path]:
-    named = [sub for sub in subfolders(folder) if sub.name.lower() in _LABEL_FOLDERS]
+    named = [sub for sub in subfolders(folder) if sub.name.lower() in LABEL_FOLDERS]
     return named + [sub for labels in named for sub in subfolders(labels)]
 
 
@@ -89,12 +89,12 @@ def _labels_of(folder: Path, place: Path) -> Path:
         return place
     parent = folder.joinpath(*parts[:last])
     siblings = {sub.name.lower(): sub for sub in subfolders(parent)}
-    swapped = [siblings[word].joinpath(*parts[last + 1 :]) for word in _LABEL_FOLDERS if word in siblings]
+    swapped = [siblings[word].joinpath(*parts[last + 1 :]) for word in LABEL_FOLDERS if word in siblings]
     usual = parent.joinpath("labels", *parts[last + 1 :])
-    return next((labels for labels in (*swapped, place) if _texts(labels)), usual)
+    return next((labels for labels in (*swapped, place) if label_files(labels)), usual)
 
 
-def _texts(folder: Path) -> dict[str, Path]:
+def label_files(folder: Path) -> dict[str, Path]:
     """The text files of a folder that may be labels, by stem; none where it does not exist."""
     if not folder.is_dir():
         return {}
@@ -108,7 +108,7 @@ def _stem(path: Path) -> str:
 
 def _is_yolo(labels: Path) -> bool:
     """Whether text files of a folder begin with a line of numbers, the first of them a class."""
-    texts = sorted(_texts(labels).values())
+    texts = sorted(label_files(labels).values())
     return any(map(_begins_with_numbers, texts[:_LOOKED_AT]))
 
 
@@ -182,7 +182,7 @@ def _pairs_in(folder: Path, place: Path) -> list[Pair]:
     """The images of one folder with their labels; `InputError` for labels without image."""
     images = images_in(place)
     labels = _labels_of(folder, place)
-    strange = _texts(labels).keys() - {_stem(image) for image in images}
+    strange = label_files(labels).keys() - {_stem(image) for image in images}
     if strange and labels != place:
         raise InputError(f"{labels / min(strange)}.txt has no image in {place}: restore it or move the labels away.")
     return _pairs(folder, images)
@@ -190,7 +190,7 @@ def _pairs_in(folder: Path, place: Path) -> list[Pair]:
 
 def _pairs(folder: Path, images: list[Path]) -> list[Pair]:
     """Each image with its label file; an image without one has no objects."""
-    texts = {place: _texts(_labels_of(folder, place)) for place in {image.parent for image in images}}
+    texts = {place: label_files(_labels_of(folder, place)) for place in {image.parent for image in images}}
     labels = [texts[image.parent].get(_stem(image)) for image in images]
     return [Pair(image, (path,) if path else ()) for image, path in zip(images, labels, strict=True)]
 

@@ -70,6 +70,16 @@ def listed_names(folder: Path) -> dict[int, str] | None:
     return None
 
 
+def read_names(path: Path) -> dict[int, str]:
+    """The class names of one file: ``data.yaml`` or the like, or a text file with one per line.
+
+    Raises `InputError` for a file that lists none.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return _lines_as_names(path)
+    return _names(values if isinstance(values := _read_yaml(path), dict) else {}, path)
+
+
 def resolve(folder: Path, bases: list[str], entry: str) -> Path | None:
     """The file or folder inside ``folder`` that an entry names; None where there is none.
 

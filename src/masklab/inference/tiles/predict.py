@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
 
 from masklab.config.image import ImageConfig
-from masklab.images.intensity import IntensityRange, intensity_range, rescale_intensity
+from masklab.images.reader import ImageReader
+from masklab.images.rescaled import ImageIntensities
 from masklab.images.resize import network_image
 from masklab.inference.tiles.merge import TileObjects, bounds_of, merge
 from masklab.inference.tiles.plan import TilePlan, sample_boxes
@@ -35,20 +34,12 @@ _log = logging.getLogger(__name__)
 _SAMPLES = 16  # parts of an image that the statistics of norms come from
 _SAMPLE = 512  # side of one in pixels of the network's input
 _FULL = (0.0, 255.0)
+_ROUNDS = 4  # of looking for cut objects in tiles around what is seen of them
 
 
-class TiledImage(Protocol):
-    """An image of which windows ``(C, h, w)`` can be read, and an overview ``(C, h, w)`` of about a million pixels."""
-
-    @property
-    def size(self) -> Size: ...
-
-    def read(self, box: Box) -> NDArray[Any]: ...
-
-    def overview(self, most_pixels: int = ...) -> NDArray[Any]: ...
-
-
-def predict_tiles(predictor: Predictor, image: TiledImage, plan: TilePlan, store: TileStore | None = None) -> Instances:
+def predict_tiles(
+    predictor: Predictor, image: ImageReader, plan: TilePlan, store: TileStore | None = None
+) -> Instances:
     """The objects of an image, found tile by tile; best first, in pixels of the image.
 
     What belongs to the image is found first and is the same for all tiles: the range of intensities, and the statistics
@@ -61,8 +52,11 @@ def predict_tiles(predictor: Predictor, image: TiledImage, plan: TilePlan, store
     finder = _Finder(predictor, image, plan, store)
     found = [part for tile in track(plan.tiles(), "tiles") for part in finder.tile(tile)]
     kept, cut = merge(found, plan.size, predictor.threshold)
-    again = _tiles_around(plan, found, cut, predictor.threshold)
-    if again:
+    for _ in range(_ROUNDS):  # each sees more of an object than the one before
+        seen = {part.tile for part in found}
+        again = [tile for tile in _tiles_around(plan, found, cut, predictor.threshold) if tile not in seen]
+        if not again:
+            break
         found += [part for tile in again for part in finder.tile(tile)]
         kept, cut = merge(found, plan.size, predictor.threshold)
     remaining = sum(
@@ -81,9 +75,9 @@ def predict_tiles(predictor: Predictor, image: TiledImage, plan: TilePlan, store
 class _Finder:
     """The objects of the tiles of one image."""
 
-    def __init__(self, predictor: Predictor, image: TiledImage, plan: TilePlan, store: TileStore | None) -> None:
+    def __init__(self, predictor: Predictor, image: ImageReader, plan: TilePlan, store: TileStore | None) -> None:
         self._predictor, self._image, self._plan, self._store = predictor, image, plan, store
-        self._on_tiles: tuple[Predictor, _Intensities] | None = None
+        self._on_tiles: tuple[Predictor, ImageIntensities] | None = None
 
     def tile(self, tile: Box) -> list[TileObjects]:
         """What is found in a tile, or in the parts into which it is divided."""
@@ -96,8 +90,8 @@ class _Finder:
 
     def _find(self, tile: Box) -> list[TileObjects]:
         if self._on_tiles is None:  # not before it is needed: all tiles may be known
-            intensities = _Intensities(self._predictor, self._image)
-            self._on_tiles = _tile_predictor(self._predictor, self._image, self._plan, intensities), intensities
+            intensities = ImageIntensities(self._image, self._predictor.image_config)
+            self._on_tiles = _tile_predictor(self._predictor, self._plan, intensities), intensities
         predictor, intensities = self._on_tiles
         instances = predictor.predict(intensities.read(tile))
         full = int((instances.scores >= predictor.threshold).sum()) >= predictor.max_detections
@@ -110,22 +104,7 @@ class _Finder:
         return [found.rows(np.flatnonzero(bounds[:, 2] > bounds[:, 0]))]
 
 
-class _Intensities:
-    """The tiles of an image with the range of intensities of the whole image, as values 0 to 255."""
-
-    def __init__(self, predictor: Predictor, image: TiledImage) -> None:
-        self._image = image
-        overview = torch.from_numpy(image.overview())
-        self._rule = predictor.image_config(overview)
-        percentiles = self._rule.percentiles
-        self._range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
-
-    def read(self, box: Box) -> Tensor:
-        """The values (C, h, w) inside a box, uint8 or float32."""
-        return rescale_intensity(torch.from_numpy(np.ascontiguousarray(self._image.read(box))), self._rule, self._range)
-
-
-def _tile_predictor(predictor: Predictor, image: TiledImage, plan: TilePlan, intensities: _Intensities) -> Predictor:
+def _tile_predictor(predictor: Predictor, plan: TilePlan, intensities: ImageIntensities) -> Predictor:
     """A predictor for tiles whose intensities are rescaled already, with the image's own statistics of norms."""
     from masklab.inference.predictor import Predictor
 
@@ -144,7 +123,9 @@ def _tile_predictor(predictor: Predictor, image: TiledImage, plan: TilePlan, int
     return Predictor(model, replace(predictor.options, intensity="model", score_threshold=predictor.threshold))
 
 
-def _statistics(predictor: Predictor, plan: TilePlan, intensities: _Intensities, config: ImageConfig) -> NormStatistics:
+def _statistics(
+    predictor: Predictor, plan: TilePlan, intensities: ImageIntensities, config: ImageConfig
+) -> NormStatistics:
     """The statistics of norms over parts of an image, spread evenly over it."""
     side = min(int(_SAMPLE / plan.scale), *plan.size)
     some = sample_boxes(plan.size, side, _SAMPLES)

@@ -22,25 +22,33 @@ class TileStore:
     """A folder with a file for each tile of one image.
 
     ``key`` says what the tiles depend on: the image, the model and the options, as plain values.  Files of another key
-    are removed.  A tile is written beside its place and renamed; one that cannot be read counts as missing.
+    are removed.  Nothing is made or removed before the first tile is asked for.  A tile is written beside its place and
+    renamed; one that cannot be read counts as missing.
     """
 
-    def __init__(self, folder: str | Path, key: Any) -> None:
+    def __init__(self, folder: str | Path, key: Any = None) -> None:
         self.folder = Path(folder)
-        text = json.dumps(key, sort_keys=True)
+        self._key = json.dumps(key, sort_keys=True)
+        self._ready = False
+
+    def _make(self) -> None:
+        if self._ready:
+            return
         written = self.folder / _KEY
         try:
-            same = written.read_text(encoding="utf-8") == text
+            same = written.read_text(encoding="utf-8") == self._key
         except (OSError, UnicodeDecodeError):
             same = False
         if not same:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.remove()
             make_folder(self.folder)
             with atomic_write(written) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                temporary.write_text(self._key, encoding="utf-8")
+        self._ready = True
 
     def get(self, tile: Box) -> list[TileObjects] | None:
         """What was found in a tile, or in the parts that it was divided into; None if that is not known."""
+        self._make()
         try:
             with np.load(self._path(tile), allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}

@@ -1,0 +1,56 @@
+"""Windows of an image whose intensities are rescaled by the range of the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masklab.config.image import ImageConfig
+from masklab.images.intensity import IntensityRange, as_shown, intensity_range, rescale_intensity
+from masklab.images.reader import ImageReader
+from masklab.utils.types import Box, Size
+
+
+class ImageIntensities:
+    """The intensities of an image that is read window by window; percentiles are those of its overview.
+
+    ``rule`` says how they are rescaled; ``rule_of`` makes it from the overview ``(C, h, w)``.  Raises `InputError`
+    as `rescale_intensity` does.
+    """
+
+    def __init__(self, image: ImageReader, rule_of: Callable[[Tensor], ImageConfig]) -> None:
+        self._image, self._name = image, image.path or "the image"
+        overview = torch.from_numpy(image.overview())
+        self.rule = rule_of(overview)
+        percentiles = self.rule.percentiles
+        self._range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
+        rescale_intensity(overview, self.rule, self._range, self._name)  # refused before anything is made of it
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the image."""
+        return self._image.size
+
+    def read(self, box: Box) -> Tensor:
+        """The values ``(C, h, w)`` inside a box, 0 to 255: uint8 as they are, or float32."""
+        values = torch.from_numpy(np.ascontiguousarray(self._image.read(box)))
+        return rescale_intensity(values, self.rule, self._range, self._name)
+
+    def shown(self) -> ShownImage:
+        """The image as it is displayed."""
+        return ShownImage(self)
+
+
+class ShownImage:
+    """An image of which windows ``(3, h, w)`` uint8 are read, to display."""
+
+    def __init__(self, intensities: ImageIntensities) -> None:
+        self._intensities, self.size = intensities, intensities.size
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        """The pixels inside a box."""
+        return as_shown(self._intensities.read(box))
