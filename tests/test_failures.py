@@ -57,7 +57,7 @@ def assert_a_sentence(text, code, log):
     ("size", "words", "file"),
     [
         (8 << 10, ["predict", "MODEL", "DATA/val", "--output", "DISK/out"], "out/00001.png"),
-        (56 << 10, ["predict", "MODEL", "DATA/val", "--output", "DISK/out"], "out/0000"),
+        (56 << 10, ["predict", "MODEL", "DATA/val", "--output", "DISK/out"], "/0000"),
         (1, ["evaluate", "MODEL", "--data", "DATA", "--output", "DISK/m.json"], "m.json"),
         (1, ["data", "check", "DATA", "--output", "DISK/sub/c.json"], "DISK/sub cannot"),
         (40 << 10, ["data", "convert", "DATA", "DISK/set"], "set"),
