@@ -50,19 +50,19 @@ _UNTUNED_THRESHOLD = 0.5
 class Predictor:
     """A model with all that leads from images to `Instances`.
 
-    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`, and ``in_tiles`` may be set to false to take
-    images of any size as a whole.  Every method runs the model in
+    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`, and without ``in_tiles``
+    images of any size are taken as a whole.  Every method runs the model in
     evaluation mode, without gradients and in the precision of the options, and puts its mode back, also where several
     threads run it.
 
     Raises `InputError` for a precision that the model's device does not have.
     """
 
-    def __init__(self, model: MaskLab, options: PredictionOptions | None = None) -> None:
+    def __init__(self, model: MaskLab, options: PredictionOptions | None = None, in_tiles: bool = True) -> None:
         self.model = model
         self.options = PredictionOptions() if options is None else options
         check_precision(self.options.precision, self.device, "precision")
-        self.in_tiles = True
+        self.in_tiles = in_tiles
         self._warned = False
 
     def __repr__(self) -> str:

@@ -49,7 +49,7 @@ class Inspection:
     @classmethod
     def of(cls, predictor: Predictor, name: str, values: NDArray[Any]) -> Inspection:
         """Run the model on an image ``(C, H, W)`` of any depth."""
-        detections = predictor.predict(values)
+        detections = Predictor(predictor.model, predictor.options, in_tiles=False).predict(values)
         with predictor.inference():
             inputs, size = predictor.network_input(torch.as_tensor(values))
             features = predictor.model.backbone(inputs)

@@ -120,9 +120,8 @@ def tile_predictor(predictor: Predictor, plan: TilePlan, intensities: ImageInten
         statistics = _statistics(predictor, plan, intensities, own)
     model = with_fixed_norms(predictor.model, statistics)
     model.config = predictor.config.model_copy(update={"image": own})
-    made = Predictor(model, replace(predictor.options, intensity="model", score_threshold=predictor.threshold))
-    made.in_tiles = False
-    return made
+    options = replace(predictor.options, intensity="model", score_threshold=predictor.threshold)
+    return Predictor(model, options, in_tiles=False)
 
 
 def _statistics(
