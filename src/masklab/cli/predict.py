@@ -26,6 +26,8 @@ from masklab.utils.words import counted
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from masklab.inference.options import PredictionOptions
+
 
 def add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
@@ -72,8 +74,25 @@ def evaluate(arguments: Namespace) -> None:
 
 def add_predict(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("images", nargs="+", help="images, or folders of images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="images, or folders of images; with --engine ray also addresses, such as s3://bucket/folder",
+    )
     add_output(parser, "predictions")
+    parser.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="where to predict: in this process, or on the machines of a Ray cluster, which writes tables in Parquet and "
+        "always resumes (docs/many-machines.md; needs masklab[ray])",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="with --engine ray: how many processes hold the model, by default one for each GPU, or each core without any",
+    )
     parser.add_argument(
         "--annotations",
         type=Path | None,
@@ -94,10 +113,27 @@ def predict(arguments: Namespace) -> None:
     from masklab.inference.folder import predict_folder
     from masklab.inference.predictor import load
 
-    predictor = load(arguments.model, options=prediction_options(arguments, given_score(arguments)))
+    options = prediction_options(arguments, given_score(arguments))
+    if arguments.engine == "ray":
+        _predict_on_ray(arguments, options)
+        return
+    if arguments.workers is not None:
+        raise InputError("--workers is for --engine ray alone: leave it out.")
+    predictor = load(arguments.model, options=options)
     predict_folder(
         predictor, arguments.images, arguments.output, arguments.annotations, arguments.save, arguments.resume
     )
+
+
+def _predict_on_ray(arguments: Namespace, options: PredictionOptions) -> None:
+    from masklab.inference.engines.on_ray import predict_on_ray
+    from masklab.results.formats.registry import DEFAULT
+
+    if arguments.annotations is not None:
+        raise InputError("--engine ray writes file names and no ids of a COCO JSON: leave --annotations out.")
+    if list(arguments.save) not in (list(DEFAULT), ["parquet"]):
+        raise InputError("--engine ray writes Parquet alone: leave --save out.")
+    predict_on_ray(arguments.model, arguments.images, arguments.output, options, arguments.workers)
 
 
 def add_segment(parser: ArgumentParser) -> None:

@@ -81,6 +81,12 @@ class IntensityCheck:
             return
         self._found.setdefault(kind, []).append(_Example(str(name), (low, high), (black, white)))
 
+    def join(self, other: IntensityCheck) -> None:
+        """Count the images of another check, such as that of another process, as well."""
+        self._images += other._images
+        for kind, examples in other._found.items():
+            self._found.setdefault(kind, []).extend(examples)
+
     def messages(self) -> list[str]:
         """One sentence for each kind of image that was found."""
         return [

@@ -18,7 +18,8 @@ from masklab.utils.types import Box, Size
 class ImageIntensities:
     """The intensities of an image that is read window by window; percentiles are those of its overview.
 
-    ``rule`` says how they are rescaled; ``rule_of`` makes it from the overview ``(C, h, w)``.  Raises `InputError`
+    ``rule`` says how they are rescaled; ``rule_of`` makes it from the overview ``(C, h, w)``.  ``range`` is what becomes
+    black and white where the rule takes percentiles.  Raises `InputError`
     as `rescale_intensity` does.
     """
 
@@ -27,8 +28,16 @@ class ImageIntensities:
         overview = torch.from_numpy(image.overview())
         self.rule = rule_of(overview)
         percentiles = self.rule.percentiles
-        self._range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
-        rescale_intensity(overview, self.rule, self._range, self._name)  # refused before anything is made of it
+        self.range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
+        rescale_intensity(overview, self.rule, self.range, self._name)  # refused before anything is made of it
+
+    @classmethod
+    def known(cls, image: ImageReader, rule: ImageConfig, range: IntensityRange | None) -> ImageIntensities:
+        """Those whose ``rule`` and ``range`` were found before, so that the image's overview is not read again."""
+        intensities = cls.__new__(cls)
+        intensities._image, intensities._name = image, image.path or "the image"
+        intensities.rule, intensities.range = rule, range
+        return intensities
 
     @property
     def size(self) -> Size:
@@ -38,7 +47,7 @@ class ImageIntensities:
     def read(self, box: Box) -> Tensor:
         """The values ``(C, h, w)`` inside a box, 0 to 255: uint8 as they are, or float32."""
         values = torch.from_numpy(np.ascontiguousarray(self._image.read(box)))
-        return rescale_intensity(values, self.rule, self._range, self._name)
+        return rescale_intensity(values, self.rule, self.range, self._name)
 
     def shown(self) -> ShownImage:
         """The image as it is displayed."""

@@ -14,6 +14,13 @@ from masklab.utils.words import counted
 _log = logging.getLogger(__name__)
 
 
+def reason_of(error: Exception) -> str | None:
+    """Why an image cannot be used, in a sentence; None for an error of code."""
+    if isinstance(error, InputError):
+        return str(error)
+    return "it needs more memory than there is: shrink it." if is_out_of_memory(error) else None
+
+
 class LeftOut:
     """The images that a verb left out, each of which it named in a warning."""
 
@@ -26,9 +33,9 @@ class LeftOut:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, InputError) and not is_out_of_memory(error):
+            reason = reason_of(error)
+            if reason is None:
                 raise
-            reason = str(error) if isinstance(error, InputError) else "it needs more memory than there is: shrink it."
             _log.warning("%s", reason if str(path) in reason else f"{path}: {reason}")
             self.paths.append(path)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from masklab.config.image import ImageConfig
+from masklab.images.intensity import IntensityRange
 from masklab.images.reader import ImageReader
 from masklab.images.rescaled import ImageIntensities
 from masklab.images.resize import network_image
@@ -23,6 +24,7 @@ from masklab.masks.threshold import encode_masks
 from masklab.model.fixed_norm import NormStatistics, has_norms_to_fix, measure_norms, with_fixed_norms
 from masklab.ops.coordinates import padded_size
 from masklab.results.instances import Instances
+from masklab.structures import ClassTable
 from masklab.utils.progress import track
 from masklab.utils.types import Box, Integers, Size
 
@@ -34,7 +36,29 @@ _log = logging.getLogger(__name__)
 _SAMPLES = 16  # parts of an image that the statistics of norms come from
 _SAMPLE = 512  # side of one in pixels of the network's input
 _FULL = (0.0, 255.0)
-_ROUNDS = 4  # of looking for cut objects in tiles around what is seen of them
+ROUNDS = 4
+"""How often cut objects are looked for in tiles around what is seen of them; each sees more of an object."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What belongs to an image and is the same for all of its tiles, wherever they are predicted.
+
+    ``rule`` says how intensities are rescaled, ``intensities`` which of them become black and white where the rule takes
+    percentiles, and ``statistics`` are those of norms, on the CPU.
+    """
+
+    rule: ImageConfig
+    intensities: IntensityRange | None
+    statistics: NormStatistics
+
+
+def image_facts(predictor: Predictor, image: ImageReader, plan: TilePlan) -> ImageFacts:
+    """Find what belongs to an image; raises `InputError` as `ImageIntensities` does."""
+    intensities = ImageIntensities(image, predictor.image_config)
+    statistics = _statistics(predictor, plan, intensities, _tile_config(predictor, plan, intensities))
+    on_cpu = {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in statistics.items()}
+    return ImageFacts(intensities.rule, intensities.range, on_cpu)
 
 
 def predict_tiles(
@@ -49,34 +73,67 @@ def predict_tiles(
 
     The ``masks`` of the result are empty ``(n, 0, 0)``: the run lengths are kept alone, compressed.
     """
-    finder = _Finder(predictor, image, plan, store)
+    finder = TileFinder(predictor, image, plan, store)
     found = [part for tile in track(plan.tiles(), "tiles") for part in finder.tile(tile)]
-    kept, cut = merge(found, plan.size, predictor.threshold)
-    for _ in range(_ROUNDS):  # each sees more of an object than the one before
-        seen = {part.tile for part in found}
-        again = [tile for tile in _tiles_around(plan, found, cut, predictor.threshold) if tile not in seen]
-        if not again:
+    merged = merge_tiles(plan, found, predictor.threshold)
+    for _ in range(ROUNDS):
+        if not merged.again:
             break
-        found += [part for tile in again for part in finder.tile(tile)]
-        kept, cut = merge(found, plan.size, predictor.threshold)
-    remaining = sum(
-        int((part.scores[rows] >= predictor.threshold).sum()) for part, rows in zip(found, cut, strict=True)
-    )
-    if remaining:
+        found += [part for tile in merged.again for part in finder.tile(tile)]
+        merged = merge_tiles(plan, found, predictor.threshold)
+    warn_of_cut(merged.cut, plan)
+    return joined(predictor.classes, merged.parts, plan.size)
+
+
+class MergedTiles(NamedTuple):
+    """The objects of an image as far as they are known.
+
+    ``parts`` are the objects, by the tile in which each was found; ``cut`` of them are cut by an edge of each tile that
+    sees them, and ``again`` are the tiles around these, in which they may be seen whole.
+    """
+
+    parts: list[TileObjects]
+    cut: int
+    again: list[Box]
+
+
+def merge_tiles(plan: TilePlan, found: Sequence[TileObjects], threshold: float) -> MergedTiles:
+    """Merge what was found in tiles; the order of the tiles decides between objects that are alike in all else."""
+    kept, cut = merge(found, plan.size, threshold)
+    seen = {part.tile for part in found}
+    again = [tile for tile in _tiles_around(plan, found, cut, threshold) if tile not in seen]
+    count = sum(int((part.scores[rows] >= threshold).sum()) for part, rows in zip(found, cut, strict=True))
+    rows = [np.concatenate(pair) for pair in zip(kept, cut, strict=True)]
+    return MergedTiles([part.rows(some) for part, some in zip(found, rows, strict=True)], count, again)
+
+
+def warn_of_cut(count: int, plan: TilePlan, name: str = "") -> None:
+    """Log that objects are larger than a tile, if there are any; ``name`` is the image's, where others are predicted too."""
+    if count:
         _log.warning(
-            "%s larger than a tile of %d pixels and cut at its edges: predict the image at a lower resolution.",
-            "1 object is" if remaining == 1 else f"{remaining} objects are",
+            "%s%s larger than a tile of %d pixels and cut at its edges: predict the image at a lower resolution.",
+            f"{name}: " if name else "",
+            "1 object is" if count == 1 else f"{count} objects are",
             plan.side,
         )
-    rows = [np.concatenate(pair) for pair in zip(kept, cut, strict=True)]
-    return _joined(predictor, [part.rows(some) for part, some in zip(found, rows, strict=True)], plan.size)
 
 
-class _Finder:
-    """The objects of the tiles of one image."""
+class TileFinder:
+    """Finds the objects of the tiles of one image.
 
-    def __init__(self, predictor: Predictor, image: ImageReader, plan: TilePlan, store: TileStore | None) -> None:
+    ``store`` keeps what is found; ``facts`` are those of `image_facts`, which are found where they are not given.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        image: ImageReader,
+        plan: TilePlan,
+        store: TileStore | None = None,
+        facts: ImageFacts | None = None,
+    ) -> None:
         self._predictor, self._image, self._plan, self._store = predictor, image, plan, store
+        self._facts = facts
         self._on_tiles: tuple[Predictor, ImageIntensities] | None = None
 
     def tile(self, tile: Box) -> list[TileObjects]:
@@ -90,8 +147,7 @@ class _Finder:
 
     def _find(self, tile: Box) -> list[TileObjects]:
         if self._on_tiles is None:  # not before it is needed: all tiles may be known
-            intensities = ImageIntensities(self._image, self._predictor.image_config)
-            self._on_tiles = tile_predictor(self._predictor, self._plan, intensities), intensities
+            self._on_tiles = self._prepare()
         predictor, intensities = self._on_tiles
         instances = predictor.predict(intensities.read(tile))
         full = int((instances.scores >= predictor.threshold).sum()) >= predictor.max_detections
@@ -103,31 +159,49 @@ class _Finder:
         found = TileObjects(tile, boxes, instances.scores, instances.labels, bounds, PackedRLEs.of(masks))
         return [found.rows(np.flatnonzero(bounds[:, 2] > bounds[:, 0]))]
 
+    def _prepare(self) -> tuple[Predictor, ImageIntensities]:
+        facts = self._facts
+        if facts is None:
+            intensities = ImageIntensities(self._image, self._predictor.image_config)
+        else:
+            intensities = ImageIntensities.known(self._image, facts.rule, facts.intensities)
+        statistics = None if facts is None else facts.statistics
+        return tile_predictor(self._predictor, self._plan, intensities, statistics), intensities
 
-def tile_predictor(predictor: Predictor, plan: TilePlan, intensities: ImageIntensities) -> Predictor:
+
+def tile_predictor(
+    predictor: Predictor, plan: TilePlan, intensities: ImageIntensities, statistics: NormStatistics | None = None
+) -> Predictor:
     """A predictor for tiles whose intensities are rescaled already, with the image's own statistics of norms."""
     from masklab.inference.predictor import Predictor
 
+    own = _tile_config(predictor, plan, intensities)
+    if statistics is None:
+        statistics = _statistics(predictor, plan, intensities, own)
+    place = predictor.device
+    model = with_fixed_norms(predictor.model, {name: (m.to(place), v.to(place)) for name, (m, v) in statistics.items()})
+    model.config = predictor.config.model_copy(update={"image": own})
+    options = replace(predictor.options, intensity="model", score_threshold=predictor.threshold)
+    return Predictor(model, options, in_tiles=False)
+
+
+def _tile_config(predictor: Predictor, plan: TilePlan, intensities: ImageIntensities) -> ImageConfig:
+    """How tiles become the network's input."""
     some = intensities.read((0, 0, 1, 1))
     fixed: dict[str, Any] = {
         "scale": plan.scale,
         "percentiles": None,
         "value_range": _FULL if some.is_floating_point() else None,
     }
-    own = predictor.config.image.model_copy(update=fixed)
-    statistics = {}
-    if has_norms_to_fix(predictor.model):
-        statistics = _statistics(predictor, plan, intensities, own)
-    model = with_fixed_norms(predictor.model, statistics)
-    model.config = predictor.config.model_copy(update={"image": own})
-    options = replace(predictor.options, intensity="model", score_threshold=predictor.threshold)
-    return Predictor(model, options, in_tiles=False)
+    return predictor.config.image.model_copy(update=fixed)
 
 
 def _statistics(
     predictor: Predictor, plan: TilePlan, intensities: ImageIntensities, config: ImageConfig
 ) -> NormStatistics:
-    """The statistics of norms over parts of an image, spread evenly over it."""
+    """The statistics of norms over parts of an image, spread evenly over it; none where no norm has any."""
+    if not has_norms_to_fix(predictor.model):
+        return {}
     side = min(int(_SAMPLE / plan.scale), *plan.size)
     some = sample_boxes(plan.size, side, _SAMPLES)
     inputs = torch.stack([network_image(intensities.read(box), config) for box in some])
@@ -155,7 +229,7 @@ def _tiles_around(plan: TilePlan, found: Sequence[TileObjects], cut: Sequence[In
     return tiles
 
 
-def _joined(predictor: Predictor, parts: Sequence[TileObjects], size: Size) -> Instances:
+def joined(classes: ClassTable, parts: Sequence[TileObjects], size: Size) -> Instances:
     """The objects of all tiles as those of the image, best first."""
     scores = np.concatenate([part.scores for part in parts])
     order = np.argsort(-scores, kind="stable")
@@ -165,7 +239,7 @@ def _joined(predictor: Predictor, parts: Sequence[TileObjects], size: Size) -> I
         scores=scores[order],
         labels=np.concatenate([part.labels for part in parts])[order],
         masks=np.zeros((len(order), 0, 0), np.float32),
-        class_names=predictor.classes.names,
-        category_ids=predictor.classes.ids,
+        class_names=classes.names,
+        category_ids=classes.ids,
         _rle=PackedRLEs.joined(part.masks for part in parts).take(order.tolist()),
     )
