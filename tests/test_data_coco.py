@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 from contracts import fails
+from msgspec.structs import astuple
+from msgspec.structs import replace as changed_to
 from PIL import Image
 from pycocotools import mask as oracle
 
-from masklab.datasets.annotations import read_annotation
+from masklab.datasets.annotations import read_annotation, read_annotations
 from masklab.datasets.grouping import group_by_image
 from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.layouts.coco import find_split
@@ -369,6 +371,84 @@ def test_sinks_raise_count_or_collect_what_the_one_reader_meets(tmp_path):
     assert group_by_image(group, [image], "x.json", collecting).of(0).tolist() == [0, 1]
     assert collecting.problems[-1][:4] == ("annotation of no image", "its image id is 8", None, 3)
     fails(["x.json", "annotation 3", "image id 8"], group_by_image, group, [image], "x.json", training)
+
+
+def variants_of_one_annotation():
+    """An annotation without a fault, and what differs from it in one or two fields."""
+    runs, h, w = [25, 5, 15, 5, 550], 20, 30
+    plain = {"id": 1, "image_id": 7, "category_id": 90, "iscrowd": 0, "area": 10, "bbox": [1, 5, 2, 5]}
+
+    def mask(counts, size=(h, w)):
+        return {"size": list(size), "counts": rle.rle_to_strings([np.array(counts)])[0]}
+
+    plain["segmentation"] = mask(runs)
+    fields = {
+        "id": ["x", None, 1.5, True],
+        "category_id": [5, "90", None, True, [90], 90.0],
+        "iscrowd": [1, None, True, False, 2, "0", 0.0],
+        "area": [-1, None, "ten", True, 2.5, 1e30, float("nan"), 0],
+        "bbox": [
+            None,
+            [],
+            [1, 5, 0, 5],
+            [-1, -1, 32, 22],
+            [-2, 5, 2, 5],
+            [1, 5, 2, 99],
+            (1, 5, 2, 5),
+            [1.5, 5, 2, 5],
+            [True, 5, 2, 5],
+            ["1", 5, 2, 5],
+            [1, 5, 2, float("nan")],
+            [1, 5, 2, 2**40],
+            [1, 5, 2],
+        ],
+        "segmentation": [
+            mask(runs, (w, h)),
+            mask(runs[:-1]),
+            mask([*runs[:-1], 551]),
+            mask([600]),
+            mask([0, 600]),
+            mask([25, 2, 0, 3, 15, 5, 550]),
+            mask([25, 5, 15, 5, 550, 0]),
+            mask([25, 0, 575]),
+            mask([0, 2**31, 600]),
+            {"size": [h, w], "counts": runs},
+            {"size": (h, w), "counts": mask(runs)["counts"]},
+            {"size": [float(h), w], "counts": mask(runs)["counts"]},
+            {"size": np.array([h, w]), "counts": mask(runs)["counts"]},
+            {"size": [h, w], "counts": mask(runs)["counts"].encode()},
+            {"size": [h, w], "counts": ""},
+            {"size": [h, w]},
+            {"counts": mask(runs)["counts"]},
+            [[1, 5, 3, 5, 3, 10]],
+            [[1, 5, 3, 5]],
+            None,
+            "",
+        ],
+    }
+    yield plain
+    for key, values in fields.items():
+        yield {name: value for name, value in plain.items() if name != key}
+        yield from ({**plain, key: value} for value in values)
+    yield {**plain, "segmentation": mask([600]), "bbox": [40, 5, 2, 5]}
+
+
+def test_annotations_that_are_read_together_are_those_read_one_by_one(tmp_path):
+    image = ImageRecord(7, tmp_path / "a.png", (20, 30))
+    entries = list(variants_of_one_annotation())
+    malformed = {**entries[0], "segmentation": {"size": [20, 30], "counts": "~"}}
+    for group in (entries, [*entries, malformed], *([entry] for entry in entries), [malformed], []):
+        one, other = CollectingSink(), CollectingSink()
+        found = read_annotations(group, image, {90: 0}, "x.json", one)
+        expected = [read_annotation(entry, image, {90: 0}, "x.json", other) for entry in group]
+        assert one.problems == other.problems
+        for read, wanted in zip(found, expected, strict=True):
+            assert [type(value) for value in astuple(read)[4:-1]] == [type(value) for value in astuple(wanted)[4:-1]]
+            assert repr(changed_to(read, rle=None, counts=None)) == repr(changed_to(wanted, rle=None, counts=None))
+            np.testing.assert_array_equal(read.rle, wanted.rle)
+            if read.counts is not None:
+                assert rle.rle_from_string(read.counts).tolist() == wanted.rle.tolist()
+    assert sum(read.counts is not None for read in read_annotations(entries, image, {90: 0}, "", one)) > 8
 
 
 def test_crowds_are_ignored_regions(tmp_path):

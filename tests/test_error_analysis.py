@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from contracts import fails, predictor
+from msgspec.structs import replace as changed_to
 from PIL import Image
 from rich.console import Console
 
@@ -257,7 +258,7 @@ def test_annotated_masks_by_hand():
     assert json.dumps([truth, results]) == before
     assert inputs.detections == detections
     assert coco_area([region.mask for region in changed.detections]) == [10, *own[1:]]
-    assert [replace(region, mask={}) for region in changed.detections] == [replace(r, mask={}) for r in detections]
+    assert [changed_to(r, mask={}) for r in changed.detections] == [changed_to(r, mask={}) for r in detections]
     assert with_annotated_masks(read_inputs(truth, [])).detections == []
     assert with_annotated_masks(read_inputs(scene([], [])[0], results)).detections == detections
     results[1]["score"] = 0.95
@@ -362,18 +363,24 @@ def test_each_annotation_is_decoded_once_and_each_result_read_once(weights, shap
     shutil.copytree(shapes, folder)
     grey = Split.find(folder, "val").images[0].path
     Image.open(grey).convert("L").convert("RGB").save(grey)
-    decoded, decode = [], coco_segmentation.read_segmentation
+    decoded, decode = [], coco_segmentation.flat_from_strings
+    others, read_other = [], coco_segmentation.read_segmentation
     sets, read_results = [], evaluation_inputs._read_results
 
-    def counted(segmentation, size):
-        decoded.append(segmentation["counts"])
-        return decode(segmentation, size)
+    def counted(strings):
+        decoded.extend(strings)
+        return decode(strings)
+
+    def read_alone(segmentation, size):
+        others.append(segmentation)
+        return read_other(segmentation, size)
 
     def read(truth, results, chosen):
         sets.append(results)
         return read_results(truth, results, chosen)
 
-    monkeypatch.setattr(coco_segmentation, "read_segmentation", counted)
+    monkeypatch.setattr(coco_segmentation, "flat_from_strings", counted)
+    monkeypatch.setattr(coco_segmentation, "read_segmentation", read_alone)
     monkeypatch.setattr(evaluation_inputs, "_read_results", read)
     assert {"by_colour", "error_analysis"} <= evaluate(weights, folder, error_analysis=True).keys()
     assert len(sets) == 2
@@ -381,6 +388,7 @@ def test_each_annotation_is_decoded_once_and_each_result_read_once(weights, shap
     assert sets[0] != sets[1]
     annotations = json.loads((shapes / "val.json").read_text())["annotations"]
     assert sorted(decoded) == sorted(a["segmentation"]["counts"] for a in annotations)
+    assert not others
 
 
 def test_proposals_are_in_the_images_pixels(tiny_config, classes):
@@ -441,7 +449,7 @@ def test_inputs_of_some_images_are_those_read_for_them():
         assert list(some.images.items()) == list(expected.images.items())
         assert (some.sizes, some.class_names) == (expected.sizes, expected.class_names)
         assert some.detections == expected.detections
-        plain = [[replace(region, rle=None) for region in each.objects] for each in (some, expected)]
+        plain = [[changed_to(region, rle=None) for region in each.objects] for each in (some, expected)]
         assert plain[0] == plain[1]
         assert coco_metrics_of(some, 50) == coco_metrics(truth, results, 50, chosen)
         assert matching_metrics(overlaps_of(some), 0.5) == matching_metrics(overlaps(truth, results, chosen), 0.5)

@@ -7,10 +7,11 @@ training, evaluation and figures take what is read here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
+
+import msgspec
 
 from masklab.datasets.image_table import ImageRecord, id_of, is_id
 from masklab.datasets.problems import (
@@ -35,8 +36,7 @@ _PLAIN = (int, float)
 _MARGIN = 1.0  # pixels by which an annotated box may leave the image, to allow for rounding
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(msgspec.Struct, frozen=True):
     """One annotation of an image.
 
     ==================  ====================================================================================
@@ -51,6 +51,7 @@ class Annotation:
     ``bbox``            COCO's ``[x, y, width, height]`` as annotated; where malformed, that of the mask
     ``area``            pixels as annotated; where malformed, those of the mask
     ``problem``         why training skips it, "" where it does not
+    ``counts``          the mask as COCO's compressed string, None where the file has no such string of it
     ==================  ====================================================================================
     """
 
@@ -62,6 +63,48 @@ class Annotation:
     bbox: list[float]
     area: float
     problem: str
+    counts: str | None = None
+
+
+def read_annotations(
+    annotations: Sequence[dict[str, Any]],
+    image: ImageRecord,
+    labels: Mapping[Any, int],
+    source: str | Path,
+    sink: Sink,
+) -> list[Annotation]:
+    """`read_annotation` for the annotations of an image; those without any problem are read together, which is faster."""
+    masks = coco_segmentation.read_strings([each.get("segmentation") for each in annotations], image.size)
+    return [
+        (None if mask is None else _read_plain(annotation, *mask, image.size, labels))
+        or read_annotation(annotation, image, labels, source, sink)
+        for annotation, mask in zip(annotations, masks, strict=True)
+    ]
+
+
+def _read_plain(
+    annotation: dict[str, Any], runs: RLE, pixels: int, size: Size, labels: Mapping[Any, int]
+) -> Annotation | None:
+    """An object with a readable mask of some pixels; None where `read_annotation` has more to look at."""
+    category, crowd = annotation.get("category_id"), annotation.get("iscrowd")
+    label = labels.get(category) if is_id(category) else None
+    if label is None or not (crowd is None or (type(crowd) is int and crowd == 0)):
+        return None
+    box, area = annotation.get("bbox"), annotation.get("area")
+    if not (is_box(box) and _is_plausible(box, size) and _is_area(area)):
+        return None
+    counts = annotation["segmentation"]["counts"]
+    return Annotation(
+        annotation_id=id_of(annotation),
+        label=label,
+        crowd=False,
+        rle=runs,
+        crowd_box=None,
+        bbox=[float(value) for value in box],
+        area=float(area),
+        problem="",
+        counts=counts if type(counts) is str else None,
+    )
 
 
 def read_annotation(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from masklab.datasets.annotations import Annotation, read_annotation
+from masklab.datasets.annotations import Annotation, read_annotations
 from masklab.datasets.grouping import group_by_image
 from masklab.datasets.image_table import ImageRecord, read_images
 from masklab.datasets.problems import EMPTY, OUTSIDE, PROBLEMS, SKIPPED, Problem
@@ -21,8 +22,7 @@ from masklab.utils.types import Size
 _SOURCE = "the ground truth"
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(msgspec.Struct, frozen=True):
     """One annotated object or one detection.
 
     ``mask`` is compressed RLE of the whole image, as COCO's dictionary, and ``box`` COCO's ``[x, y, width, height]``
@@ -88,16 +88,13 @@ class GroundTruth:
         entries = values.get("annotations", [])
         groups = group_by_image(entries, images, _SOURCE, sink)
         annotations = [
-            [
-                read_annotation(
-                    {**entry, "segmentation": without_short_polygons(entry.get("segmentation"), image.size)},
-                    image,
-                    labels,
-                    _SOURCE,
-                    sink,
-                )
-                for entry in _decoded([entries[row] for row in groups.of(index)])
-            ]
+            read_annotations(
+                [_with_long_polygons(entries[row], image.size) for row in groups.of(index).tolist()],
+                image,
+                labels,
+                _SOURCE,
+                sink,
+            )
             for index, image in enumerate(images)
         ]
         for annotation in chain(*annotations):
@@ -110,20 +107,11 @@ class GroundTruth:
         return cls.build(zip(images, annotations, strict=True), ids, names)
 
 
-def _decoded(entries: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The annotations of an image with RLE strings decoded, all at once; as they are if one is malformed."""
-    masks = [entry.get("segmentation") for entry in entries]
-    texts = {
-        k: m["counts"] for k, m in enumerate(masks) if isinstance(m, dict) and isinstance(m.get("counts"), (str, bytes))
-    }
-    try:
-        runs = dict(zip(texts, rle.rles_from_strings(list(texts.values())), strict=True))
-    except ValueError:  # the reader says which and why
-        return entries
-    return [
-        {**entry, "segmentation": {**entry["segmentation"], "counts": runs[k]}} if k in runs else entry
-        for k, entry in enumerate(entries)
-    ]
+def _with_long_polygons(entry: dict[str, Any], size: Size) -> dict[str, Any]:
+    """An annotation without its polygons of fewer than three points."""
+    segmentation = entry.get("segmentation")
+    kept = without_short_polygons(segmentation, size)
+    return entry if kept is segmentation else {**entry, "segmentation": kept}
 
 
 class _EvaluationSink:
@@ -147,16 +135,19 @@ def without_short_polygons(segmentation: Any, size: Size) -> Any:
 
 def _regions(image: ImageRecord, annotations: Iterable[Annotation]) -> list[Region]:
     measured = [(a, a.rle, a.label) for a in annotations if a.rle is not None and a.label is not None]
-    strings = rle.rle_to_strings([runs for _, runs, _ in measured])
+    written = iter(rle.rle_to_strings([runs for annotation, runs, _ in measured if annotation.counts is None]))
     return [
         Region(
             image_id=image.image_id,
             label=label,
-            mask={"size": list(image.size), "counts": counts},
+            mask={
+                "size": list(image.size),
+                "counts": next(written) if annotation.counts is None else annotation.counts,
+            },
             box=annotation.bbox,
             area=annotation.area,
             crowd=annotation.crowd,
             rle=runs,
         )
-        for (annotation, runs, label), counts in zip(measured, strings, strict=True)
+        for annotation, runs, label in measured
     ]

@@ -81,6 +81,5 @@ def group_by_image(
 def _headers(annotations: Sequence[Any]) -> Iterable[Header]:
     if isinstance(annotations, JsonArray):
         return annotations.headers()
-    fields = Header.__struct_fields__
     known = (annotation if isinstance(annotation, dict) else {} for annotation in annotations)
-    return (Header(*(values.get(name) for name in fields)) for values in known)
+    return (Header(values.get("image_id"), values.get("category_id"), values.get("iscrowd")) for values in known)

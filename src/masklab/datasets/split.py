@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masklab.datasets.annotations import Annotation, read_annotation
+from masklab.datasets.annotations import Annotation, read_annotations
 from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.ground_truth import GroundTruth
 from masklab.datasets.grouping import group_by_image
@@ -215,7 +215,7 @@ class Split:
         """Decode the annotations of an image, and keep its objects."""
         image, sink = self.images[index], TrainingSink()
         entries = self.document.annotations.take(self._groups.of(index))
-        annotations = [read_annotation(entry, image, self._labels, self.json_path, sink) for entry in entries]
+        annotations = read_annotations(entries, image, self._labels, self.json_path, sink)
         if index not in self._objects:
             self._keep(index, _as_objects(image, annotations))
         if sink.skipped:

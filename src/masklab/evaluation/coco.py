@@ -11,7 +11,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
-from masklab.datasets.ground_truth import GroundTruth, Region
+from masklab.datasets.ground_truth import GroundTruth
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
 from masklab.utils.errors import InputError
 
@@ -88,25 +88,34 @@ def _hotcoco_ground_truth(inputs: EvaluationInputs) -> COCO:
         for n, (height, width) in enumerate(inputs.sizes, 1)
     ]
     annotations = [
-        _entry(inputs, region)
-        | {"id": n, "bbox": region.box, "segmentation": region.mask, "area": region.area, "iscrowd": int(region.crowd)}
+        {
+            "id": n,
+            "image_id": inputs.images[region.image_id] + 1,
+            "category_id": region.label + 1,
+            "bbox": region.box,
+            "segmentation": region.mask,
+            "area": region.area,
+            "iscrowd": int(region.crowd),
+        }
         for n, region in enumerate(inputs.objects, 1)
     ]
     categories = [{"id": n, "name": name} for n, name in enumerate(inputs.class_names, 1)]
     return COCO({"images": images, "annotations": annotations, "categories": categories})
 
 
-def _entry(inputs: EvaluationInputs, region: Region) -> dict[str, Any]:
-    return {"image_id": inputs.images[region.image_id] + 1, "category_id": region.label + 1, "score": region.score}
-
-
 def _precision(
     truth: COCO, inputs: EvaluationInputs, iou_type: Literal["segm", "bbox"], all_max_detections: list[int]
 ) -> _PrecisionArray:
-    if iou_type == "segm":
-        results = [_entry(inputs, region) | {"segmentation": region.mask} for region in inputs.detections]
-    else:
-        results = [_entry(inputs, region) | {"bbox": region.box} for region in inputs.detections]
+    of_masks = iou_type == "segm"
+    results = [
+        {
+            "image_id": inputs.images[region.image_id] + 1,
+            "category_id": region.label + 1,
+            "score": region.score,
+            "segmentation" if of_masks else "bbox": region.mask if of_masks else region.box,
+        }
+        for region in inputs.detections
+    ]
     evaluation = COCOeval(truth, truth.load_res(results), iou_type)
     evaluation.params.max_dets = all_max_detections
     evaluation.evaluate()

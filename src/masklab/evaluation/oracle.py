@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import torch
 
 from masklab.evaluation.inputs import EvaluationInputs, by_class
@@ -32,5 +33,5 @@ def with_annotated_masks(inputs: EvaluationInputs) -> EvaluationInputs:
         for row, share, closest in zip(detections, *(values.tolist() for values in shares.max(dim=1)), strict=True):
             if share >= _MASK_SWAP_IOU and closest not in taken:
                 taken.add(closest)
-                detected[row] = replace(detected[row], mask=objects[columns[key][closest]].mask)
+                detected[row] = msgspec.structs.replace(detected[row], mask=objects[columns[key][closest]].mask)
     return replace(inputs, detections=detected)

@@ -9,7 +9,7 @@ from typing import Any
 import hotcoco.mask
 import numpy as np
 
-from masklab.masks.rle import RLE, rle_from_string
+from masklab.masks.rle import RLE, flat_from_strings, rle_from_string
 from masklab.utils.types import Size
 from masklab.utils.words import as_written, counted
 
@@ -46,6 +46,47 @@ def read_segmentation(segmentation: Any, size: Size) -> tuple[RLE, list[str]]:
     if isinstance(segmentation, (list, tuple)):
         return _from_polygons(segmentation, size)
     raise ValueError(f"a segmentation must be a list of polygons or an RLE dictionary, not {as_written(segmentation)}")
+
+
+def read_strings(segmentations: Sequence[Any], size: Size) -> list[tuple[RLE, int] | None]:
+    """Run lengths and pixels of those that need no judgement, decoded all at once; `read_segmentation` is for others.
+
+    Those are RLE with a compressed string, without runs of nothing, that cover some pixels of an image of ``size``
+    ``(height, width)``.  All others are None, and all are where one string is malformed.
+    """
+    expected, pixels = list(size), size[0] * size[1]
+    found: list[tuple[RLE, int] | None] = [None] * len(segmentations)
+    try:
+        rows = [row for row, each in enumerate(segmentations) if _is_string(each) and each["size"] == expected]
+        values, ends = flat_from_strings([segmentations[row]["counts"] for row in rows])
+    except ValueError:
+        return found
+    if values.size * (pixels + 1) >= 2**63:  # the sums may overflow
+        return found
+    bounded = np.minimum(values, pixels + 1)  # a longer run makes a wrong sum as well
+    lengths = np.diff(ends, prepend=0)
+    starts = ends - lengths
+    place = np.arange(values.size) - np.repeat(starts, lengths)
+    covered, areas, zeros = (
+        np.diff(np.concatenate(([0], np.cumsum(flat)))[np.concatenate(([0], ends))])
+        for flat in (bounded, bounded * (place % 2), (values == 0) & (place > 0))
+    )
+    plain = (covered == pixels) & (areas > 0) & (zeros == 0)
+    for row, start, end, area, kept in zip(
+        rows, *(each.tolist() for each in (starts, ends, areas, plain)), strict=True
+    ):
+        if kept:
+            found[row] = values[start:end], area
+    return found
+
+
+def _is_string(segmentation: Any) -> bool:
+    """Whether a segmentation is RLE with a compressed string."""
+    return (
+        type(segmentation) is dict
+        and isinstance(segmentation.get("counts"), (str, bytes))
+        and type(segmentation.get("size")) is list
+    )
 
 
 def _from_dictionary(segmentation: dict[str, Any], size: Size) -> RLE:

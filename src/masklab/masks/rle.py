@@ -42,9 +42,19 @@ def rle_from_string(counts: str | bytes) -> RLE:
 
 def rles_from_strings(strings: Sequence[str | bytes]) -> list[RLE]:
     """`rle_from_string` for many masks, all together in a few NumPy calls.  Raises `ValueError` if one is malformed."""
+    values, ends = flat_from_strings(strings)
+    cuts = [0, *ends.tolist()]
+    return [values[start:end] for start, end in pairwise(cuts)]
+
+
+def flat_from_strings(strings: Sequence[str | bytes]) -> tuple[RLE, NDArray[np.int64]]:
+    """The run lengths of many masks one after the other, int64, and where those of each end ``(N,)``, int64.
+
+    Raises `ValueError` if a string is malformed.
+    """
     codes, lengths = _codes(strings)
     if codes.size == 0:
-        return [np.zeros(0, np.int64) for _ in strings]
+        return np.zeros(0, np.int64), np.zeros(len(strings), np.int64)
     stops = np.cumsum(lengths)
     if (codes[stops[lengths > 0] - 1] & 32).any():
         raise ValueError("the RLE string ends inside a number")
@@ -55,7 +65,7 @@ def rles_from_strings(strings: Sequence[str | bytes]) -> list[RLE]:
     place = np.arange(values.size) - np.repeat(ended - counts, counts)
     for some in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
         values[some] = _cumulative(values[some], owner[some])
-    return np.split(_not_negative(values), ended[:-1])
+    return _not_negative(values), ended
 
 
 def _codes(strings: Sequence[str | bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

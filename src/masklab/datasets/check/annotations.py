@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from masklab.datasets.annotations import Annotation, read_annotation
+from masklab.datasets.annotations import Annotation, read_annotations
 from masklab.datasets.check.split import LenientSplit
 from masklab.datasets.grouping import Grouping, group_by_image
 from masklab.datasets.image_table import ImageRecord, id_of, is_id
@@ -64,7 +64,7 @@ def read_objects(
     entries: Sequence[dict[str, Any]], image: ImageRecord, labels: Mapping[Any, int], source: Path, sink: Sink
 ) -> list[Annotation]:
     """Read the annotations of an image as training does, and report objects that are there twice."""
-    annotations = [read_annotation(entry, image, labels, source, sink) for entry in entries]
+    annotations = read_annotations(entries, image, labels, source, sink)
     objects = [a for a in annotations if not a.crowd and not a.problem]
     masks = [a.rle for a in objects if a.rle is not None]
     known = [a.label for a in objects if a.label is not None]
