@@ -38,7 +38,7 @@ from masklab.datasets.open import open_split
 from masklab.images.reader import open_reader
 from masklab.inference.tiles.merge import bounds_of
 from masklab.masks import rle
-from masklab.masks.encode import encode_windows
+from masklab.masks.encode import encode_labels, encode_windows
 from masklab.masks.packed import PackedRLEs
 from masklab.utils.device import number_format
 from masklab.utils.types import Bools, Integers, Size
@@ -261,7 +261,7 @@ def compare_stardist(path: Path, truth: Objects, size: Size) -> None:
     values = (image.astype(np.float32) - low) / (high - low)
     labels, _ = model.predict_instances_big(values, "YX", block_size=1024, min_overlap=128, context=96)
     seconds = time.perf_counter() - started
-    masks = PackedRLEs.of(masklab.masks.encode.encode_labels(labels)[1])
+    masks = PackedRLEs.of(encode_labels(labels)[1])
     found = Objects(bounds_of(masks, size), masks)
     everything = np.ones(len(truth.boxes), bool), np.ones(len(found.boxes), bool)
     print(

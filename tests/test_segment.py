@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from masklab.inference.given_boxes import BoxCheck
 from masklab.inference.options import PredictionOptions
 from masklab.inference.segment import segment_folder
 from masklab.model.build import build_model
+from masklab.structures import TrainingData
 
 SIZE = (128, 160)
 LEAST_IOU = 0.8
@@ -391,19 +393,34 @@ def test_boxes_are_clipped_skipped_and_counted(nuclei, blank, tmp_path, caplog):
     )
 
 
+def model_of(config, anchors, scale=1.0, training_data=None):
+    rule = config.image.model_copy(update={"scale": scale})
+    return SimpleNamespace(
+        rpn=SimpleNamespace(anchor_sizes=anchors),
+        config=config.model_copy(update={"image": rule}),
+        training_data=training_data,
+    )
+
+
 def test_boxes_of_a_size_that_the_model_does_not_know_are_counted(tiny_config, caplog):
     """Anchors of 12, 24 and 48 pixels of an input that is as large as the image: from 6 to 96 pixels."""
-    check = BoxCheck(tiny_config, [12, 24, 48])
+    check = BoxCheck(model_of(tiny_config, [12, 24, 48]))
     assert check.known_sides((400, 500)) == (6, 96)
     sides = np.array([5.9, 6.1, 95, 97, 300])
     check.fit(np.stack((0 * sides, 0 * sides, sides, sides), 1), (400, 500), "a.png")
     check.warn()
     assert "3 of 5 boxes smaller or larger" in caplog.text
     assert "one of 5.9 pixels in a.png, where the range is 6 to 96" in caplog.text
-    halved = BoxCheck(
-        tiny_config.model_copy(update={"image": tiny_config.image.model_copy(update={"scale": 0.5})}), [12, 48]
-    )
-    assert halved.known_sides((400, 500)) == (12, 192)
+    assert BoxCheck(model_of(tiny_config, [12, 48], 0.5)).known_sides((400, 500)) == (12, 192)
+
+
+def test_the_sizes_of_the_training_data_count_where_they_are_known(tiny_config):
+    known = TrainingData((256, 320), 5.0, 40.0)
+    assert BoxCheck(model_of(tiny_config, [12, 48], 2.0, known)).known_sides((400, 500)) == (2.5, 80)
+    assert BoxCheck(model_of(tiny_config, [12, 48], 2.0, known)).known_sides((90_000, 90_000)) == (2.5, 80)
+    rule = tiny_config.image.model_copy(update={"min_side": 512, "max_side": 1024})
+    one_size = model_of(tiny_config.model_copy(update={"image": rule}), [12, 48], None, known)
+    assert BoxCheck(one_size).known_sides((512, 640)) == (5, 160), "an image twice as large, seen at the same size"
 
 
 def test_no_warning_of_sizes_where_all_are_known(nuclei, drawn, tmp_path, caplog):

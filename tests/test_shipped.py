@@ -198,7 +198,7 @@ def test_packaged_files_are_small_halved_and_complete():
         with safe_open(path, framework="pt") as opened:
             header = opened.metadata()
             assert {opened.get_slice(key).get_dtype() for key in opened.keys()} <= {"F16", "I64"}  # noqa: SIM118
-        assert set(header) == {"format", "config", "classes", "score_threshold", "notes", "sha256"}
+        assert set(header) == {"format", "config", "classes", "score_threshold", "training_data", "notes", "sha256"}
         assert not {"data", "output"} & set(json.loads(header["config"])), "no path of the training machine"
         assert json.loads(header["classes"])["names"]
         assert 0 < json.loads(header["score_threshold"]) < 1

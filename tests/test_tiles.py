@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from contracts import assert_instances, predictor
+from PIL import Image
 from torch import nn
 
 import masklab
 from masklab.datasets.synthetic.nuclei import draw_nuclei
+from masklab.evaluation.evaluate import evaluate
 from masklab.images.reader import ArrayReader
 from masklab.inference.tiles import plan as plan_module
 from masklab.inference.tiles import predict as predict_module
@@ -400,3 +402,14 @@ def test_given_boxes_of_a_large_image_are_segmented_tile_by_tile(monkeypatch):
     ]
     assert np.mean(shares) > 0.95
     assert rle.area(tiled.rle[len(values)]) > 0, "a box that no tile holds"
+
+
+def test_large_images_are_evaluated_in_tiles(monkeypatch, tmp_path):
+    image, labels = draw_nuclei(60, 3, (400, 400))
+    for folder, values in (("images", image[0]), ("masks", labels.astype(np.uint16))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(values).save(tmp_path / folder / "x.png")
+    monkeypatch.setattr(plan_module, "TILE", 400)
+    metrics = evaluate(predictor(masklab.load("nuclei", "cpu").model), tmp_path, "all")
+    assert metrics["mask"]["AP50"] > 0.9
+    assert metrics["measured"]["images_left_out"] == []

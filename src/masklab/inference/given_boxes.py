@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masklab.config.schema import Config
 from masklab.datasets.boxes.box_list import BoxList
 from masklab.datasets.class_names import match_classes
 from masklab.images.resize import network_size
 from masklab.inference.listing import ListedImage, Listing, match_images
+from masklab.inference.tiles.plan import plan_tiles
+from masklab.model.masklab import MaskLab
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.types import Bools, Doubles, Floats, Integers, Size
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 _MOVED = 0.01  # pixels: a border that is passed by less is a matter of rounding
 SCALE_MARGIN = 2.0
-"""Factor beyond the smallest and the largest anchor within which objects count as of a known size: the usual distance of
+"""Factor beyond the smallest and the largest object within which objects count as of a known size: the usual distance of
 anchors from one another."""
 
 
@@ -151,19 +152,32 @@ class Fitted(NamedTuple):
 class BoxCheck:
     """Fits boxes into images, and reports those that are clipped, outside, or of a size that the model does not know."""
 
-    def __init__(self, config: Config, anchor_sizes: Sequence[float]) -> None:
-        self._config, self._anchors = config, (min(anchor_sizes), max(anchor_sizes))
+    def __init__(self, model: MaskLab) -> None:
+        self._model = model
         self._total = self._clipped = self._strange = 0
         self._unusable: list[str] = []
         self._example = ""
 
     def known_sides(self, size: Size) -> tuple[float, float]:
-        """The range of sides, in pixels of an image of ``size``, that the model has anchors for.
+        """The range of sides, in pixels of an image of ``size``, that the model knows, with a margin of 2.
 
-        The side of a box is the square root of its area.
+        They are those of the objects that it was trained on, or of its anchors where the weights do not say it.  The
+        side of a box is the square root of its area.
         """
-        factor = network_size(size, self._config.image)[0] / size[0]
-        return self._anchors[0] / SCALE_MARGIN / factor, self._anchors[1] * SCALE_MARGIN / factor
+        known = self._model.training_data
+        if known is None:
+            anchors = self._model.rpn.anchor_sizes
+            low, high = min(anchors), max(anchors)
+        else:
+            factor = self._factor(known.image_size)
+            low, high = known.smallest_object * factor, known.largest_object * factor
+        factor = self._factor(size)
+        return low / SCALE_MARGIN / factor, high * SCALE_MARGIN / factor
+
+    def _factor(self, size: Size) -> float:
+        """From an image of ``size`` to the network's input."""
+        rule, plan = self._model.config.image, plan_tiles(self._model, size)
+        return plan.scale if plan is not None else network_size(size, rule)[0] / size[0]
 
     def fit(self, boxes: Doubles, size: Size, name: str) -> Fitted:
         """Clip boxes ``(n, 4)`` ``xyxy`` to an image of ``size``; ``name`` calls it in messages."""

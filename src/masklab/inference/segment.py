@@ -64,10 +64,7 @@ def segment_folder(
     threshold = predictor.options.score_threshold or 0.0
     settings = settings_of(predictor) | {"threshold": threshold, "boxes": str(boxes), "content": _digest(given, labels)}
     folder = ResultFolder(output, images, settings, threshold, formats, listing, resume)
-    check, box_check = (
-        IntensityCheck(predictor.config.image),
-        BoxCheck(predictor.config, predictor.model.rpn.anchor_sizes),
-    )
+    check, box_check = IntensityCheck(predictor.config.image), BoxCheck(predictor.model)
 
     def find(path: Path, image: ImageReader) -> Instances:
         if predictor.options.intensity == "model":
