@@ -27,6 +27,8 @@ class LeftOut:
             yield
         except Exception as error:
             if not isinstance(error, InputError) and not is_out_of_memory(error):
+                if hasattr(error, "add_note"):  # from Python 3.11 on
+                    error.add_note(f"The image is {path}.")
                 raise
             reason = str(error) if isinstance(error, InputError) else "it needs more memory than there is: shrink it."
             _log.warning("%s", reason if str(path) in reason else f"{path}: {reason}")
