@@ -21,7 +21,8 @@ def track(items: Iterable[T], description: str, total: float | None = None) -> I
     Bars inside others stand below them; a terminal shows one group of bars at a time.  Without a bar where stdout is not a
     terminal.
     """
-    return _tracked(items, description, total) if sys.stdout.isatty() else items
+    on_terminal = bool(_shown) or sys.stdout.isatty()  # while bars are shown, rich stands in for stdout
+    return _tracked(items, description, total) if on_terminal else items
 
 
 def _tracked(items: Iterable[T], description: str, total: float | None) -> Iterator[T]:

@@ -25,8 +25,9 @@ class Stage(Generic[T, R]):
         self._closed = False
         self._given: SimpleQueue[Any] = SimpleQueue()
         self._done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=getattr(work, "__qualname__", None), daemon=True)
-        self._thread.start()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._running = True
+        threading.Thread(target=self._run, name=getattr(work, "__qualname__", None), daemon=True).start()
 
     def give(self, item: T) -> None:
         """Have an item worked on after those before it."""
@@ -49,15 +50,22 @@ class Stage(Generic[T, R]):
         self._closed = True
         self._given.put(None)
         stop: KeyboardInterrupt | None = None
-        while self._thread.is_alive():
+        while self._running:
             try:
-                self._thread.join()
+                self._ended.get()  # a signal in `Thread.join` makes Python 3.11 take a thread that runs for one that ended
             except KeyboardInterrupt as asked:
                 stop = asked
         if stop is not None:
             raise stop
 
     def _run(self) -> None:
+        try:
+            self._work_on_all()
+        finally:
+            self._running = False
+            self._ended.put(None)
+
+    def _work_on_all(self) -> None:
         error: BaseException | None = None
         while error is None:
             item = self._given.get()
