@@ -14,7 +14,7 @@ from masklab.datasets.check import check
 from masklab.datasets.convert import convert
 from masklab.datasets.open import open_split
 from masklab.evaluation.evaluate import evaluate
-from masklab.inference import folder as predicting
+from masklab.inference import pipeline as predicting
 from masklab.inference.folder import predict_folder
 from masklab.inference.predictor import Predictor, load
 from masklab.model.build import build_model

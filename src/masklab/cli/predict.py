@@ -101,6 +101,19 @@ def add_predict(parser: ArgumentParser) -> None:
     )
     add_score(parser, "an object found")
     add_results(parser)
+    parser.add_argument(
+        "--pixel_size",
+        type=float | None,
+        default=None,
+        help="of images that are pyramids, such as slides, read the level whose pixels are nearest to this size in "
+        "micrometres; results are in pixels of that level. The largest level by default",
+    )
+    parser.add_argument(
+        "--magnification",
+        type=float | None,
+        default=None,
+        help="the same by the magnification of the objective, such as 20",
+    )
     add_prediction_options(parser)
 
 
@@ -121,7 +134,14 @@ def predict(arguments: Namespace) -> None:
         raise InputError("--workers is for --engine ray alone: leave it out.")
     predictor = load(arguments.model, options=options)
     predict_folder(
-        predictor, arguments.images, arguments.output, arguments.annotations, arguments.save, arguments.resume
+        predictor,
+        arguments.images,
+        arguments.output,
+        arguments.annotations,
+        arguments.save,
+        arguments.resume,
+        arguments.pixel_size,
+        arguments.magnification,
     )
 
 

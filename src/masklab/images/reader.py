@@ -60,9 +60,8 @@ class _OpenedReader:
         self.pixel_size, self.magnification = opened.scale
 
     def read(self, box: Box) -> NDArray[Any]:
+        _check_box(box, self.size)
         x1, y1, x2, y2 = box
-        if not (0 <= x1 < x2 <= self.size[1] and 0 <= y1 < y2 <= self.size[0]):
-            raise ValueError(f"the box {box} is not inside {self.size[1]} x {self.size[0]} pixels")
         with self._decoding():
             return arriving_part(self._opened, slice(y1, y2), slice(x1, x2), self.channels, self._name)
 
@@ -92,6 +91,30 @@ class ArrayReader(_OpenedReader):
         super().__init__(opened, None, None)
 
 
+class DecodedReader:
+    """An image that is open, with all its pixels in memory; its overview stays that of the file."""
+
+    def __init__(self, image: ImageReader) -> None:
+        self._image, self.path, self.size = image, image.path, image.size
+        self.channels, self.dtype = image.channels, image.dtype
+        self.pixel_size, self.magnification = image.pixel_size, image.magnification
+        self._values = image.read((0, 0, image.size[1], image.size[0]))
+
+    def read(self, box: Box) -> NDArray[Any]:
+        _check_box(box, self.size)
+        x1, y1, x2, y2 = box
+        return self._values[:, y1:y2, x1:x2]
+
+    def overview(self, most_pixels: int = 2**20) -> NDArray[Any]:
+        return self._image.overview(most_pixels)
+
+
+def _check_box(box: Box, size: Size) -> None:
+    x1, y1, x2, y2 = box
+    if not (0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]):
+        raise ValueError(f"the box {box} is not inside {size[1]} x {size[0]} pixels")
+
+
 @contextmanager
 def open_reader(
     path: str | Path, channels: int | None, pixel_size: float | None = None, magnification: float | None = None
@@ -109,6 +132,7 @@ def open_reader(
     the image or theirs are not known.
     """
     path = Path(path)
+    check_level(pixel_size, magnification)
     with ExitStack() as stack:
         with decoding(path):
             opened = stack.enter_context(opened_image(path, channels, TileCache()))
@@ -117,15 +141,20 @@ def open_reader(
         yield reader
 
 
+def check_level(pixel_size: float | None, magnification: float | None) -> None:
+    """Raise `InputError` if both are given, or one that is no positive number."""
+    if pixel_size is not None and magnification is not None:
+        raise InputError("a pixel size and a magnification are given: choose one of them.")
+    wanted = pixel_size if pixel_size is not None else magnification
+    if wanted is not None and not (math.isfinite(wanted) and wanted > 0):
+        raise InputError(f"the pixel size or magnification is {wanted}: choose a positive number.")
+
+
 def _level(opened: Opened, pixel_size: float | None, magnification: float | None, path: Path) -> int:
     """The number of the level that is nearest to what is wanted."""
     if pixel_size is None and magnification is None:
         return 0
-    if pixel_size is not None and magnification is not None:
-        raise InputError("a pixel size and a magnification are given: choose one of them.")
     wanted = pixel_size or magnification or 0
-    if not (math.isfinite(wanted) and wanted > 0):
-        raise InputError(f"the pixel size or magnification is {wanted}: choose a positive number.")
     scales = [opened.scale.reduced(_factors(opened.size, size)) for size in (opened.size, *_sizes(opened))]
     large: Callable[[Scale], float | None] = _side if pixel_size is not None else _inverse_magnification
     found = [large(scale) for scale in scales]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,13 @@ import torch
 
 from masklab.images.exposure import IntensityCheck
 from masklab.images.listing import left_out, list_images
-from masklab.images.reader import ImageReader, open_reader
-from masklab.images.rescaled import ImageIntensities
+from masklab.images.reader import ImageReader, check_level
 from masklab.inference.listing import read_listing
-from masklab.inference.output import ResultFolder, Totals
+from masklab.inference.output import ResultFolder
+from masklab.inference.pipeline import write_results
 from masklab.inference.predictor import Predictor
 from masklab.results.formats.registry import DEFAULT
 from masklab.results.instances import Instances
-from masklab.utils.errors import InputError
-from masklab.utils.leftout import LeftOut
-from masklab.utils.progress import track
-from masklab.utils.types import Size
 from masklab.utils.versions import versions
 from masklab.utils.words import counted
 
@@ -38,6 +33,8 @@ def predict_folder(
     annotations: str | Path | None = None,
     formats: Sequence[str] = DEFAULT,
     resume: bool = False,
+    pixel_size: float | None = None,
+    magnification: float | None = None,
 ) -> Path:
     """Predict images and folders of images into a folder of results; returns the folder, or ``predictions.json`` in it.
 
@@ -49,6 +46,9 @@ def predict_folder(
     ``predictor.threshold``, and are written when the image is done.  With ``resume``, images that an earlier run
     did with the same model and options are left as they are (see `masklab.inference.output`).
 
+    ``pixel_size`` (micrometres) or ``magnification`` choose the level of images that are pyramids, as for `open_reader`;
+    results are in pixels of that level.
+
     ``settings.json`` has the options, the threshold, a checksum of the weights and, for each image, the intensities that
     became black and white where the options stretch them.
 
@@ -56,18 +56,21 @@ def predict_folder(
     are left out of a folder are named, and one warning counts the images whose intensities are far from what the model
     expects.  `InputError` is raised after all others are written.
     """
+    check_level(pixel_size, magnification)
     images = [image for source in sources for image in list_images(source)]
     if unread := left_out(sources):
         _log.warning("%s", unread)
     listing = None if annotations is None else read_listing(annotations, images, predictor.classes)
     images = images if listing is None else list(listing.images)
-    folder = ResultFolder(output, images, settings_of(predictor), predictor.threshold, formats, listing, resume)
+    level = {"pixel_size": pixel_size, "magnification": magnification}
+    settings = settings_of(predictor) | {name: value for name, value in level.items() if value is not None}
+    folder = ResultFolder(output, images, settings, predictor.threshold, formats, listing, resume)
     check = IntensityCheck(predictor.config.image)
 
     def find(path: Path, image: ImageReader) -> Instances:
         return predictor.predict_reader(image, check, folder.tiles(path))
 
-    totals, left = write_results(predictor, folder, find, annotations)
+    totals, left = write_results(predictor, folder, find, annotations, pixel_size, magnification)
     check.warn()
     if totals.kept:
         _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
@@ -83,40 +86,6 @@ def predict_folder(
         )
     left.refuse(len(images))
     return folder.main_file
-
-
-def write_results(
-    predictor: Predictor,
-    folder: ResultFolder,
-    find: Callable[[Path, ImageReader], Instances],
-    annotations: str | Path | None,
-) -> tuple[Totals, LeftOut]:
-    """Write what ``find`` finds in each image of a folder of results, given its path and the image opened.
-
-    Images that cannot be used, or have another size than the JSON ``annotations`` says, are left out with a warning.
-    Returns the counts, and the images left out, which the caller refuses at its end.
-    """
-    left = LeftOut()
-    for path in track(folder.images, "predicting"):
-        with left.skipping(path):
-            if folder.done(path):
-                continue
-            with ExitStack() as stack:
-                image = stack.enter_context(open_reader(path, predictor.config.model.backbone.channels))
-                if folder.listing is not None:
-                    _check_size(path, image.size, folder.listing.images[path].size, annotations)
-                intensities = ImageIntensities(image, predictor.image_config)
-                instances = find(path, image)
-                own = stack.enter_context(open_reader(path, None)) if folder.measures else None
-                full = predictor.tile_plan(image.size) is None and _is_full(predictor, instances)
-                value_range = intensities.rule.value_range
-                folder.add(path, instances, own, shown=intensities.shown(), value_range=value_range, full=full)
-    return folder.finish(), left
-
-
-def _is_full(predictor: Predictor, instances: Instances) -> bool:
-    """Whether as many objects count as found as the model may find."""
-    return len(instances.above(predictor.threshold)) == predictor.max_detections
 
 
 def settings_of(predictor: Predictor) -> dict[str, Any]:
@@ -143,12 +112,3 @@ def _weights_id(predictor: Predictor) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _check_size(path: Path, found: Sequence[int], size: Size | None, source: str | Path | None) -> None:
-    """Raise `InputError` for an image of another size than a JSON says: its masks would not fit the JSON's."""
-    if size is not None and tuple(found) != size:
-        raise InputError(
-            f"{path} is {found[1]} wide and {found[0]} high (EXIF orientation applied) but {source} says "
-            f"{size[1]} wide and {size[0]} high; correct the JSON or replace the image."
-        )

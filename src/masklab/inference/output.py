@@ -3,7 +3,7 @@
 Of each image that is done there is a record, ``records/NAME.jsonl``: on its first line what the results depend on and
 a few counts, on the second all detections.  It is written after the image's other files, and files of all images
 together, such as ``predictions.json``, are made from the records at the end.  So a program that is killed loses
-at most the image it was at.
+at most the few images it was at.
 
 A record holds for an image if three things are the same: the settings (options, threshold, weights, versions and category
 ids), the formats, at least, and the image itself, by its size, its time of change and a checksum of pieces of

@@ -16,10 +16,11 @@ from masklab.datasets.boxes.read import read_boxes
 from masklab.images.exposure import IntensityCheck
 from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader
-from masklab.inference.folder import settings_of, write_results
+from masklab.inference.folder import settings_of
 from masklab.inference.given_boxes import BoxCheck, labels_of_boxes, rows_of_images
 from masklab.inference.listing import Listing, read_listing
 from masklab.inference.output import ResultFolder
+from masklab.inference.pipeline import write_results
 from masklab.inference.predictor import Predictor
 from masklab.results.formats.registry import DEFAULT
 from masklab.results.instances import Instances

@@ -35,6 +35,8 @@ class LeftOut:
         except Exception as error:
             reason = reason_of(error)
             if reason is None:
+                if hasattr(error, "add_note"):  # from Python 3.11 on
+                    error.add_note(f"The image is {path}.")
                 raise
             _log.warning("%s", reason if str(path) in reason else f"{path}: {reason}")
             self.paths.append(path)
