@@ -49,13 +49,51 @@ def on_small_disk(folder, size, log, words):
     return process.exitcode
 
 
-def _on_small_disk(folder, size, log, words):
-    from masklab.cli.app import main
+def in_folder_without_rights(folder, log, words):
+    """The command line, in a process of its own that works in a folder which it may read only.
 
+    Returns the exit code; what is printed is in ``log``, and ends with the files that are left in the folder.
+    """
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o555)
+    process = in_another_process(_in_folder_without_rights, str(folder), str(log), [str(word) for word in words])
+    process.join(120)
+    folder.chmod(0o755)
+    if process.exitcode == errno.EPERM + 64:
+        pytest.skip("this system does not tell who may write to a folder")
+    return process.exitcode
+
+
+def _in_folder_without_rights(folder, log, words):
+    os.chdir(folder)
+    _drop_rights_of_root()
+    if os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        return errno.EPERM + 64
+    return _logged(folder, log, words)
+
+
+def _drop_rights_of_root():
+    """Give up the capabilities by which root reads and writes whatever it wants, as far as this system has them."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "capset"):
+        header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        libc.capget(header, sets)
+        sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those in effect
+        libc.capset(header, sets)
+
+
+def _on_small_disk(folder, size, log, words):
     try:
         _mount(folder, size)
     except OSError:
         return errno.EPERM + 64
+    return _logged(folder, log, words)
+
+
+def _logged(folder, log, words):
+    """The command line, with what it prints in the file ``log``."""
+    from masklab.cli.app import main
+
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -613,6 +613,19 @@ def test_a_suggestion_for_crowded_images_makes_room_before_suppression():
     assert "pre_nms_test" not in suggestion(crowded, None, 18000)
 
 
+@pytest.mark.parametrize("objects", [1, 20_000, 40_000, 10**6])
+@pytest.mark.parametrize("sides", [[2.0], [2.0, 46_000.0], [20_000.0], [2.0, 3.0, 9.0, 400.0]], ids=str)
+@pytest.mark.parametrize("recipe", [None, "nuclei", "shapes"])
+def test_a_suggestion_is_a_recipe_whatever_the_objects(recipe, sides, objects, tmp_path):
+    text = suggestion(statistics(sides, [objects]), recipe, 6000)
+    path = tmp_path / "suggested.yaml"
+    path.write_text(text)
+    model = load_recipe(path).model
+    assert model.box.max_detections >= min(1.5 * objects, 100_000)
+    assert 2 * model.rpn.proposals_test <= max(model.rpn.pre_nms_test, 600)
+    assert model.rpn.anchor_sizes == sorted(set(model.rpn.anchor_sizes))
+
+
 def test_show_draws_what_is_empty(data, tmp_path, capsys):
     edit(data, lambda v: v.update(annotations=[]))
     assert main(["data", "show", str(data), "--output", str(tmp_path / "out")]) == 0

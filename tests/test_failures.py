@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from contracts import changed
-from processes import in_another_process, needs_fork, on_small_disk, recipe_file
+from processes import in_another_process, in_folder_without_rights, needs_fork, on_small_disk, recipe_file
 from safetensors.torch import load_file
 
 import masklab.cli.app
@@ -37,9 +37,10 @@ def weights(tiny_config, classes, tmp_path_factory):
     return path
 
 
-def assert_a_sentence(text, code, log):
+def assert_a_sentence(text, code, log, expected=1):
+    """Check what a verb printed into ``log``; returns its last error."""
     said = log.read_text()
-    assert code == 1, said
+    assert code == expected, said
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("masklab: ")]
     assert text in errors[-1]
@@ -49,7 +50,7 @@ def assert_a_sentence(text, code, log):
     assert left.startswith("left ")
     assert "part" not in left
     assert not any(name in left for name in ("'.shapes", "'.set", "'.lock", "/.")), "nothing half written stays"
-    return left
+    return errors[-1]
 
 
 @needs_fork
@@ -115,7 +116,67 @@ def test_a_read_only_disk_is_one_sentence(words, weights, shapes, tiny_config, t
     for name, path in names.items():
         words = [word.replace(name, str(path)) for word in words]
     code = on_small_disk(disk, 0, tmp_path / "log", words)
-    assert_a_sentence("cannot be written (Read-only file system): name a place on a disk", code, tmp_path / "log")
+    said = assert_a_sentence(str(disk), code, tmp_path / "log", 2)
+    assert "(Read-only file system): name a" in said
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["predict", "MODEL", "DATA/val"], "predictions cannot be a folder to write to"),
+        (["segment", "MODEL", "DATA/val", "--boxes", "BOXES"], "segmented cannot be a folder to write to"),
+        (["evaluate", "MODEL", "--data", "DATA", "--output", "m.json"], "m.json cannot be written, as the folder HERE"),
+        (["show", "MODEL", "DATA/val/00001.png"], "figures cannot be a folder to write to"),
+        (["show", "MODEL", "--data", "DATA"], "figures cannot be a folder to write to"),
+        (
+            ["submit", "MODEL", "--list", "DATA/val.json", "--images", "DATA/val"],
+            "submission/mask cannot be a folder to write to",
+        ),
+        (["predict", "MODEL", "DATA/val", "--output", "."], ". cannot be a folder to write to"),
+        (["submit", "MODEL", "--list", "DATA/val.json", "--images", "DATA/val", "--output", "."], "mask cannot be a"),
+        (["data", "show", "DATA"], "figures cannot be a folder to write to"),
+        (["data", "show", "DATA", "--output", "."], ". cannot be a folder to write to"),
+        (["data", "check", "DATA", "--output", "c.json"], "c.json cannot be written, as the folder HERE"),
+        (["data", "convert", "DATA", "set"], "set cannot be made"),
+        (["data", "shapes", "set"], "set cannot be made"),
+        (["data", "download", "nuclei", "set"], "set"),
+        (["demo"], "demo/shapes cannot be made"),
+        (["share", "MODEL", "s.safetensors"], "s.safetensors cannot be written, as the folder HERE"),
+        (["train", "RECIPE", "--data", "DATA", "--output", "run"], "run cannot be a folder to write to"),
+        (["train", "RECIPE", "--data", "DATA", "--output", "."], ". cannot be a folder to write to"),
+        (["pretrain", "RECIPE", "--data", "DATA", "--output", "run"], "run cannot be a folder to write to"),
+        (
+            ["ablate", "refinement", "--recipe", "RECIPE", "--data", "DATA", "--output", "out"],
+            "out cannot be a folder to write to",
+        ),
+        (["evaluate", "MODEL", "--data", "DATA"], None),
+        (["data", "check", "DATA"], None),
+        (["info", "MODEL"], None),
+        (["recipes"], None),
+        (["doctor"], None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_working_folder_that_nobody_may_write_to(words, named, weights, shapes, tiny_config, tmp_path):
+    """One sentence before any work for each verb that writes; the others do their work."""
+    here, boxes = tmp_path / "here", tmp_path / "boxes.json"
+    annotations = json.loads((shapes / "val.json").read_text())["annotations"]
+    boxes.write_text(json.dumps([{key: a[key] for key in ("image_id", "category_id", "bbox")} for a in annotations]))
+    names = {"MODEL": weights, "DATA": shapes, "BOXES": boxes, "RECIPE": recipe_file(tiny_config, tmp_path / "a.yaml")}
+    for name, path in names.items():
+        words = [word.replace(name, str(path)) for word in words]
+    words += ["--annotations", str(shapes / "val.json")] * (words[0] == "segment")
+    code = in_folder_without_rights(here, tmp_path / "log", words)
+    said = (tmp_path / "log").read_text()
+    assert said.splitlines()[-1] == "left []"
+    if named is None:
+        assert code == 0, said
+        return
+    error = assert_a_sentence(named.replace("HERE", str(here)), code, tmp_path / "log", 2)
+    assert "(Permission denied): name a" in error
+    assert "predicting" not in said
+    assert "objects," not in said
 
 
 def limited(most, words):

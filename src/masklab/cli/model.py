@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from masklab.cli.options import MODEL_HELP, recipe_help
 from masklab.utils.errors import InputError
-from masklab.utils.files import make_folder
+from masklab.utils.files import file_to_write
 from masklab.utils.words import counted
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def share(arguments: Namespace) -> None:
     file: Path = arguments.file
     if file.suffix != ".safetensors":
         raise InputError(f"{file} is to be a weights file: give it a name that ends in .safetensors.")
-    make_folder(file.parent)
-    save_model(load_model(arguments.model, "cpu"), file, read_notes(arguments.model), half=True)
+    save_model(load_model(arguments.model, "cpu"), file_to_write(file), read_notes(arguments.model), half=True)
     print(
         f"{file}: {file.stat().st_size / 1e6:.1f} MB; describe in {file.with_suffix('.md')} "
         "what it was trained on and what it is for"

@@ -10,7 +10,9 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Auto
 
 # Upper limits are far above what anyone wants: they refuse a slip of the finger, and a header that asks for terabytes.
-Count = Annotated[int, Field(ge=1, le=100_000)]
+MOST_COUNTED = 100_000
+"""Largest number of objects, proposals and the like of an image."""
+Count = Annotated[int, Field(ge=1, le=MOST_COUNTED)]
 Above0 = Annotated[float, Field(gt=0, le=1e6)]
 Dilation = Annotated[int, Field(ge=1, le=1000)]
 MOST_PIXELS = 32_768

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from masklab.config.fields import MOST_COUNTED
 from masklab.config.image import ImageConfig
 from masklab.datasets.objects import MIN_SIDE
 from masklab.datasets.split import Split
@@ -57,8 +58,9 @@ class Statistics:
 
     @property
     def max_detections(self) -> int:
-        """1.5 times the largest number of objects of an image, at least 100."""
-        return max(_MIN_DETECTIONS, math.ceil(_DETECTIONS_PER_OBJECT * self.per_image.max(initial=0)))
+        """1.5 times the largest number of objects of an image, at least 100 and at most what the configuration takes."""
+        wanted = math.ceil(_DETECTIONS_PER_OBJECT * self.per_image.max(initial=0))
+        return min(max(_MIN_DETECTIONS, wanted), MOST_COUNTED)
 
 
 def measure(split: Split, config: ImageConfig) -> Statistics:
@@ -92,5 +94,5 @@ def training_data(split: Split) -> TrainingData | None:
 
 
 def proposals_for(max_detections: int) -> int:
-    """Number of proposals at test for ``max_detections``."""
-    return max(_MIN_PROPOSALS, _PROPOSALS_PER_DETECTION * max_detections)
+    """Number of proposals at test for ``max_detections``, at most what the configuration takes."""
+    return min(max(_MIN_PROPOSALS, _PROPOSALS_PER_DETECTION * max_detections), MOST_COUNTED)

@@ -26,7 +26,7 @@ from masklab.training.auto import resolve_auto
 from masklab.training.record import RECORD, refuse_other_settings
 from masklab.training.train import train
 from masklab.utils.errors import FailedRunsError, InputError
-from masklab.utils.files import atomic_write
+from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.words import counted
 from masklab.weights.segmentation import check_network
 
@@ -74,6 +74,7 @@ def ablate(
     configs = {row.name: row_config(row, start, overrides or {}, table_rows(table)) for row in chosen}
     train_split = open_split(data, "train")
     configs = {name: resolve_auto(config, train_split) for name, config in configs.items()}
+    make_folder(output)
     runs = [_run(name, config, k, data, output) for k in range(seeds) for name, config in configs.items()]
     classes = train_split.categories
     open_split(data, "val", classes)

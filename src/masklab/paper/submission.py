@@ -29,6 +29,7 @@ def write_submission(predictor: Predictor, listing: str | Path, images: str | Pa
     split = Path(listing).stem.removeprefix("image_info_").removeprefix("instances_")
     results: dict[str, list[dict[str, Any]]] = {"mask": [], "box": []}
     listed, left = listed_images(listing, images), LeftOut()
+    folders = {kind: make_folder(Path(output) / kind) for kind in results}  # before hours of prediction
     for image in track(listed, "predicting"):
         with left.skipping(image.path):
             found = predictor.predict(image.path)
@@ -42,13 +43,13 @@ def write_submission(predictor: Predictor, listing: str | Path, images: str | Pa
                 results["mask"].append(entry | {"segmentation": mask})
                 results["box"].append(entry | {"bbox": box})
     name = f"detections_{split}_masklab_results"
-    written = [_write(Path(output) / kind, name, rows) for kind, rows in results.items()]
+    written = [_write(folders[kind], name, rows) for kind, rows in results.items()]
     left.refuse(len(listed))
     return written
 
 
 def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
-    path = make_folder(folder) / f"{name}.zip"
+    path = folder / f"{name}.zip"
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{name}.json", json.dumps(rows))
     return path

@@ -50,11 +50,11 @@ def show_data(data: Data, output: str | Path, split: str = "train", recipe: str 
     source = open_split(data, split)
     if not len(source):
         raise InputError(f"{source.json_path} holds no images to draw: name another --split.")
+    output = make_folder(output)
     _log.info(source.summary())
     left = LeftOut()
     config = resolve_image_fields(config, source, left)
     statistics = measure(source, config.image)
-    output = make_folder(output)
     written = [
         save_png(_sheet(source, statistics, config, left), output / f"{split}_images.png"),
         save_png(_chart(source, statistics, config), output / f"{split}_statistics.png"),

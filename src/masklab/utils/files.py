@@ -107,10 +107,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def make_folder(output: str | Path) -> Path:
-    """The folder, created if it is missing; raises `InputError` if that is not possible."""
+    """The folder, created if it is missing; raises `InputError` if that is not possible or it cannot be written to."""
     output = Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        _try_to_write(output, output)
     except OSError as error:
         if disk_is_full(error):
             raise
@@ -120,6 +121,17 @@ def make_folder(output: str | Path) -> Path:
     return output
 
 
+def _try_to_write(folder: Path, path: Path) -> None:
+    """Make an empty file in a folder and remove it; `OSError` names ``path`` where that is refused.
+
+    Rights alone would not tell of a disk to read only or of a network that maps users.
+    """
+    trial = folder / f".trial.{os.getpid()}.part"
+    with naming(path, trial):
+        trial.touch()
+        trial.unlink(missing_ok=True)  # another thread may have
+
+
 def leaves_folder(name: str) -> bool:
     """Whether a relative path from a file is absolute or may lead out of its folder, on any operating system."""
     parts = re.split(r"[/\\]", name)
@@ -127,11 +139,24 @@ def leaves_folder(name: str) -> bool:
 
 
 def file_to_write(path: str | Path) -> Path:
-    """The path of a file to write later; creates its folder, and raises `InputError` if the path is a folder itself."""
+    """The path of a file to write later; creates its folder.
+
+    Raises `InputError` if the path is a folder itself, and for a folder that cannot be written to.
+    """
     path = Path(path)
-    make_folder(path.parent)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file to write to.")
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    try:
+        _try_to_write(path.parent, path)
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise InputError(
+            f"{path} cannot be written, as the folder {path.parent.resolve()} refuses new files ({error.strerror}): "
+            "name a file in another folder."
+        ) from None
     return path
 
 
