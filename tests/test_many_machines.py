@@ -26,6 +26,7 @@ from masklab.inference.predictor import load
 from masklab.model.build import build_model
 from masklab.structures import TrainingData
 from masklab.utils.errors import InputError
+from masklab.utils.lock import locked
 from masklab.weights.checkpoint import save_model
 
 OPTIONS = PredictionOptions(precision="float32", score_threshold=0.35)
@@ -57,7 +58,7 @@ def images(tmp_path):
     folder = tmp_path / "images"
     for seed in range(9):
         draw(folder / f"{seed}.png", seed)
-    draw(folder / LARGE, 20, (200, 230))
+    draw(folder / LARGE, 20, (100, 170))
     whole = (folder / "8.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
     return folder
@@ -111,6 +112,9 @@ class Here:
 
     def __init__(self, _, weights, options, workers):
         self._worker = Worker(weights.read_bytes, options, lambda number: 1)
+
+    def close(self):
+        pass
 
     def outcomes(self, items, per_task):
         self.asked.append([(item.place.name, len(item.tiles)) for item in items])
@@ -261,6 +265,11 @@ def test_a_folder_of_other_results_is_refused(weights, images, tmp_path, here):
     fails(["1.png", "one name", "two folders"], predict_on_ray, weights, both, out, OPTIONS)
 
 
+def test_one_command_at_a_time_writes_a_folder(weights, images, tmp_path, here):
+    with locked(tmp_path / "out"):
+        fails(["is being written"], predict_on_ray, weights, [str(images)], tmp_path / "out", OPTIONS)
+
+
 def records(folder):
     (folder / "records").mkdir(parents=True)
     return folder
@@ -298,7 +307,7 @@ def test_images_that_change_while_they_are_fetched_or_cut_are_refused(weights, i
 
     def change(outcomes):
         if len(here.asked) == 1:
-            draw(images / LARGE, 60, (200, 230))
+            draw(images / LARGE, 60, (100, 170))
         return outcomes
 
     monkeypatch.setattr(here, "change", staticmethod(change))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,8 @@ from masklab.inference.tiles.merge import TileObjects
 from masklab.inference.tiles.predict import warn_of_cut
 from masklab.utils.device import check_precision
 from masklab.utils.errors import InputError, MachineError
+from masklab.utils.files import make_folder
+from masklab.utils.lock import locked
 from masklab.utils.progress import track
 from masklab.utils.types import Box
 from masklab.utils.words import counted
@@ -66,32 +68,10 @@ def predict_on_ray(
         raise InputError(f"workers is {workers}: give 1 or more.")
     predictor = load(model, "cpu", replace(options, precision="auto"))
     places = find_places(sources)
-    tables = Tables(output, settings_of(predictor) | {"options": asdict(options)})
-    missing = tables.start(places)
-    check, traces = IntensityCheck(predictor.config.image), list[str]()
-    if missing:
-        try:
-            with_ray = _Cluster(ray, find_weights(model), options, workers)
-            run = _Run(with_ray, predictor, tables, check, traces)
-            run.images(missing)
-        except ray.exceptions.RayError as error:
-            raise MachineError(f"Ray cannot go on ({_first_line(error)}): run the same command again.") from error
-        finally:
-            tables.commit()
-    totals, failures = tables.finish()
-    check.warn()
-    if totals.kept:
-        _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
-    _log.info(
-        f"{counted(totals.images, 'image')}, {counted(totals.found, 'object')} of score {predictor.threshold:.2f} or more "
-        f"({counted(totals.detections, 'detection')} in all): {tables.path}"
-    )
-    if totals.full:
-        _log.info(
-            f"{totals.full} of {counted(len(places), 'image')} reached the maximum of "
-            f"{counted(predictor.max_detections, 'detection')}, so others may be missing: predict into another folder with "
-            "a larger --max_detections."
-        )
+    with locked(make_folder(output)):
+        tables = Tables(output, settings_of(predictor) | {"options": asdict(options)})
+        traces = _fill(tables, places, predictor, _Setup(ray, find_weights(model), options, workers))
+        failures = _finish(tables, predictor, len(places))
     if traces:
         raise RuntimeError(f"{counted(len(traces), 'item')} of work met an error of the program, first:\n{traces[0]}")
     if failures:
@@ -100,6 +80,42 @@ def predict_on_ray(
             f"{tables.path / 'failed.parquet'}: correct or replace them, and run the same command again."
         )
     return tables.path
+
+
+def _fill(tables: Tables, places: Sequence[Place], predictor: Predictor, setup: _Setup) -> list[str]:
+    """Do the images that are not in the tables; where errors of the program were raised meanwhile."""
+    missing = tables.start(places)
+    if not missing:
+        return []
+    cluster = _Cluster(*setup)
+    run = _Run(cluster, predictor, tables)
+    try:
+        run.images(missing)
+    except setup.ray.exceptions.RayError as error:
+        raise MachineError(f"Ray cannot go on ({_first_line(error)}): run the same command again.") from error
+    finally:
+        tables.commit()
+        cluster.close()
+    run.check.warn()
+    return run.traces
+
+
+def _finish(tables: Tables, predictor: Predictor, given: int) -> int:
+    """Complete the tables and say what is in them; the number of failures."""
+    totals, failures = tables.finish()
+    if totals.kept:
+        _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
+    _log.info(
+        f"{counted(totals.images, 'image')}, {counted(totals.found, 'object')} of score {predictor.threshold:.2f} or more "
+        f"({counted(totals.detections, 'detection')} in all): {tables.path}"
+    )
+    if totals.full:
+        _log.info(
+            f"{totals.full} of {counted(given, 'image')} reached the maximum of "
+            f"{counted(predictor.max_detections, 'detection')}, so others may be missing: predict into another folder with "
+            "a larger --max_detections."
+        )
+    return failures
 
 
 def _import_ray() -> Any:
@@ -113,13 +129,28 @@ def _import_ray() -> Any:
     return ray
 
 
+class _Setup(NamedTuple):
+    """What the workers are made of, and how many; None for as many as the cluster has room for."""
+
+    ray: Any
+    weights: Path
+    options: PredictionOptions
+    workers: int | None
+
+
 class _Cluster:
     """Workers of Ray that hold a model."""
 
     def __init__(self, ray: Any, weights: Path, options: PredictionOptions, workers: int | None) -> None:
         self.ray = ray
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        self._started = not ray.is_initialized()
+        if self._started:
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise MachineError(
+                    f"the Ray cluster cannot be reached ({_first_line(error)}): correct RAY_ADDRESS, or start it."
+                ) from error
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         found = ray.cluster_resources()
         gpus = int(found.get("GPU", 0))
@@ -128,6 +159,11 @@ class _Cluster:
         self._on_gpu = gpus > 0
         self._stored = ray.put(weights.read_bytes())
         self._options = options
+
+    def close(self) -> None:
+        """Part from the cluster, and end it if it was started here."""
+        if self._started:
+            self.ray.shutdown()
 
     def outcomes(self, items: Sequence[Item], per_task: int) -> Iterator[Outcome]:
         """The outcomes of items in any order; tasks whose worker is lost are done again."""
@@ -168,11 +204,10 @@ class _Begun:
 class _Run:
     """Images on their way to the tables."""
 
-    def __init__(
-        self, cluster: _Cluster, predictor: Predictor, tables: Tables, check: IntensityCheck, traces: list[str]
-    ) -> None:
-        self._cluster, self._predictor, self._tables = cluster, predictor, tables
-        self._check, self._traces = check, traces
+    def __init__(self, cluster: _Cluster, predictor: Predictor, tables: Tables) -> None:
+        self._cluster, self._tables = cluster, tables
+        self.check = IntensityCheck(predictor.config.image)
+        self.traces: list[str] = []
 
     def images(self, places: Sequence[Place]) -> None:
         """Do all images: first each as a whole or, if it is large, what its tiles depend on; then large ones, some at a time."""
@@ -229,9 +264,9 @@ class _Run:
             if item is None:
                 continue
             if outcome.trace is not None:
-                self._traces.append(outcome.trace)
+                self.traces.append(outcome.trace)
             if outcome.check is not None:
-                self._check.join(outcome.check)
+                self.check.join(outcome.check)
             if outcome.reason is not None:
                 self._tables.fail(item.place, outcome.reason)
                 continue
