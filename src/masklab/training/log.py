@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from masklab.config.nested import flatten
 from masklab.config.schema import Config
-from masklab.training.lock import RunLock
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, naming
+from masklab.utils.lock import RunLock
 
 LOG = "metrics.csv"
 _EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name

@@ -19,11 +19,11 @@ from masklab.config.schema import Config
 from masklab.config.train import TrainConfig
 from masklab.datasets.source import Data, DataSource, as_source, named_source
 from masklab.training.ema import ExponentialMovingAverage
-from masklab.training.lock import LOCK, RunLock, locked
 from masklab.training.optimizer import build_optimizer, set_learning_rate
 from masklab.training.record import read_record
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
+from masklab.utils.lock import LOCK, RunLock, locked
 from masklab.weights.migrate import migrate_checkpoint
 
 CHECKPOINT = "resume.ckpt"
@@ -63,7 +63,7 @@ def open_run(run: Path, resume: bool, first: bool = True, name: str = CHECKPOINT
     ``name`` is the checkpoint's, which differs by type of run.  A run that was stopped before its first checkpoint
     starts again from step 0.  Of several processes only the ``first`` changes anything and locks.  Raises `InputError`
     for a folder that holds a run that is not to be resumed or that another process is at work in (see
-    `masklab.training.lock.locked`), for one without a checkpoint and for a damaged checkpoint.
+    `masklab.utils.lock.locked`), for one without a checkpoint and for a damaged checkpoint.
     """
     if resume and not run.is_dir():
         raise _nothing_to_resume(run, name)

@@ -12,23 +12,25 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from masklab.images.exposure import IntensityCheck
 from masklab.inference.engines.places import Place, find_places
 from masklab.inference.engines.tables import Tables
-from masklab.inference.engines.work import Item, LargeImage, Outcome, Worker, merged
+from masklab.inference.engines.work import Item, LargeImage, Outcome, Worker
 from masklab.inference.folder import settings_of
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
 from masklab.inference.tiles.merge import TileObjects
-from masklab.inference.tiles.predict import ROUNDS, warn_of_cut
+from masklab.inference.tiles.predict import warn_of_cut
 from masklab.utils.device import check_precision
 from masklab.utils.errors import InputError, MachineError
+from masklab.utils.files import make_folder
+from masklab.utils.lock import locked
 from masklab.utils.progress import track
 from masklab.utils.types import Box
 from masklab.utils.words import counted
@@ -37,9 +39,9 @@ from masklab.weights.checkpoint import find_weights
 _log = logging.getLogger(__name__)
 
 _MOST_ITEMS = 32  # in one task
-_MOST_TILES = 64  # in one item
+_MOST_TILES = 256  # in one item: the image is fetched for each
 _SHARES = 8  # tasks for each worker at least, so that all have work to the end
-_LOST = "each process that worked on it was ended by the system, as a rule for want of memory: shrink it."
+_IMAGES_TOGETHER = 4  # large images for each worker, of which what is found in tiles is held at the same time
 
 
 def predict_on_ray(
@@ -66,32 +68,10 @@ def predict_on_ray(
         raise InputError(f"workers is {workers}: give 1 or more.")
     predictor = load(model, "cpu", replace(options, precision="auto"))
     places = find_places(sources)
-    tables = Tables(output, settings_of(predictor) | {"options": asdict(options)})
-    missing = tables.start(places)
-    check, traces = IntensityCheck(predictor.config.image), list[str]()
-    if missing:
-        try:
-            with_ray = _Cluster(ray, find_weights(model), options, workers)
-            run = _Run(with_ray, predictor, tables, check, traces)
-            run.images(missing)
-        except ray.exceptions.RayError as error:
-            raise MachineError(f"Ray cannot go on ({_first_line(error)}): run the same command again.") from error
-        finally:
-            tables.commit()
-    totals, failures = tables.finish()
-    check.warn()
-    if totals.kept:
-        _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
-    _log.info(
-        f"{counted(totals.images, 'image')}, {counted(totals.found, 'object')} of score {predictor.threshold:.2f} or more "
-        f"({counted(totals.detections, 'detection')} in all): {tables.path}"
-    )
-    if totals.full:
-        _log.info(
-            f"{totals.full} of {counted(len(places), 'image')} reached the maximum of "
-            f"{counted(predictor.max_detections, 'detection')}, so others may be missing: predict into another folder with "
-            "a larger --max_detections."
-        )
+    with locked(make_folder(output)):
+        tables = Tables(output, settings_of(predictor) | {"options": asdict(options)})
+        traces = _fill(tables, places, predictor, _Setup(ray, find_weights(model), options, workers))
+        failures = _finish(tables, predictor, len(places))
     if traces:
         raise RuntimeError(f"{counted(len(traces), 'item')} of work met an error of the program, first:\n{traces[0]}")
     if failures:
@@ -100,6 +80,42 @@ def predict_on_ray(
             f"{tables.path / 'failed.parquet'}: correct or replace them, and run the same command again."
         )
     return tables.path
+
+
+def _fill(tables: Tables, places: Sequence[Place], predictor: Predictor, setup: _Setup) -> list[str]:
+    """Do the images that are not in the tables; where errors of the program were raised meanwhile."""
+    missing = tables.start(places)
+    if not missing:
+        return []
+    cluster = _Cluster(*setup)
+    run = _Run(cluster, predictor, tables)
+    try:
+        run.images(missing)
+    except setup.ray.exceptions.RayError as error:
+        raise MachineError(f"Ray cannot go on ({_first_line(error)}): run the same command again.") from error
+    finally:
+        tables.commit()
+        cluster.close()
+    run.check.warn()
+    return run.traces
+
+
+def _finish(tables: Tables, predictor: Predictor, given: int) -> int:
+    """Complete the tables and say what is in them; the number of failures."""
+    totals, failures = tables.finish()
+    if totals.kept:
+        _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")
+    _log.info(
+        f"{counted(totals.images, 'image')}, {counted(totals.found, 'object')} of score {predictor.threshold:.2f} or more "
+        f"({counted(totals.detections, 'detection')} in all): {tables.path}"
+    )
+    if totals.full:
+        _log.info(
+            f"{totals.full} of {counted(given, 'image')} reached the maximum of "
+            f"{counted(predictor.max_detections, 'detection')}, so others may be missing: predict into another folder with "
+            "a larger --max_detections."
+        )
+    return failures
 
 
 def _import_ray() -> Any:
@@ -113,13 +129,28 @@ def _import_ray() -> Any:
     return ray
 
 
+class _Setup(NamedTuple):
+    """What the workers are made of, and how many; None for as many as the cluster has room for."""
+
+    ray: Any
+    weights: Path
+    options: PredictionOptions
+    workers: int | None
+
+
 class _Cluster:
     """Workers of Ray that hold a model."""
 
     def __init__(self, ray: Any, weights: Path, options: PredictionOptions, workers: int | None) -> None:
         self.ray = ray
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        self._started = not ray.is_initialized()
+        if self._started:
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise MachineError(
+                    f"the Ray cluster cannot be reached ({_first_line(error)}): correct RAY_ADDRESS, or start it."
+                ) from error
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         found = ray.cluster_resources()
         gpus = int(found.get("GPU", 0))
@@ -129,155 +160,121 @@ class _Cluster:
         self._stored = ray.put(weights.read_bytes())
         self._options = options
 
+    def close(self) -> None:
+        """Part from the cluster, and end it if it was started here."""
+        if self._started:
+            self.ray.shutdown()
+
     def outcomes(self, items: Sequence[Item], per_task: int) -> Iterator[Outcome]:
-        """The outcomes of items in any order; none of an item whose workers were lost several times."""
+        """The outcomes of items in any order; tasks whose worker is lost are done again."""
         data, ray, stored = self.ray.data, self.ray, self._stored
+        begun = ray.remote(num_cpus=0)(_Begun).remote()
         rows = [{"item": pickle.dumps(item)} for item in items]
         tasks = -(-len(items) // per_task)
         results = data.from_items(rows, override_num_blocks=tasks).map_batches(
             Worker,
-            fn_constructor_args=(lambda: ray.get(stored), self._options),
-            compute=data.ActorPoolStrategy(size=min(self.workers, tasks), max_tasks_in_flight_per_actor=1),
+            fn_constructor_args=(
+                lambda: ray.get(stored),
+                self._options,
+                lambda number: ray.get(begun.begin.remote(number)),
+            ),
+            compute=data.ActorPoolStrategy(size=min(self.workers, tasks)),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
             num_gpus=1 if self._on_gpu else None,
-            ray_remote_args_fn=_remote_args,
         )
-        results.context.max_errored_blocks = -1
         results.context.enable_progress_bars = False
         for row in results.iter_rows():
             yield pickle.loads(row["outcome"])
 
 
-def _remote_args() -> dict[str, Any]:
-    return {"max_task_retries": 1}
+class _Begun:
+    """Counts how often each item is begun, in a process of its own, which outlives the workers."""
 
+    def __init__(self) -> None:
+        self._times: Counter[int] = Counter()
 
-@dataclass
-class _Tiled:
-    """A large image: the tiles that were asked for, in order, and how often it was looked for cut objects."""
-
-    image: LargeImage
-    tiles: list[Box]
-    rounds: int = 0
+    def begin(self, number: int) -> int:
+        """How often an item was begun, with this time."""
+        self._times[number] += 1
+        return self._times[number]
 
 
 class _Run:
     """Images on their way to the tables."""
 
-    def __init__(
-        self, cluster: _Cluster, predictor: Predictor, tables: Tables, check: IntensityCheck, traces: list[str]
-    ) -> None:
-        self._cluster, self._predictor, self._tables = cluster, predictor, tables
-        self._check, self._traces = check, traces
+    def __init__(self, cluster: _Cluster, predictor: Predictor, tables: Tables) -> None:
+        self._cluster, self._tables = cluster, tables
+        self.check = IntensityCheck(predictor.config.image)
+        self.traces: list[str] = []
 
     def images(self, places: Sequence[Place]) -> None:
-        """Do all images: first each as a whole or, if it is large, what its tiles depend on; then the tiles."""
-        large: list[_Tiled] = []
+        """Do all images: first each as a whole or, if it is large, what its tiles depend on; then large ones, some at a time."""
+        large: list[LargeImage] = []
         for outcome in self._done([Item(number, place) for number, place in enumerate(places)]):
-            if outcome.check is not None:
-                self._check.join(outcome.check)
-            if outcome.found is not None:
-                self._tables.add(outcome.found)
             if outcome.large is not None:
-                large.append(_Tiled(outcome.large, outcome.large.plan.tiles()))
-        large.sort(key=lambda each: each.image.place.address)
-        while large:
-            large = self._merge(self._with_tiles(large))
+                large.append(outcome.large)
+        large.sort(key=lambda image: image.place.address)
+        together = _IMAGES_TOGETHER * self._cluster.workers
+        for first in range(0, len(large), together):
+            self._in_tiles(large[first : first + together])
 
-    def _with_tiles(self, large: Sequence[_Tiled]) -> list[_Tiled]:
-        """Find what is not yet known of the tiles of images; those of them of which all is known."""
-        missing = [
-            (
-                each.image,
-                [tile for tile in dict.fromkeys(each.tiles) if self._tables.tiles(each.image).get(tile) is None],
-            )
-            for each in large
-        ]
-        total = sum(len(tiles) for _, tiles in missing)
+    def _in_tiles(self, large: Sequence[LargeImage]) -> None:
+        """Do images in tiles: what is not yet known of these, then the objects of each image."""
+        missing = {image.place.name: self._unknown(image) for image in large}
+        total = sum(map(len, missing.values()))
         size = min(_MOST_TILES, max(1, total // (_SHARES * self._cluster.workers)))
-        shares = [(image, tiles[k : k + size]) for image, tiles in missing for k in range(0, len(tiles), size)]
-        items = [Item(number, image, tuple(tiles)) for number, (image, tiles) in enumerate(shares)]
-        left = Counter(item.place.name for item in items)
+        parts = [
+            (image, tiles[k : k + size])
+            for image in large
+            for tiles in [missing[image.place.name]]
+            for k in range(0, len(tiles), size)
+        ]
+        items = [Item(number, image, tuple(tiles)) for number, (image, tiles) in enumerate(parts)]
         for outcome in self._done(items):
-            image = items[outcome.number].image
-            if outcome.reason is None and isinstance(image, LargeImage):
-                store = self._tables.tiles(image)
-                for tile, found in outcome.tiles:
-                    store.put(tile, found)
-                left[image.place.name] -= 1
-        return [each for each in large if not left[each.image.place.name]]
+            store = self._tables.tiles(parts[outcome.number][0])
+            for tile, found in outcome.tiles:
+                store.put(tile, found)
+        complete = [(image, self._known(image)) for image in large]
+        merging = [(image, found) for image, found in complete if found is not None]
+        items = [Item(number, image, found=found) for number, (image, found) in enumerate(merging)]
+        for outcome in self._done(items):
+            warn_of_cut(outcome.cut, merging[outcome.number][0].plan, merging[outcome.number][0].place.name)
 
-    def _merge(self, large: Sequence[_Tiled]) -> list[_Tiled]:
-        """Merge the tiles of images; those that are cut objects are to be looked for in remain."""
-        ray = self._cluster.ray
-        task = ray.remote(num_cpus=0)(merged)
-        waiting: dict[Any, _Tiled] = {}
-        again: list[_Tiled] = []
+    def _unknown(self, image: LargeImage) -> list[Box]:
+        store = self._tables.tiles(image)
+        return [tile for tile in image.plan.tiles() if store.get(tile) is None]
 
-        def take(most: int) -> None:
-            while len(waiting) > most:
-                (first,), _ = ray.wait(list(waiting))
-                each = waiting.pop(first)
-                try:
-                    tiles, found, cut = ray.get(first)
-                except ray.exceptions.RayError as error:
-                    self._tables.fail(each.image.place, _LOST if _is_lost(ray, error) else _first_line(error))
-                    if not _is_lost(ray, error):
-                        self._traces.append(str(error))
-                    continue
-                if found is not None:
-                    warn_of_cut(cut, each.image.plan, each.image.place.name)
-                    self._tables.add(found)
-                else:
-                    again.append(_Tiled(each.image, [*each.tiles, *tiles], each.rounds + 1))
-
-        for each in large:
-            found = [part for tile in each.tiles for part in self._known(each.image, tile)]
-            last = each.rounds == ROUNDS
-            classes, threshold = self._predictor.classes, self._predictor.threshold
-            waiting[task.remote(each.image, found, classes, threshold, last)] = each
-            take(self._cluster.workers - 1)
-        take(0)
-        return again
-
-    def _known(self, image: LargeImage, tile: Box) -> list[TileObjects]:
-        found = self._tables.tiles(image).get(tile)
-        if found is None:
-            raise MachineError(
-                f"what was found in {image.place.address} cannot be read again from {self._tables.path}: check the disk, "
-                "then run the same command again."
-            )
-        return found
+    def _known(self, image: LargeImage) -> dict[Box, list[TileObjects]] | None:
+        """What was found in all tiles of an image; None where some failed."""
+        store = self._tables.tiles(image)
+        found = {tile: parts for tile in image.plan.tiles() if (parts := store.get(tile)) is not None}
+        return found if len(found) == len(image.plan.tiles()) else None
 
     def _done(self, items: Sequence[Item]) -> Iterator[Outcome]:
-        """The outcome of each item, once; failures are noted.
-
-        Items of which there is none after the first time may have shared a task with one that ends its worker, and are done
-        once more, each in a task of its own.
-        """
+        """The outcomes of items that succeeded, each once; results go to the tables, and so do failures."""
+        if not items:
+            return
         missing = {item.number: item for item in items}
         share = len(items) // (_SHARES * self._cluster.workers)
-        for per_task in (min(_MOST_ITEMS, max(1, share)), 1):
-            if missing:
-                outcomes = self._cluster.outcomes(list(missing.values()), per_task)
-                for outcome in track(outcomes, "predicting", len(missing)):
-                    item = missing.pop(outcome.number, None)
-                    if item is None:
-                        continue
-                    if outcome.trace is not None:
-                        self._traces.append(outcome.trace)
-                    if outcome.reason is not None:
-                        self._tables.fail(item.place, outcome.reason)
-                    yield outcome
+        outcomes = self._cluster.outcomes(items, min(_MOST_ITEMS, max(1, share)))
+        for outcome in track(outcomes, "predicting", len(items)):
+            item = missing.pop(outcome.number, None)
+            if item is None:
+                continue
+            if outcome.trace is not None:
+                self.traces.append(outcome.trace)
+            if outcome.check is not None:
+                self.check.join(outcome.check)
+            if outcome.reason is not None:
+                self._tables.fail(item.place, outcome.reason)
+                continue
+            if outcome.found is not None:
+                self._tables.add(outcome.found)
+            yield outcome
         for item in missing.values():
-            self._tables.fail(item.place, _LOST)
-
-
-def _is_lost(ray: Any, error: Exception) -> bool:
-    """Whether a task ended with its process, and not by an error of code."""
-    return not isinstance(error, ray.exceptions.RayTaskError)
+            self._tables.fail(item.place, "nothing came back from the cluster: run the same command again.")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +25,11 @@ from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import load
 from masklab.inference.tiles.merge import TileObjects
 from masklab.inference.tiles.plan import TilePlan, plan_tiles
-from masklab.inference.tiles.predict import ImageFacts, TileFinder, image_facts, joined, merge_tiles
+from masklab.inference.tiles.predict import ImageFacts, TileFinder, find_in_tiles, image_facts, joined
+from masklab.inference.tiles.store import KnownTiles
 from masklab.results.formats.base import entries
 from masklab.results.formats.parquet import to_table
 from masklab.results.instances import Instances
-from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
 from masklab.utils.failures import machine_error
 from masklab.utils.leftout import reason_of
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from masklab.config.image import ImageConfig
+
+MOST_BEGUN = 3
+"""How often an item is begun whose process was lost."""
+_LOST = "each process that worked on it was ended by the system, as a rule for want of memory: shrink it."
 
 State = list[Any]
 """What tells whether an image is still the same, see `masklab.inference.engines.places.Place.current_state`."""
@@ -56,11 +60,15 @@ class LargeImage:
 
 @dataclass(frozen=True)
 class Item:
-    """An image, or ``tiles`` of a large one; ``number`` tells it from the others."""
+    """An image, or ``tiles`` of a large one, or what was ``found`` in all of them, to be merged.
+
+    ``number`` tells it from the others.
+    """
 
     number: int
     image: Place | LargeImage
     tiles: tuple[Box, ...] = ()
+    found: dict[Box, list[TileObjects]] | None = None
 
     @property
     def place(self) -> Place:
@@ -89,13 +97,15 @@ class Found:
 class Outcome:
     """What became of an item: results, or a large image to be cut into tiles, or what its tiles hold, or a failure.
 
-    ``reason`` is why the image cannot be used, and ``trace`` where an error of code was raised.
+    ``cut`` counts objects that are larger than a tile.  ``reason`` is why the image cannot be used, and ``trace`` where an
+    error of code was raised.
     """
 
     number: int
     found: Found | None = None
     large: LargeImage | None = None
     tiles: tuple[tuple[Box, list[TileObjects]], ...] = ()
+    cut: int = 0
     check: IntensityCheck | None = None
     reason: str | None = None
     trace: str | None = None
@@ -112,17 +122,18 @@ class _OpenImage(NamedTuple):
 
 
 class Worker:
-    """A model that does items; ``weights`` gives the bytes of its file.
+    """A model that does items; ``weights`` gives the bytes of its file, and ``begin`` how often an item was begun.
 
-    Called with an Arrow table of pickled items, it gives tables of pickled outcomes.  Nothing that is wrong with an image
+    An item that was begun so often that it is likely to end the process is not done.  Called with an Arrow table of pickled items, it gives tables of pickled outcomes.  Nothing that is wrong with an image
     is raised.
     """
 
-    def __init__(self, weights: Callable[[], bytes], options: PredictionOptions) -> None:
+    def __init__(self, weights: Callable[[], bytes], options: PredictionOptions, begin: Callable[[int], int]) -> None:
         with tempfile.TemporaryDirectory(prefix="masklab-") as folder:
             file = Path(folder) / "model.safetensors"
             file.write_bytes(weights())
             self._predictor = load(file, options=options)
+        self._begin = begin
         self._open: _OpenImage | None = None
         self._finder: TileFinder | None = None
 
@@ -130,15 +141,20 @@ class Worker:
         """One outcome after the other, in the column ``outcome``, for the items of the column ``item``."""
         import pyarrow as pa
 
-        for packed in batch["item"].to_pylist():
-            outcome = pickle.dumps(self.do(pickle.loads(packed)))
-            yield pa.table({"outcome": pa.array([outcome], pa.large_binary())})
+        try:
+            for packed in batch["item"].to_pylist():
+                outcome = pickle.dumps(self.do(pickle.loads(packed)))
+                yield pa.table({"outcome": pa.array([outcome], pa.large_binary())})
+        finally:
+            self._close()  # nobody says when the process is ended, and the image may have been fetched to its disk
 
     def do(self, item: Item) -> Outcome:
-        """Do an item."""
+        """Do an item; the image of tiles stays open."""
         try:
+            if self._begin(item.number) > MOST_BEGUN:
+                return Outcome(item.number, reason=_LOST)
             if isinstance(item.image, LargeImage):
-                return self._tiles(item.number, item.image, item.tiles)
+                return self._tiles(item, item.image)
             return self._image(item.number, item.image)
         except Exception as error:
             return self._failed(item, error)
@@ -161,14 +177,21 @@ class Worker:
         found = results(place, image.state, instances, predictor.threshold, rule)
         return Outcome(number, replace(found, full=found.found == predictor.max_detections), check=check)
 
-    def _tiles(self, number: int, large: LargeImage, tiles: Sequence[Box]) -> Outcome:
+    def _tiles(self, item: Item, large: LargeImage) -> Outcome:
         image = self._opened(large.place)
         if image.state != large.state:
             raise InputError(f"{large.place.address} has changed meanwhile: run the same command again.")
+        predictor, plan = self._predictor, large.plan
+        if item.found is not None:
+            finder = TileFinder(predictor, image.reader, plan, KnownTiles(item.found), large.facts)
+            tiles = find_in_tiles(finder, plan, predictor.threshold)
+            instances = joined(predictor.classes, tiles.parts, plan.size)
+            found = results(large.place, large.state, instances, predictor.threshold, large.facts.rule)
+            return Outcome(item.number, found=found, cut=tiles.cut)
         if self._finder is None:
-            self._finder = TileFinder(self._predictor, image.reader, large.plan, None, large.facts)
+            self._finder = TileFinder(predictor, image.reader, plan, None, large.facts)
         finder = self._finder
-        return Outcome(number, tiles=tuple((tile, finder.tile(tile)) for tile in tiles))
+        return Outcome(item.number, tiles=tuple((tile, finder.tile(tile)) for tile in item.tiles))
 
     def _opened(self, place: Place) -> _OpenImage:
         if self._open is None or self._open.place != place:
@@ -196,20 +219,6 @@ class Worker:
         if self._open is not None:
             reason = item.place.naming(reason, self._open.path)
         return Outcome(item.number, reason=reason)
-
-
-def merged(
-    image: LargeImage, found: list[TileObjects], classes: ClassTable, threshold: float, last: bool
-) -> tuple[list[Box], Found | None, int]:
-    """What is found in the tiles of a large image as its results, or the tiles in which to look again.
-
-    These are empty if ``last``.  The number is that of objects that remain cut.
-    """
-    tiles = merge_tiles(image.plan, found, threshold)
-    if tiles.again and not last:
-        return tiles.again, None, tiles.cut
-    instances = joined(classes, tiles.parts, image.plan.size)
-    return [], results(image.place, image.state, instances, threshold, image.facts.rule), tiles.cut
 
 
 def results(place: Place, state: State, instances: Instances, threshold: float, rule: ImageConfig) -> Found:

@@ -18,7 +18,7 @@ from masklab.images.rescaled import ImageIntensities
 from masklab.images.resize import network_image
 from masklab.inference.tiles.merge import TileObjects, bounds_of, merge
 from masklab.inference.tiles.plan import TilePlan, sample_boxes
-from masklab.inference.tiles.store import TileStore
+from masklab.inference.tiles.store import KnownTiles, TileStore
 from masklab.masks.packed import PackedRLEs
 from masklab.masks.threshold import encode_masks
 from masklab.model.fixed_norm import NormStatistics, has_norms_to_fix, measure_norms, with_fixed_norms
@@ -36,8 +36,7 @@ _log = logging.getLogger(__name__)
 _SAMPLES = 16  # parts of an image that the statistics of norms come from
 _SAMPLE = 512  # side of one in pixels of the network's input
 _FULL = (0.0, 255.0)
-ROUNDS = 4
-"""How often cut objects are looked for in tiles around what is seen of them; each sees more of an object."""
+_ROUNDS = 4  # of looking for cut objects in tiles around what is seen of them
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,7 @@ def predict_tiles(
 
     The ``masks`` of the result are empty ``(n, 0, 0)``: the run lengths are kept alone, compressed.
     """
-    finder = TileFinder(predictor, image, plan, store)
-    found = [part for tile in track(plan.tiles(), "tiles") for part in finder.tile(tile)]
-    merged = merge_tiles(plan, found, predictor.threshold)
-    for _ in range(ROUNDS):
-        if not merged.again:
-            break
-        found += [part for tile in merged.again for part in finder.tile(tile)]
-        merged = merge_tiles(plan, found, predictor.threshold)
+    merged = find_in_tiles(TileFinder(predictor, image, plan, store), plan, predictor.threshold)
     warn_of_cut(merged.cut, plan)
     return joined(predictor.classes, merged.parts, plan.size)
 
@@ -97,8 +89,19 @@ class MergedTiles(NamedTuple):
     again: list[Box]
 
 
-def merge_tiles(plan: TilePlan, found: Sequence[TileObjects], threshold: float) -> MergedTiles:
-    """Merge what was found in tiles; the order of the tiles decides between objects that are alike in all else."""
+def find_in_tiles(finder: TileFinder, plan: TilePlan, threshold: float) -> MergedTiles:
+    """Find the objects of all tiles and merge them, with those that are looked for again."""
+    found = [part for tile in track(plan.tiles(), "tiles") for part in finder.tile(tile)]
+    merged = _merge_tiles(plan, found, threshold)
+    for _ in range(_ROUNDS):  # each sees more of an object than the one before
+        if not merged.again:
+            break
+        found += [part for tile in merged.again for part in finder.tile(tile)]
+        merged = _merge_tiles(plan, found, threshold)
+    return merged
+
+
+def _merge_tiles(plan: TilePlan, found: Sequence[TileObjects], threshold: float) -> MergedTiles:
     kept, cut = merge(found, plan.size, threshold)
     seen = {part.tile for part in found}
     again = [tile for tile in _tiles_around(plan, found, cut, threshold) if tile not in seen]
@@ -129,7 +132,7 @@ class TileFinder:
         predictor: Predictor,
         image: ImageReader,
         plan: TilePlan,
-        store: TileStore | None = None,
+        store: TileStore | KnownTiles | None = None,
         facts: ImageFacts | None = None,
     ) -> None:
         self._predictor, self._image, self._plan, self._store = predictor, image, plan, store

@@ -80,3 +80,18 @@ class TileStore:
 
     def _path(self, tile: Box) -> Path:
         return self.folder / "x{}_y{}_{}_{}.npz".format(*tile)
+
+
+class KnownTiles:
+    """What was found in some tiles of one image, in memory."""
+
+    def __init__(self, found: dict[Box, list[TileObjects]]) -> None:
+        self._found = dict(found)
+
+    def get(self, tile: Box) -> list[TileObjects] | None:
+        """What was found in a tile; None if that is not known."""
+        return self._found.get(tile)
+
+    def put(self, tile: Box, found: list[TileObjects]) -> None:
+        """Keep what was found in a tile."""
+        self._found[tile] = found

@@ -1,4 +1,4 @@
-"""Lock of a run folder: one process at a time trains in it."""
+"""Lock of a folder that is written to: one process at a time trains or predicts in it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunLock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[RunLock]:
-    """Make a run folder and hold its lock; `InputError` names the process and the host that hold it already.
+    """Make a folder and hold its lock; `InputError` names the process and the host that hold it already.
 
     The system releases the lock when the process ends, however it ends, and does so on a shared file system too (NFS
     since Linux 2.6).  As some file systems keep locks to one host, ``.lock`` also records who holds it: what a process
