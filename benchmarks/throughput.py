@@ -112,7 +112,7 @@ def waits_instead(seconds: float, predictor: Predictor, images: Sequence[Path]) 
         time.sleep(seconds)
         return known[image.path.read_bytes()]
 
-    predictor.predict_reader = predict_reader  # type: ignore[assignment, method-assign]
+    predictor.predict_reader = predict_reader  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
