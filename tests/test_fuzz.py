@@ -32,6 +32,7 @@ from hostile import (
 )
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from image_files import by_pillow, by_tifffile, deep_png, harmless, surplus
 from PIL import Image
 
 from masklab.utils.errors import InputError
@@ -251,31 +252,6 @@ def drawn(channels, top, dtype):
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     values = np.stack([(np.sin(x / (3 + k)) + np.cos(y / (4 + k)) + 2) / 4 for k in range(channels)], axis=-1)
     return (values * top).astype(dtype)
-
-
-def by_pillow(values, form, **options):
-    buffer = io.BytesIO()
-    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def by_tifffile(values, **options):
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, metadata=None, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def deep_png(values, size=None):
-    """A PNG of 16-bit RGB, which Pillow does not write; ``size`` is what its header claims."""
-    height, width = size or values.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">II5B", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def images():
@@ -839,6 +815,28 @@ def test_a_header_that_claims_too_much_is_refused(name, child, tmp_path):
     assert_sentence(outcome.value)
     assert str(path) in outcome.value
     TALLY[NAMED, "refused"] += 1
+
+
+@pytest.mark.parametrize("name", sorted(surplus()))
+def test_surplus_data_are_refused(name, child, tmp_path):
+    """Strips that share a block, data that are far more than the pixels can need, and the like."""
+    (tmp_path / name).write_bytes(surplus()[name])
+    outcome = child.call(read_any_image, tmp_path / name)
+    assert outcome.kind == "refused", outcome
+    assert_sentence(outcome.value)
+    assert name in outcome.value
+    TALLY[NAMED, "refused"] += 1
+
+
+@pytest.mark.parametrize("name", sorted(harmless()))
+def test_rare_kinds_of_images_are_read(name, child, tmp_path):
+    content, values = harmless()[name]
+    (tmp_path / name).write_bytes(content)
+    outcome = child.call(read_any_image, tmp_path / name)
+    assert outcome.kind == "read", outcome
+    assert outcome.value["parts agree"]
+    assert (outcome.value["whole"] == values).all()
+    TALLY[NAMED, "unchanged"] += 1
 
 
 OTHERS = {

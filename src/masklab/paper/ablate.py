@@ -74,7 +74,6 @@ def ablate(
     configs = {row.name: row_config(row, start, overrides or {}, table_rows(table)) for row in chosen}
     train_split = open_split(data, "train")
     configs = {name: resolve_auto(config, train_split) for name, config in configs.items()}
-    make_folder(output)
     runs = [_run(name, config, k, data, output) for k in range(seeds) for name, config in configs.items()]
     classes = train_split.categories
     open_split(data, "val", classes)
@@ -82,6 +81,7 @@ def ablate(
         _check_row(name, config, classes)
     for run in runs:
         refuse_other_settings(run.folder, run.config)
+    make_folder(output)
     failed = {}
     fields = ", ".join(f"`{name} {value}`" for name, value in flatten(overrides or {}).items())
     about = f"Rows trained and evaluated on {data} with {seeds} seeds, starting from recipe {start}"
