@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -386,8 +387,9 @@ class Mortal(Worker):
 @pytest.fixture(scope="module")
 def cluster():
     """Ray on this machine with two cores, which has the classes of this module."""
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    ray = on_ray._import_ray()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray
