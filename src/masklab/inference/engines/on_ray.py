@@ -46,7 +46,7 @@ _IMAGES_TOGETHER = 4  # large images for each worker, of which what is found in 
 
 def predict_on_ray(
     model: str | Path,
-    sources: Sequence[str],
+    sources: Sequence[str | Path],
     output: str | Path,
     options: PredictionOptions | None = None,
     workers: int | None = None,
@@ -67,7 +67,7 @@ def predict_on_ray(
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}: give 1 or more.")
     predictor = load(model, "cpu", replace(options, precision="auto"))
-    places = find_places(sources)
+    places = find_places(list(map(str, sources)))
     with locked(make_folder(output)):
         tables = Tables(output, settings_of(predictor) | {"options": asdict(options)})
         traces = _fill(tables, places, predictor, _Setup(ray, find_weights(model), options, workers))
