@@ -16,11 +16,11 @@ from processes import in_another_process, needs_fork, recipe_file
 
 import masklab.training.loop
 from masklab.cli.app import main
-from masklab.training import lock
-from masklab.training.lock import LOCK, locked
 from masklab.training.resume import open_run
 from masklab.training.train import train
+from masklab.utils import lock
 from masklab.utils.errors import MachineError
+from masklab.utils.lock import LOCK, locked
 
 
 def hold(folder, says):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from masklab.images.exposure import IntensityCheck
+from masklab.inference.engines.begun import Begun
 from masklab.inference.engines.places import Place, find_places
 from masklab.inference.engines.tables import Tables
 from masklab.inference.engines.work import Item, LargeImage, Outcome, Worker
@@ -46,7 +46,7 @@ _IMAGES_TOGETHER = 4  # large images for each worker, of which what is found in 
 
 def predict_on_ray(
     model: str | Path,
-    sources: Sequence[str],
+    sources: Sequence[str | Path],
     output: str | Path,
     options: PredictionOptions | None = None,
     workers: int | None = None,
@@ -67,7 +67,7 @@ def predict_on_ray(
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}: give 1 or more.")
     predictor = load(model, "cpu", replace(options, precision="auto"))
-    places = find_places(sources)
+    places = find_places(list(map(str, sources)))
     with locked(make_folder(output)):
         tables = Tables(output, settings_of(predictor) | {"options": asdict(options)})
         traces = _fill(tables, places, predictor, _Setup(ray, find_weights(model), options, workers))
@@ -168,7 +168,7 @@ class _Cluster:
     def outcomes(self, items: Sequence[Item], per_task: int) -> Iterator[Outcome]:
         """The outcomes of items in any order; tasks whose worker is lost are done again."""
         data, ray, stored = self.ray.data, self.ray, self._stored
-        begun = ray.remote(num_cpus=0)(_Begun).remote()
+        begun = ray.remote(num_cpus=0)(Begun).remote()
         rows = [{"item": pickle.dumps(item)} for item in items]
         tasks = -(-len(items) // per_task)
         results = data.from_items(rows, override_num_blocks=tasks).map_batches(
@@ -187,18 +187,6 @@ class _Cluster:
         results.context.enable_progress_bars = False
         for row in results.iter_rows():
             yield pickle.loads(row["outcome"])
-
-
-class _Begun:
-    """Counts how often each item is begun, in a process of its own, which outlives the workers."""
-
-    def __init__(self) -> None:
-        self._times: Counter[int] = Counter()
-
-    def begin(self, number: int) -> int:
-        """How often an item was begun, with this time."""
-        self._times[number] += 1
-        return self._times[number]
 
 
 class _Run:
