@@ -5,10 +5,10 @@ uv run python benchmarks/pictures.py [docs/images]
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ PIXEL = 0.5  # micrometres
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/images"))
+    folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     image, _ = draw_nuclei(COUNT, 0, SIZE)
     predictor = masklab.load("nuclei", "cpu")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -401,13 +402,18 @@ class Mortal(Worker):
 @pytest.fixture(scope="module")
 def cluster():
     """Ray on this machine with two cores, which has the classes of this module."""
+    if "RAY_TESTS" not in os.environ:
+        pytest.skip("starting Ray and its workers takes minutes: set RAY_TESTS=1")
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed")
     ray = on_ray._import_ray()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray
     ray.shutdown()
+    for number, way in before.items():  # Ray sets its own, which would end the tests that send signals
+        signal.signal(number, way)
 
 
 @pytest.mark.timeout(600)
