@@ -52,12 +52,12 @@ def boxes_inside(size, sides, seed=0, gap=2):
 class SeesAll:
     """In place of a model: finds the visible part of every rectangle of a picture in which each has its own number."""
 
-    threshold, max_detections = 0.5, 10**6
+    threshold, max_detections, config = 0.5, 10**6, masklab.Config()
 
     def __init__(self, scores=None, most=10**6):
         self.max_detections, self.scores, self.seen = most, scores, []
 
-    def predict(self, tile):
+    def predict(self, tile, check=None):
         values = np.rint(tile[0].numpy() * 65535 / 255).astype(int)
         self.seen.append(values.shape)
         boxes, scores = [], []
@@ -273,7 +273,7 @@ def test_a_stopped_prediction_goes_on(tmp_path, monkeypatch):
     whole = found_by(SeesAll(), image, plan, monkeypatch)
 
     class Stops(SeesAll):
-        def predict(self, tile):
+        def predict(self, tile, check=None):
             if len(self.seen) == 5:
                 raise KeyboardInterrupt
             return super().predict(tile)
@@ -413,3 +413,16 @@ def test_large_images_are_evaluated_in_tiles(monkeypatch, tmp_path):
     metrics = evaluate(predictor(masklab.load("nuclei", "cpu").model), tmp_path, "all")
     assert metrics["mask"]["AP50"] > 0.9
     assert metrics["measured"]["images_left_out"] == []
+
+
+def test_empty_ground_is_no_dim_image(monkeypatch, caplog):
+    image, _ = draw_nuclei(10, 3, (200, 200))
+    wide = np.full((3, 200, 600), 8, np.uint8)
+    wide[:, :, :200] = image
+    monkeypatch.setattr(plan_module, "TILE", 400)
+    model = predictor(masklab.load("nuclei", "cpu").model)
+    assert len(model.tile_plan((200, 600)).tiles()) > 2
+    model.predict(wide)
+    assert caplog.text == ""
+    model.predict((wide // 30).astype(np.uint8))
+    assert "1 of 1 images use less than a twelfth" in caplog.text

@@ -155,7 +155,7 @@ class Predictor:
         """
         plan = self.tile_plan(image.size)
         if plan is None:
-            return self.predict(read_whole(image), check=check)
+            return self.predict(image, check=check)
         if check is not None and self.options.intensity == "model":
             check.add(torch.from_numpy(image.overview()), image.path or "the image")
         return predict_tiles(self, image, plan, store)
@@ -224,7 +224,7 @@ class Predictor:
                     continue
                 values = self._read(image if isinstance(image, Tensor) else read_whole(reader))
             if self.options.intensity == "model":
-                check.add(values, image if isinstance(image, (str, Path)) else f"image {row + 1}")
+                check.add(values, reader.path or f"image {row + 1}")
             yield row, values
 
     def _prepare(self, image: Tensor, view: View = PLAIN) -> Prepared:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from masklab.config.image import ImageConfig
+from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import IntensityRange
 from masklab.images.reader import ImageReader
 from masklab.images.rescaled import ImageIntensities
@@ -152,7 +153,8 @@ class TileFinder:
         if self._on_tiles is None:  # not before it is needed: all tiles may be known
             self._on_tiles = self._prepare()
         predictor, intensities = self._on_tiles
-        instances = predictor.predict(intensities.read(tile))
+        unsaid = IntensityCheck(predictor.config.image)  # a tile of empty ground is no dim image
+        instances = predictor.predict(intensities.read(tile), check=unsaid)
         full = int((instances.scores >= predictor.threshold).sum()) >= predictor.max_detections
         if full and (parts := self._plan.divided(tile)):
             return [found for part in parts for found in self._find(part)]
