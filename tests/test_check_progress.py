@@ -213,14 +213,14 @@ def run(data, output, patch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the workers take over the patch")
 def test_ctrl_c_stops_all_processes_soon(data, tmp_path):
     output = tmp_path / "report.json"
-    process = run(data, output, f"open({str(tmp_path / 'begun')!r}, 'w').close(), time.sleep(0.25)")
+    process = run(data, output, f"open({str(tmp_path / 'begun')!r}, 'w').close(), time.sleep(1)")
     began = time.monotonic()
     while not (tmp_path / "begun").exists() and time.monotonic() - began < 60:
         time.sleep(0.1)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 9, "all images take 12.5 s"
+    assert time.monotonic() - began < 30, "all images take 50 s"
     assert process.returncode == 130
     assert errors.splitlines()[-1].endswith("stopped; the same command goes on.")
     assert "Traceback" not in errors
