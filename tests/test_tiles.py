@@ -423,6 +423,6 @@ def test_empty_ground_is_no_dim_image(monkeypatch, caplog):
     model = predictor(masklab.load("nuclei", "cpu").model)
     assert len(model.tile_plan((200, 600)).tiles()) > 2
     model.predict(wide)
-    assert caplog.text == ""
+    assert "WARNING" not in caplog.text
     model.predict((wide // 30).astype(np.uint8))
     assert "1 of 1 images use less than a twelfth" in caplog.text
