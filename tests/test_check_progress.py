@@ -212,10 +212,12 @@ def run(data, output, patch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the workers take over the patch")
 def test_ctrl_c_stops_all_processes_soon(data, tmp_path):
-    output = tmp_path / "report.json"
-    process = run(data, output, f"open({str(tmp_path / 'begun')!r}, 'w').close(), time.sleep(1)")
+    output, begun = tmp_path / "report.json", tmp_path / "begun"
+    begun.mkdir()
+    told = f"open(os.path.join({str(begun)!r}, str(os.getpid())), 'w').close(), time.sleep(1)"
+    process = run(data, output, told)
     began = time.monotonic()
-    while not (tmp_path / "begun").exists() and time.monotonic() - began < 60:
+    while len(list(begun.iterdir())) < 2 and time.monotonic() - began < 60:
         time.sleep(0.1)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)

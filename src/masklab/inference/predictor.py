@@ -155,7 +155,7 @@ class Predictor:
         """
         plan = self.tile_plan(image.size)
         if plan is None:
-            return self.predict(image, check=check)
+            return self.predict(read_whole(image), check=check)
         if check is not None and self.options.intensity == "model":
             check.add(torch.from_numpy(image.overview()), image.path or "the image")
         return predict_tiles(self, image, plan, store)
