@@ -56,30 +56,28 @@ def _is_simple(parts: list[Polygon]) -> bool:
     return len(parts) == len(parts[0]) == 1 and ring.max() <= _FARTHEST and len(ring) <= _MOST_CORNERS
 
 
+def _edges(corners: NDArray[np.int64]) -> dict[str, int]:
+    """The rectangle around corners ``(m, 2)``, as a region names its edges."""
+    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    return {"left": left, "top": top, "right": right, "bottom": bottom}
+
+
 def _outline(parts: list[Polygon]) -> roifile.ImagejRoi:
-    ring = parts[0][0]
-    (left, top), (right, bottom) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
+    corners = parts[0][0]
     return roifile.ImagejRoi(
         roitype=roifile.ROI_TYPE.TRACED,
-        left=left,
-        top=top,
-        right=right,
-        bottom=bottom,
-        n_coordinates=len(ring),
-        integer_coordinates=(ring - (left, top)).astype(np.int32),
+        **_edges(corners),
+        n_coordinates=len(corners),
+        integer_coordinates=(corners - corners.min(axis=0)).astype(np.int32),
     )
 
 
 def _composite(parts: list[Polygon]) -> roifile.ImagejRoi:
     path = np.concatenate([_path(ring) for polygon in parts for ring in polygon])
     corners = np.concatenate([polygon[0] for polygon in parts]).clip(max=_FARTHEST)
-    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return roifile.ImagejRoi(
         roitype=roifile.ROI_TYPE.RECT,
-        left=left,
-        top=top,
-        right=right,
-        bottom=bottom,
+        **_edges(corners),
         shape_roi_size=len(path),
         multi_coordinates=path,
     )
