@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import roifile
@@ -56,7 +56,7 @@ def _is_simple(parts: list[Polygon]) -> bool:
     return len(parts) == len(parts[0]) == 1 and ring.max() <= _FARTHEST and len(ring) <= _MOST_CORNERS
 
 
-def _edges(corners: NDArray[np.int64]) -> dict[str, int]:
+def _edges(corners: NDArray[np.int64]) -> dict[str, Any]:
     """The rectangle around corners ``(m, 2)``, as a region names its edges."""
     (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return {"left": left, "top": top, "right": right, "bottom": bottom}
