@@ -74,7 +74,9 @@ def against_backbone(rounds: int) -> float:
         with predictor.inference():
             return model.mask_head.conv5(model.backbone(tensor).conv4)
 
-    light = Predictor(random_model("resnet101", 80, mask={"refinement": "shared"}, box={"head": "light", "dilations": None}))
+    light = Predictor(
+        random_model("resnet101", 80, mask={"refinement": "shared"}, box={"head": "light", "dilations": None})
+    )
     sides = {"whole model": whole, "light box head": lambda: light.predict(image), "backbone alone": backbone}
     seconds = alternate(sides, rounds)
     rows = [(name, value, value / seconds["backbone alone"]) for name, value in seconds.items()]

@@ -88,6 +88,8 @@ class RPNConfig(Section):
     """Maximum number of proposals per image in training."""
     proposals_test: Count | Auto = 300
     """Maximum number of proposals per image in prediction; auto is twice box.max_detections, at least 300, and raises pre_nms_test accordingly."""
+    score_threshold: float = Field(0.0, ge=0, lt=1)
+    """Proposals of this objectness or less are dropped in prediction, so that an image has only as many as it asks for; 0 keeps all (paper)."""
     objectness_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the objectness loss."""
     box_weight: float = Field(2.0, ge=0, le=1e6)
