@@ -16,7 +16,7 @@ from masklab.config.fields import resolved
 from masklab.config.model import RPNConfig
 from masklab.ops.boxes import clip, decode, inside
 from masklab.ops.coordinates import cell_positions
-from masklab.ops.nms import nms_top_k
+from masklab.ops.fixed_shapes import first_boxes
 
 
 class RPNOutput(NamedTuple):
@@ -86,9 +86,4 @@ class RPN(nn.Module):
         if config.drop_crossing_anchors and not self.training:
             anchors = clip(anchors, sizes[:, None, :])
         boxes = clip(decode(deltas, anchors), sizes[:, None, :])
-        found = []
-        for box, score in zip(boxes, scores, strict=True):
-            box, score = box[score > -math.inf], score[score > -math.inf]
-            found.append(box[nms_top_k(box, score, config.nms_iou, keep)])
-        padded = torch.stack([F.pad(box, (0, 0, 0, keep - box.shape[0])) for box in found])
-        return Proposals(padded, torch.tensor([box.shape[0] for box in found], device=padded.device))
+        return Proposals(*first_boxes(boxes, scores, config.nms_iou, keep))
