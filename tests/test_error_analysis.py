@@ -277,7 +277,7 @@ def coco_area(masks):
 
 @pytest.mark.parametrize("rows", [1, 3, 1024])
 def test_gaps_by_hand(rows, monkeypatch):
-    monkeypatch.setattr("masklab.evaluation.recall._ROWS_AT_ONCE", rows)
+    monkeypatch.setattr("masklab.ops.box_index._ROWS", rows)
     assert neighbour_gaps(np.zeros((0, 4), np.float32)).shape == (0,)
     assert neighbour_gaps(np.array([[0, 0, 4, 4]], np.float32)).tolist() == [np.inf]
     boxes = np.array([[0, 0, 4, 4], [4, 2, 8, 6], [11, 10, 19, 18], [11, 2, 12, 3]], np.float32)

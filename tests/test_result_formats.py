@@ -303,16 +303,6 @@ def test_an_overlay_shows_images_of_any_depth(dtype, tmp_path):
     assert drawn.max() >= 249
 
 
-def test_many_objects_get_their_colours_in_turn(monkeypatch):
-    """The eighth lies beside the first, whose colour it has only if neighbours are not compared."""
-    left = np.array([0, 100, 200, 300, 400, 500, 600, 2], np.float32)
-    boxes = np.stack((left, left * 0, left + 5, left * 0 + 5), axis=1)
-    in_turn = [drawing.PALETTE[n % 7] for n in range(8)]
-    assert drawing._colours(boxes) != in_turn
-    monkeypatch.setattr(drawing, "_MOST_COMPARED", 7)
-    assert drawing._colours(boxes) == in_turn
-
-
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [

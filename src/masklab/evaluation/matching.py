@@ -7,7 +7,7 @@ N images, D detections, G annotations, T IoU thresholds, P pairs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from hotcoco import mask
 
 from masklab.datasets.ground_truth import GroundTruth, Region
 from masklab.evaluation.inputs import EvaluationInputs, by_class, read_inputs
+from masklab.ops.box_index import BoxIndex
 from masklab.utils.errors import InputError
 from masklab.utils.types import Bools, Doubles, Integers
 
@@ -105,20 +106,30 @@ def _compare(
     pairs: list[tuple[int, int, float]],
 ) -> None:
     """Add the overlaps of the detections ``rows`` with the objects ``columns`` of one image and class."""
-    x, y, width, height = mask.to_bbox([detections[row].mask for row in rows]).T
-    for column in columns:
-        other = objects[column]
-        x2, y2, width2, height2 = mask.to_bbox(other.mask)
-        touches = (x < x2 + width2) & (x2 < x + width) & (y < y2 + height2) & (y2 < y + height)
-        near = [rows[place] for place in np.flatnonzero(touches)]
-        if not near:
-            continue
-        shares = mask.iou([detections[row].mask for row in near], [other.mask], [other.crowd])[:, 0]
-        for row, share in zip(near, shares.tolist(), strict=True):
+    for place, near in _touching(_boxes(objects, columns), BoxIndex(_boxes(detections, rows))):
+        column, other = columns[place], objects[columns[place]]
+        near_rows = [rows[k] for k in near]
+        shares = mask.iou([detections[row].mask for row in near_rows], [other.mask], [other.crowd])[:, 0]
+        for row, share in zip(near_rows, shares.tolist(), strict=True):
             if other.crowd:
                 in_crowd[row] |= share > 0.5
             elif share > 0:
                 pairs.append((row, column, share))
+
+
+def _boxes(regions: list[Region], rows: list[int]) -> Doubles:
+    """The boxes (n, 4) xyxy around the masks of some regions."""
+    boxes = np.asarray(mask.to_bbox([regions[row].mask for row in rows]), np.float64).reshape(-1, 4)
+    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+
+
+def _touching(boxes: Doubles, index: BoxIndex) -> Iterator[tuple[int, list[int]]]:
+    """The row of each of ``boxes`` that shares pixels with boxes of the index, and the rows of these."""
+    for part in index.pairs(boxes):
+        order = np.lexsort((part.others, part.rows))
+        rows, starts = np.unique(part.rows[order], return_index=True)
+        near = np.split(part.others[order], starts[1:])
+        yield from zip(rows.tolist(), (some.tolist() for some in near), strict=False)
 
 
 def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from masklab.evaluation.inputs import EvaluationInputs, by_class
 from masklab.evaluation.recall import xyxy
-from masklab.ops.boxes import box_iou
+from masklab.ops.overlaps import best_overlaps
 
 _MASK_SWAP_IOU = 0.5  # box IoU from which a detection is given the annotated mask
 
@@ -25,12 +25,14 @@ def with_annotated_masks(inputs: EvaluationInputs) -> EvaluationInputs:
     detected = list(inputs.detections)
     for key in rows.keys() & columns.keys():
         detections = sorted(rows[key], key=lambda row: -inputs.detections[row].score)
-        shares = box_iou(
+        best = best_overlaps(
             xyxy([inputs.detections[row].box for row in detections], torch.float64),
+            None,
             xyxy([objects[column].box for column in columns[key]], torch.float64),
+            None,
         )
         taken: set[int] = set()
-        for row, share, closest in zip(detections, *(values.tolist() for values in shares.max(dim=1)), strict=True):
+        for row, share, closest in zip(detections, *(values.tolist() for values in best), strict=True):
             if share >= _MASK_SWAP_IOU and closest not in taken:
                 taken.add(closest)
                 detected[row] = msgspec.structs.replace(detected[row], mask=objects[columns[key][closest]].mask)

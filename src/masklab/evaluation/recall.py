@@ -16,13 +16,13 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from masklab.datasets.objects import Objects
-from masklab.ops.boxes import box_iou
+from masklab.ops.box_index import BoxIndex
+from masklab.ops.overlaps import best_overlaps
 from masklab.utils.types import Bools, Doubles
 
 STAGES = ("proposals", "detections", "found")
 RECALL_AT = (0.5, 0.75)  # box IoU
 _NEAR_DISTANCE = 0.5  # of an object's side
-_ROWS_AT_ONCE = 1024
 
 
 def xyxy(boxes: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
@@ -46,11 +46,13 @@ def stage_overlaps(objects: Objects, proposals: Tensor, found: Boxes, threshold:
     suppression left; and those of them with a score of at least ``threshold``.
     """
     boxes, labels = torch.from_numpy(objects.boxes), torch.from_numpy(objects.labels)
-    proposed = box_iou(boxes, proposals)
-    detected = box_iou(boxes, found.boxes) * (labels[:, None] == found.labels)
-    counted = detected[:, found.scores >= threshold]
-    # padded by a column of 0, which is the maximum where there is no box
-    return np.stack([np.pad(shares.numpy(), ((0, 0), (0, 1))).max(axis=1) for shares in (proposed, detected, counted)])
+    counted = found.scores >= threshold
+    stages = (
+        best_overlaps(boxes, None, proposals, None),
+        best_overlaps(boxes, labels, found.boxes, found.labels),
+        best_overlaps(boxes, labels, found.boxes[counted], found.labels[counted]),
+    )
+    return np.stack([share.numpy() for share, _ in stages])
 
 
 def neighbour_gaps(boxes: NDArray[np.float32]) -> Doubles:
@@ -58,15 +60,21 @@ def neighbour_gaps(boxes: NDArray[np.float32]) -> Doubles:
 
     0 where they touch or overlap, infinite for a single box.
     """
-    gaps = np.full(len(boxes), np.inf)
-    for start in range(0, len(boxes), _ROWS_AT_ONCE):
-        some = boxes[start : start + _ROWS_AT_ONCE, None].astype(np.float64)
-        apart = np.maximum(some[..., :2] - boxes[:, 2:], boxes[:, :2] - some[..., 2:]).clip(0)
-        distance = np.hypot(apart[..., 0], apart[..., 1])
-        distance[np.arange(len(some)), start + np.arange(len(some))] = np.inf
-        sides = np.sqrt((some[:, 0, 2:] - some[:, 0, :2]).prod(axis=1))
-        gaps[start : start + len(some)] = distance.min(axis=1) / sides
-    return gaps
+    exact, nearest = boxes.astype(np.float64), np.full(len(boxes), np.inf)
+    sides = np.sqrt((exact[:, 2:] - exact[:, :2]).prod(axis=1))
+    index, waiting, reach = BoxIndex(exact), np.arange(len(boxes)), sides.copy()
+    farthest = float(np.ptp(exact, axis=0).sum() + np.ptp(exact)) if len(boxes) > 1 else 0.0
+    while len(waiting):
+        some = reach[waiting, None] * (-1, -1, 1, 1) + exact[waiting]
+        for part in index.pairs(some):
+            one, two = waiting[part.rows], part.others
+            apart = np.maximum(exact[one, :2] - exact[two, 2:], exact[two, :2] - exact[one, 2:]).clip(0)
+            distance = np.where(one == two, np.inf, np.hypot(apart[:, 0], apart[:, 1]))
+            np.minimum.at(nearest, one, distance)
+        # a box that is nearer than the nearest found would have been within reach
+        waiting = waiting[(nearest[waiting] > reach[waiting]) & (reach[waiting] <= farthest)]
+        reach[waiting] *= 2
+    return nearest / sides
 
 
 def recall_table(gaps: Doubles, overlaps: Doubles) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
-from masklab.ops.boxes import box_iou
+from masklab.ops.nms import nms_by_label
+from masklab.ops.overlaps import best_overlaps
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
@@ -24,7 +24,6 @@ Flips = Literal["none", "horizontal", "both", "turns"]
 """none: the image itself; horizontal: hflip too; both: also vflip, 4 views; turns: also each transposed, 8 views."""
 
 _MIN_SCALE, _MAX_SCALE = 0.25, 4.0
-_BOXES_AT_ONCE = 1024
 SAME_OBJECT = 0.6  # boxes of two views with a larger IoU are of one object, even if `box.nms_iou` is larger
 
 
@@ -108,18 +107,16 @@ def fuse_boxes(views: Sequence[Detected], iou: float, score_threshold: float, ma
     At most ``max_detections`` with scores above ``score_threshold`` are returned.
     """
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*views, strict=True))
-    kept = batched_nms(boxes, scores, labels, iou)
+    kept = nms_by_label(boxes, scores, labels, iou)
     boxes, labels = boxes[kept], labels[kept]
     votes, sums = torch.zeros_like(scores[kept]), torch.zeros_like(boxes)
     for voters, weights, classes in views:
         if not len(voters):
             continue
-        for some in torch.arange(len(boxes), device=boxes.device).split(_BOXES_AT_ONCE):
-            shares = box_iou(boxes[some], voters) * (labels[some, None] == classes)
-            share, row = shares.max(dim=1)
-            weight = torch.where(share > iou, weights[row], 0.0)
-            votes[some] += weight
-            sums[some] += weight[:, None] * voters[row]
+        share, row = best_overlaps(boxes, labels, voters, classes)
+        weight = torch.where(share > iou, weights[row], 0.0)
+        votes += weight
+        sums += weight[:, None] * voters[row]
     order = votes.argsort(descending=True, stable=True)
     order = order[votes[order] > score_threshold * len(views)][:max_detections]
     return sums[order] / votes[order, None], votes[order] / len(views), labels[order]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklab.masks.rle import RLE, bounds, window
+from masklab.ops.box_index import BoxIndex
 from masklab.utils.types import Size
 
 
@@ -36,13 +37,13 @@ class LabelPainter:
         self.masks, self.size, self.numbers = masks, size, ranks(scores)
         boxes = [bounds(mask, size) or (0, 0, 0, 0) for mask in masks]
         self._boxes = np.array(boxes, np.int64).reshape(-1, 4)
+        self._index = BoxIndex(self._boxes)
 
     def paint(self, part: NDArray[Any], origin: tuple[int, int]) -> None:
         """Write the numbers of objects into ``part`` ``(h, w)``, integers that are 0, whose top left pixel is at (x, y)."""
         left, top = origin
         right, bottom = left + part.shape[1], top + part.shape[0]
-        inside = (self._boxes[:, :2] < (right, bottom)).all(axis=1) & (self._boxes[:, 2:] > (left, top)).all(axis=1)
-        rows = np.flatnonzero(inside)
+        rows = np.concatenate([found.others for found in self._index.pairs((left, top, right, bottom))])
         for row in rows[np.argsort(-self.numbers[rows])].tolist():
             box = self._boxes[row]
             x1, y1 = np.maximum(box[:2], (left, top)).tolist()

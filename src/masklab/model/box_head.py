@@ -10,7 +10,6 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from masklab.config.fields import resolved
 from masklab.config.model import BoxConfig
@@ -18,7 +17,7 @@ from masklab.model.rpn import Proposals
 from masklab.ops.boxes import clip, decode
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.deformable import deformable_crop_and_resize
-from masklab.ops.nms import soft_nms
+from masklab.ops.fixed_shapes import class_boxes
 from masklab.ops.rois import Rois
 
 
@@ -86,23 +85,8 @@ class BoxHeadBase(nn.Module):
         num_valid = torch.arange(count, device=scores.device) < proposals.num_valid[:, None]
         sides = boxes[..., 2:] - boxes[..., :2]
         wanted = (scores > config.score_threshold) & num_valid[..., None] & (sides > 0).all(dim=-1)
-        found = []
-        for box, score, want in zip(boxes, scores, wanted, strict=True):
-            row, label = want.nonzero(as_tuple=True)
-            box, score = box[row, label], score[row, label]
-            keep = batched_nms(box, score, label, config.nms_iou)
-            if config.soft_nms is not None:
-                score[keep] = soft_nms(box[keep], score[keep], label[keep], config.soft_nms)
-                keep = keep[score[keep].argsort(descending=True, stable=True)]
-                keep = keep[score[keep] > config.score_threshold]
-            keep = keep[:most]
-            found.append((box[keep], score[keep], label[keep]))
-        padding = [most - box.shape[0] for box, _, _ in found]
         return BoxDetections(
-            torch.stack([F.pad(box, (0, 0, 0, p)) for (box, _, _), p in zip(found, padding, strict=True)]),
-            torch.stack([F.pad(score, (0, p)) for (_, score, _), p in zip(found, padding, strict=True)]),
-            torch.stack([F.pad(label, (0, p)) for (_, _, label), p in zip(found, padding, strict=True)]),
-            torch.tensor([box.shape[0] for box, _, _ in found], device=boxes.device),
+            *class_boxes(boxes, scores, wanted, config.nms_iou, config.soft_nms, config.score_threshold, most)
         )
 
 

@@ -111,7 +111,11 @@ class MaskLab(nn.Module):
 
         Processes 256 boxes at a time to bound the memory.
         """
-        image, row = (torch.arange(boxes.shape[1], device=boxes.device) < num_valid[:, None]).nonzero(as_tuple=True)
+        wanted = torch.arange(boxes.shape[1], device=boxes.device) < num_valid[:, None]
+        if torch.compiler.is_compiling():  # all rows, as their number depends on the image, and then those that count
+            image, row = torch.ones_like(wanted).nonzero_static(size=wanted.numel()).unbind(dim=1)
+        else:
+            image, row = wanted.nonzero(as_tuple=True)
         mask_size = self.config.model.mask.mask_size
         masks = torch.zeros(*boxes.shape[:2], mask_size, mask_size, device=boxes.device)
         for some in zip(image.split(BOXES_AT_ONCE), row.split(BOXES_AT_ONCE), strict=True):
@@ -120,7 +124,7 @@ class MaskLab(nn.Module):
             if self.refinement is not None:
                 mask = self.refinement(mask, maps.refinement, rois)
             masks[some] = mask.sigmoid()
-        return masks
+        return torch.where(wanted[..., None, None], masks, 0.0) if torch.compiler.is_compiling() else masks
 
 
 def _batch_index(boxes: Tensor) -> Tensor:

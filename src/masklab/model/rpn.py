@@ -16,7 +16,7 @@ from masklab.config.fields import resolved
 from masklab.config.model import RPNConfig
 from masklab.ops.boxes import clip, decode, inside
 from masklab.ops.coordinates import cell_positions
-from masklab.ops.nms import nms_top_k
+from masklab.ops.fixed_shapes import first_boxes
 
 
 class RPNOutput(NamedTuple):
@@ -71,7 +71,8 @@ class RPN(nn.Module):
     def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
         """The best boxes of each image after non-maximum suppression, clipped to its ``sizes`` (N, 2).
 
-        There are as many rows as the image with the most proposals has, and at least one.  At test, anchors of an
+        There are as many rows as the image with the most proposals has, and at least one; in a compiled graph as many as
+        the configuration allows.  At test, anchors of an
         objectness of ``score_threshold`` or less are dropped first.
         With ``drop_crossing_anchors``, anchors that cross the border are dropped in training and clipped before
         decoding at test, as in the paper's reference [35].
@@ -79,23 +80,20 @@ class RPN(nn.Module):
         config = self.config
         before = config.pre_nms_train if self.training else config.pre_nms_test
         keep = config.proposals_train if self.training else self.proposals_test
-        least = -math.inf
-        if config.score_threshold > 0 and not self.training:
-            # the objectness is the sigmoid of the difference of the logits
-            least = math.log(config.score_threshold / (1 - config.score_threshold))
         scores = output.objectness[..., 1] - output.objectness[..., 0]
         if config.drop_crossing_anchors and self.training:
             scores = scores.masked_fill(~inside(output.anchors, sizes[:, None, :]), -math.inf)
+        if config.score_threshold > 0 and not self.training:
+            # the objectness is the sigmoid of the difference of the logits
+            least = math.log(config.score_threshold / (1 - config.score_threshold))
+            scores = scores.masked_fill(scores <= least, -math.inf)
         scores, order = scores.topk(min(before, scores.shape[1]), dim=1)
         deltas = output.deltas.gather(1, order[..., None].expand(-1, -1, 4))
         anchors = output.anchors[order]
         if config.drop_crossing_anchors and not self.training:
             anchors = clip(anchors, sizes[:, None, :])
         boxes = clip(decode(deltas, anchors), sizes[:, None, :])
-        found = []
-        for box, score in zip(boxes, scores, strict=True):
-            box, score = box[score > least], score[score > least]
-            found.append(box[nms_top_k(box, score, config.nms_iou, keep)])
-        rows = max(1, *(box.shape[0] for box in found))
-        padded = torch.stack([F.pad(box, (0, 0, 0, rows - box.shape[0])) for box in found])
-        return Proposals(padded, torch.tensor([box.shape[0] for box in found], device=padded.device))
+        found, num_valid = first_boxes(boxes, scores, config.nms_iou, keep)
+        if not torch.compiler.is_compiling():  # a compiled graph has fixed shapes
+            found = found[:, : max(1, int(num_valid.max()))]
+        return Proposals(found, num_valid)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 _CENTRE_SCALE, _SIZE_SCALE = 10.0, 5.0
 _MAX_LOG_RATIO = math.log(1000 / 16)
+_PAIRS = 1 << 23  # pairs of boxes that are compared at a time
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -65,11 +66,19 @@ def overlap_share(boxes: Tensor, regions: Tensor) -> Tensor:
     """Largest share of each box (R, 4) that lies in a single one of ``regions`` (I, 4): (R,), 0 without regions."""
     if regions.shape[0] == 0:
         return boxes.new_zeros(boxes.shape[0])
-    corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
-    opposite = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    shared = (opposite - corner).clamp(min=0).prod(dim=-1)
-    own = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1)
-    return (shared / own.clamp(min=1e-6)[:, None]).amax(dim=1)
+    own = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).clamp(min=1e-6)
+    largest = []
+    for some, area in zip(at_once(boxes, regions.shape[0]), at_once(own, regions.shape[0]), strict=True):
+        corner = torch.maximum(some[:, None, :2], regions[None, :, :2])
+        opposite = torch.minimum(some[:, None, 2:], regions[None, :, 2:])
+        shared = (opposite - corner).clamp(min=0).prod(dim=-1)
+        largest.append((shared / area[:, None]).amax(dim=1))
+    return torch.cat(largest)
+
+
+def at_once(rows: Tensor, others: int) -> tuple[Tensor, ...]:
+    """``rows`` (R, ...) in parts of which each may be compared with all of ``others``: that bounds the memory."""
+    return rows.split(max(1, _PAIRS // max(1, others)))
 
 
 def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -157,7 +157,10 @@ def _nearest(centroids: Doubles) -> Doubles:
     distances = np.full(len(centroids), np.nan)
     known = np.flatnonzero(np.isfinite(centroids).all(axis=1))
     if len(known) > 1:
-        distances[known] = KDTree(centroids[known]).query(centroids[known], k=2)[0][:, 1]
+        # a tree of points that lie on one another would have to look through all of them
+        places, owner, count = np.unique(centroids[known], axis=0, return_inverse=True, return_counts=True)
+        apart = KDTree(places).query(places, k=2)[0][:, 1]
+        distances[known] = np.where(count > 1, 0.0, apart)[owner.ravel()]
     return distances
 
 

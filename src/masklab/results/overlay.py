@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from masklab.masks import rle
+from masklab.ops.box_index import BoxIndex
 from masklab.results.colours import PALETTE
 from masklab.results.instances import Instances
 from masklab.results.text import drawable
 from masklab.utils.types import Colour
 
-_MOST_COMPARED = 20_000  # objects whose neighbours' colours are looked at; more of them get the colours in turn
 _Rectangle = tuple[float, float, float, float]  # xyxy
 _TINT = 0.45  # weight of the colour inside an object
 _MIN_SIDE = 512  # pixels: shorter images are enlarged
@@ -62,18 +62,18 @@ def tinted(
 
 def _colours(boxes: NDArray[np.float32]) -> list[Colour]:
     """A colour for each object, shared with as few neighbours as possible."""
-    if len(boxes) > _MOST_COMPARED:
-        return [PALETTE[n % len(PALETTE)] for n in range(len(boxes))]
     chosen = np.zeros(len(boxes), np.int64)
     used = np.zeros(len(PALETTE), np.int64)
-    for n, box in enumerate(boxes):
-        before = boxes[:n]
-        near = (before[:, :2] < box[2:] + _NEIGHBOUR_DISTANCE).all(axis=1) & (
-            before[:, 2:] > box[:2] - _NEIGHBOUR_DISTANCE
-        ).all(axis=1)
-        taken = np.bincount(chosen[:n][near], minlength=len(PALETTE))
-        chosen[n] = np.lexsort((used, taken))[0]
-        used[chosen[n]] += 1
+    half = _NEIGHBOUR_DISTANCE / 2
+    around = boxes.astype(np.float64) + np.array([-half, -half, half, half])
+    for first, end, rows, others in BoxIndex(around).pairs(around):
+        earlier = others < rows
+        rows, others = rows[earlier], others[earlier]
+        cuts = np.searchsorted(rows, np.arange(first, end + 1)).tolist()
+        for n, start, stop in zip(range(first, end), cuts[:-1], cuts[1:], strict=True):
+            taken = np.bincount(chosen[others[start:stop]], minlength=len(PALETTE))
+            chosen[n] = np.lexsort((used, taken))[0]
+            used[chosen[n]] += 1
     return [PALETTE[k] for k in chosen.tolist()]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from masklab.config.model import BoxConfig, RPNConfig
-from masklab.ops.boxes import box_iou, inside, overlap_share
+from masklab.ops.boxes import at_once, box_iou, inside, overlap_share
 from masklab.structures import Targets
 
 IGNORED_SHARE = 0.5  # a box with more than this share of its area inside a crowd region is no background
@@ -40,17 +40,23 @@ def sample_anchors(
     if config.drop_crossing_anchors:
         usable = inside(anchors, anchors.new_tensor(size))
     if len(targets.boxes) > 0:
-        overlap = box_iou(targets.boxes, anchors)  # (G, A), faster than (A, G)
-        if config.drop_crossing_anchors:
-            overlap.masked_fill_(~usable, -1.0)
-        best = overlap.amax(dim=0)
-        positive = (best >= config.positive_iou).nonzero().flatten()
-        matched[positive] = overlap[:, positive].argmax(dim=0)
+        best, first, forced = torch.full_like(anchors[:, 0], -1.0), 0, []
+        for boxes in at_once(targets.boxes, len(anchors)):
+            overlap = box_iou(boxes, anchors)  # (G, A), faster than (A, G)
+            if config.drop_crossing_anchors:
+                overlap.masked_fill_(~usable, -1.0)
+            share = overlap.amax(dim=0)
+            positive = ((share > best) & (share >= config.positive_iou)).nonzero().flatten()
+            matched[positive] = first + overlap[:, positive].argmax(dim=0)
+            best = torch.maximum(best, share)
+            best_of_object = overlap.amax(dim=1, keepdim=True)
+            object_, anchor = ((overlap == best_of_object) & (best_of_object > 0)).nonzero(as_tuple=True)
+            forced.append((anchor, first + object_))
+            first += len(boxes)
         negative = best < config.negative_iou
         # the best anchor of each object, ties included, is positive whatever its overlap
-        best_of_object = overlap.amax(dim=1, keepdim=True)
-        object_, forced = ((overlap == best_of_object) & (best_of_object > 0)).nonzero(as_tuple=True)
-        matched[forced] = object_
+        for anchor, object_ in forced:
+            matched[anchor] = object_
     negative &= overlap_share(anchors, targets.ignored) <= IGNORED_SHARE
     return _balanced_subset((matched >= 0) & usable, negative & usable & (matched < 0), matched, config, generator)
 
@@ -60,7 +66,8 @@ def sample_proposals(proposals: Tensor, targets: Targets, config: BoxConfig, gen
     """Sample the proposals (R, 4) of one image that enter the box head's loss."""
     matched = torch.full((proposals.shape[0],), -1, device=proposals.device)
     if len(targets.boxes) > 0 and len(proposals) > 0:
-        best, nearest = box_iou(proposals, targets.boxes).max(dim=1)
+        found = [box_iou(some, targets.boxes).max(dim=1) for some in at_once(proposals, len(targets.boxes))]
+        best, nearest = (torch.cat(parts) for parts in zip(*found, strict=True))
         matched = torch.where(best >= config.positive_iou, nearest, matched)
     negative = (matched < 0) & (overlap_share(proposals, targets.ignored) <= IGNORED_SHARE)
     return _balanced_subset(matched >= 0, negative, matched, config, generator)

@@ -14,6 +14,7 @@ import numpy as np
 
 from masklab.masks import rle
 from masklab.masks.packed import PackedRLEs
+from masklab.ops.box_index import BoxIndex
 from masklab.utils.types import Bools, Box, Floats, Integers, Size
 
 _SHARED = 0.5  # of the smaller of two objects, above which they are the same
@@ -86,29 +87,16 @@ class _Objects:
         """Whether an object is cut and no tile reaches beyond what is seen of it: it is larger than tiles overlap."""
         found = depth <= 0
         rows = np.flatnonzero(found)
-        for some in np.array_split(rows, len(rows) // 1000 + 1):
-            found[some] = (depth_in(self.tiles[None], self.bounds[some][:, None], self.size) <= 0).all(axis=1)
+        for part in BoxIndex(self.tiles).pairs(self.bounds[rows]):  # the tile that holds an object is among these
+            seen = depth_in(self.tiles[part.others], self.bounds[rows[part.rows]], self.size) > 0
+            found[rows[part.rows[seen]]] = False
         return found
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Objects of one class from different tiles whose bounds overlap."""
-        for first in range(len(self.tiles)):
-            others = first + 1 + np.flatnonzero(_overlap(self.tiles[first], self.tiles[first + 1 :]))
-            for second in others.tolist():
-                low, high = (
-                    self.tiles[[first, second]][:, :2].max(axis=0),
-                    self.tiles[[first, second]][:, 2:].min(axis=0),
-                )
-                shared = np.concatenate((low, high))
-                one, two = (self._within(tile, shared) for tile in (first, second))
-                near = _overlap(self.bounds[one][:, None], self.bounds[two][None])
-                near &= self.labels[one][:, None] == self.labels[two][None]
-                rows, columns = np.nonzero(near)
-                yield from zip(one[rows].tolist(), two[columns].tolist(), strict=True)
-
-    def _within(self, tile: int, area: Integers) -> Integers:
-        rows = np.arange(self.first[tile], self.first[tile + 1])
-        return rows[_overlap(self.bounds[rows], area)]
+        for part in BoxIndex(self.bounds, self.labels).pairs(self.bounds, self.labels):
+            later = self.tile[part.others] > self.tile[part.rows]
+            yield from zip(part.rows[later].tolist(), part.others[later].tolist(), strict=True)
 
 
 def depth_in(tiles: Integers, boxes: Integers, size: Size) -> Integers:
@@ -121,11 +109,6 @@ def depth_in(tiles: Integers, boxes: Integers, size: Size) -> Integers:
     after = np.where(tiles[..., 2:] < ends, tiles[..., 2:] - boxes[..., 2:], _FAR)
     nearest: Integers = np.minimum(before, after).min(axis=-1)
     return nearest
-
-
-def _overlap(boxes: Integers, others: Integers) -> Bools:
-    """Whether boxes ``(..., 4)`` share pixels; they broadcast."""
-    return np.all((boxes[..., :2] < others[..., 2:]) & (others[..., :2] < boxes[..., 2:]), axis=-1)
 
 
 def merge(found: Sequence[TileObjects], size: Size, threshold: float) -> list[list[Integers]]:

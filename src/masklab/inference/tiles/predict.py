@@ -23,6 +23,7 @@ from masklab.inference.tiles.store import KnownTiles, TileStore
 from masklab.masks.packed import PackedRLEs
 from masklab.masks.threshold import encode_masks
 from masklab.model.fixed_norm import NormStatistics, has_norms_to_fix, measure_norms, with_fixed_norms
+from masklab.ops.box_index import BoxIndex
 from masklab.ops.coordinates import padded_size
 from masklab.results.instances import Instances
 from masklab.structures import ClassTable
@@ -222,15 +223,18 @@ def _tiles_around(plan: TilePlan, found: Sequence[TileObjects], cut: Sequence[In
         [part.bounds[rows[part.scores[rows] >= threshold]] for part, rows in zip(found, cut, strict=True)]
     )
     tiles: list[Box] = []
-    while len(bounds):
-        x1, y1, x2, y2 = bounds[0].tolist()
+    index, served = BoxIndex(bounds), np.zeros(len(bounds), bool)
+    for row, (x1, y1, x2, y2) in enumerate(bounds.tolist()):
+        if served[row]:
+            continue
         tile = plan.around((x1, y1, x2, y2))
         tiles.append(tile)
         quarter = plan.side // 4
         inner = np.array(tile) + np.array([quarter, quarter, -quarter, -quarter])
-        served = (bounds[:, :2] >= inner[:2]).all(axis=1) & (bounds[:, 2:] <= inner[2:]).all(axis=1)
-        served[0] = True
-        bounds = bounds[~served]
+        for part in index.pairs(inner):
+            near = bounds[part.others]
+            inside = (near[:, :2] >= inner[:2]).all(axis=1) & (near[:, 2:] <= inner[2:]).all(axis=1)
+            served[part.others[inside]] = True
     return tiles
 
 

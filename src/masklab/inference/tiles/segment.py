@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from masklab.inference.tiles.plan import TilePlan
 from masklab.inference.tiles.predict import tile_predictor
 from masklab.masks.packed import PackedRLEs
 from masklab.masks.threshold import encode_masks
+from masklab.ops.box_index import BoxIndex
 from masklab.results.instances import Instances
 from masklab.utils.progress import track
 from masklab.utils.types import Box, Floats, Integers
@@ -20,7 +22,6 @@ from masklab.utils.types import Box, Floats, Integers
 if TYPE_CHECKING:
     from masklab.inference.predictor import Predictor
 
-_AT_ONCE = 1000  # boxes that are compared with all tiles
 _AROUND = 1.25  # side of a tile for a box that no tile holds, over that of the box
 
 
@@ -57,15 +58,17 @@ def _assigned(plan: TilePlan, boxes: Floats) -> dict[Box, Integers]:
     tiles = plan.tiles()
     places = np.array(tiles, np.int64)
     whole = np.concatenate((np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])), axis=1).astype(np.int64)
-    best, depth = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), np.int64)
-    for first in range(0, len(boxes), _AT_ONCE):
-        some = slice(first, first + _AT_ONCE)
-        depths = depth_in(places[None], whole[some][:, None], plan.size)
-        best[some], depth[some] = depths.argmax(axis=1), depths.max(axis=1)
-    held = depth >= 0
-    found = {tiles[k]: np.flatnonzero(held & (best == k)) for k in np.unique(best[held]).tolist()}
-    for row in np.flatnonzero(~held).tolist():
+    best, depth = np.zeros(len(boxes), np.int64), np.full(len(boxes), -1)
+    for part in BoxIndex(places).pairs(whole):
+        depths = depth_in(places[part.others], whole[part.rows], plan.size)
+        order = np.lexsort((part.others, -depths, part.rows))
+        rows, first = np.unique(part.rows[order], return_index=True)
+        best[rows], depth[rows] = part.others[order[first]], depths[order[first]]
+    held = np.flatnonzero(depth >= 0)
+    found: defaultdict[Box, list[int]] = defaultdict(list)
+    for row in held[np.argsort(best[held], kind="stable")].tolist():
+        found[tiles[best[row]]].append(row)
+    for row in np.flatnonzero(depth < 0).tolist():
         x1, y1, x2, y2 = whole[row].tolist()
-        tile = plan.around((x1, y1, x2, y2), int(_AROUND * max(x2 - x1, y2 - y1)))
-        found[tile] = np.append(found.get(tile, np.zeros(0, np.int64)), row)
-    return found
+        found[plan.around((x1, y1, x2, y2), int(_AROUND * max(x2 - x1, y2 - y1)))].append(row)
+    return {tile: np.array(rows, np.int64) for tile, rows in found.items()}
