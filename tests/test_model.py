@@ -12,6 +12,7 @@ from masklab.config.schema import validate
 from masklab.model.build import build_model
 from masklab.model.cost import model_cost
 from masklab.model.rpn import RPN, RPNOutput
+from masklab.ops.boxes import clip, decode
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.rois import Rois
 from masklab.results.instances import Instances
@@ -59,6 +60,39 @@ def test_proposals_are_the_best_boxes_that_survive_suppression():
         assert (boxes[:, 2] <= width).all()
         assert (boxes[:, 3] <= height).all()
         assert len(nms(boxes, torch.arange(len(boxes), 0, -1).float(), 0.7)) == len(boxes)
+
+
+def test_only_what_may_be_an_object_is_proposed():
+    """With a threshold, the proposals are those without it as far as their objectness is above; training has none."""
+    torch.manual_seed(3)
+    settings = {"anchor_sizes": [6, 10], "drop_crossing_anchors": False, "pre_nms_test": 200}
+    rpn = RPN(RPNConfig(proposals_test=60, proposals_train=60, **settings), 8, 8)
+    anchors = rpn.anchors(5, 6, torch.device("cpu"))
+    output = RPNOutput(torch.randn(2, len(anchors), 2), torch.randn(2, len(anchors), 4) / 10, anchors)
+    limits, image = sizes((40, 48), (40, 48)), [0, 1]
+    everything, in_training = rpn.eval().propose(output, limits), rpn.train().propose(output, limits)
+    probability = output.objectness.softmax(dim=-1)[..., 1]
+    rpn.config = rpn.config.model_copy(update={"score_threshold": 0.8})
+    found = rpn.eval().propose(output, limits)
+    wanted = []
+    for n in image:
+        boxes = clip(decode(output.deltas[n], anchors), limits[n])
+        likely = boxes[probability[n] > 0.8]
+        kept = everything.boxes[n, : everything.num_valid[n]]
+        wanted.append(kept[(kept[:, None] == likely).all(dim=-1).any(dim=-1)])
+        assert 0 < len(wanted[n]) < len(kept)
+        assert torch.equal(found.boxes[n, : found.num_valid[n]], wanted[n])
+    assert found.num_valid.tolist() == [len(boxes) for boxes in wanted]
+    assert found.boxes.shape[1] == max(len(boxes) for boxes in wanted)
+    assert torch.equal(rpn.train().propose(output, limits).boxes, in_training.boxes)
+
+
+def test_an_image_in_which_nothing_is_proposed(tiny_config, classes):
+    model = build_model(tiny_config, classes).eval()
+    model.rpn.config = model.rpn.config.model_copy(update={"score_threshold": 0.999999})
+    with torch.no_grad():
+        found = model(torch.randn(2, 3, 65, 65), sizes((65, 65), (65, 65)))
+    assert found.num_valid.tolist() == [0, 0]
 
 
 def test_the_best_anchors_are_taken_before_suppression_and_each_mode_has_its_cap():

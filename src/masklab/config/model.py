@@ -88,6 +88,8 @@ class RPNConfig(Section):
     """Maximum number of proposals per image in training."""
     proposals_test: Count | Auto = 300
     """Maximum number of proposals per image in prediction; auto is twice box.max_detections, at least 300, and raises pre_nms_test accordingly."""
+    score_threshold: float = Field(0.0, ge=0, lt=1)
+    """Proposals of this objectness or less are dropped in prediction, so that an image has only as many as it asks for; 0 keeps all (paper)."""
     objectness_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the objectness loss."""
     box_weight: float = Field(2.0, ge=0, le=1e6)
@@ -105,6 +107,12 @@ class RPNConfig(Section):
 class BoxConfig(Section):
     """Box head."""
 
+    head: Literal["conv5", "light"] = "conv5"
+    """Box head: conv5 runs a conv5 of its own on the crop of each proposal (paper); light runs one hidden layer on a crop of thin maps of the mask head's conv5, for a small part of the work."""
+    light_maps: int = Field(64, ge=1, le=4096)
+    """Thin maps that head light reduces conv5 to."""
+    light_hidden: int = Field(256, ge=1, le=65_536)
+    """Outputs of the hidden layer of head light."""
     roi_size: int = Field(14, ge=2, le=256, multiple_of=2)
     """Samples per side of the RoI crop, before 2 x 2 max pooling."""
     dilations: list[Dilation] | None = Field(None, max_length=64)
@@ -139,6 +147,13 @@ class BoxConfig(Section):
     """Sigma of Gaussian Soft-NMS, applied after nms_iou: each detection multiplies the scores of lower-scoring ones of its class by exp(-IoU^2 / sigma); null switches it off (paper)."""
     max_detections: Count | Auto = 100
     """Maximum number of detections per image; auto is 1.5 times the largest number of objects in a training image, at least 100."""
+
+    @model_validator(mode="after")
+    def _fits_head(self) -> BoxConfig:
+        for field in ("dilations", "deformable"):
+            if self.head == "light" and getattr(self, field) is not None:
+                raise ValueError(f"head light has no {field} but {field} is set: set {field} to null or head to conv5")
+        return self
 
 
 class MaskConfig(Section):

@@ -269,7 +269,7 @@ class Predictor:
 
     def _view_features(self, image: Tensor, view: View) -> ViewFeatures:
         inputs, sizes = self.network_input(image, view)
-        return ViewFeatures(view, inputs, (int(sizes[0, 0]), int(sizes[0, 1])), self.model.backbone(inputs))
+        return ViewFeatures(view, inputs, (int(sizes[0, 0]), int(sizes[0, 1])), self.model.features(inputs))
 
     def _instances(self, image: Tensor, found: Detected, masks: Tensor) -> Instances:
         """What was found in an image, in its own pixels, with the masks (R, P, P) over the boxes."""

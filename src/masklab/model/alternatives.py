@@ -41,9 +41,9 @@ class MaskRCNNHead(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
-    def forward(self, conv4: Tensor) -> Tensor:
+    def forward(self, conv4: Tensor, conv5: Tensor | None = None) -> Tensor:
         """Maps (N, width, H, W)."""
-        return self.lateral(self.conv5(conv4))
+        return self.lateral(self.conv5(conv4) if conv5 is None else conv5)
 
     def map_layers(self) -> list[nn.Module]:
         """The layers on conv5 that run once per image."""
@@ -85,9 +85,9 @@ class FCISHead(nn.Module):
         self.sides = logit_layer(channels, num_classes * 2 * PARTS**2)
         self.register_buffer("table", part_table(mask_size), persistent=False)
 
-    def forward(self, conv4: Tensor) -> Tensor:
+    def forward(self, conv4: Tensor, conv5: Tensor | None = None) -> Tensor:
         """Maps (N, K * 2 * 49, H, W)."""
-        return self.sides(self.conv5(conv4))
+        return self.sides(self.conv5(conv4) if conv5 is None else conv5)
 
     def map_layers(self) -> list[nn.Module]:
         """The layers on conv5 that run once per image."""

@@ -20,12 +20,16 @@ _RESIDUAL_SCALE = 0.2
 
 
 class Features(NamedTuple):
-    """Feature maps of a batch, each ``(N, C, H / stride, W / stride)``; conv1 is taken before the pooling."""
+    """Feature maps of a batch, each ``(N, C, H / stride, W / stride)``; conv1 is taken before the pooling.
+
+    ``conv5`` is the mask head's, where it has been computed; the backbone ends with conv4.
+    """
 
     conv1: Tensor
     conv2: Tensor
     conv3: Tensor
     conv4: Tensor
+    conv5: Tensor | None = None
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):

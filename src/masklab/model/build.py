@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from masklab.config.model import MaskConfig, ModelConfig
+from masklab.config.model import BoxConfig, MaskConfig, ModelConfig
 from masklab.config.schema import Config
 from masklab.model.alternatives import FCISHead, MaskRCNNHead
-from masklab.model.backbone import build_backbone
-from masklab.model.box_head import BoxHead
+from masklab.model.backbone import Conv5Factory, build_backbone
+from masklab.model.box_head import AnyBoxHead, BoxHead, LightBoxHead
 from masklab.model.mask_head import MaskLabHead
 from masklab.model.masklab import MaskHead, MaskLab
 from masklab.model.refinement import Refinement, SharedRefinement
@@ -42,16 +42,17 @@ def build_model(
         classes,
         backbone,
         RPN(model.rpn, channels["conv4"], backbone.strides["conv4"]),
-        BoxHead(
-            model.box,
-            make_conv5(model.box.dilations, dense=True, pretrained=model.box.from_imagenet),
-            channels["conv4"],
-            make_conv5.channels,
-            num_classes,
-        ),
+        _box_head(model.box, make_conv5, channels["conv4"], num_classes),
         _mask_head(model, make_conv5(mask.dilations), make_conv5.channels, num_classes),
         _refinement(mask, channels),
     )
+
+
+def _box_head(box: BoxConfig, make_conv5: Conv5Factory, conv4_channels: int, num_classes: int) -> AnyBoxHead:
+    if box.head == "light":
+        return LightBoxHead(box, make_conv5.channels, num_classes)
+    conv5 = make_conv5(box.dilations, dense=True, pretrained=box.from_imagenet)
+    return BoxHead(box, conv5, conv4_channels, make_conv5.channels, num_classes)
 
 
 def _mask_head(model: ModelConfig, conv5: nn.Module, channels: int, num_classes: int) -> MaskHead:

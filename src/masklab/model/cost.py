@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from masklab.config.schema import Config
 from masklab.model.backbone import Features
+from masklab.model.box_head import LightBoxHead
 from masklab.model.build import build_model
 from masklab.model.mask_head import MaskLabHead
 from masklab.ops.rois import Rois
@@ -51,9 +52,14 @@ def model_cost(config: Config, num_classes: int, size: tuple[int, int]) -> dict[
             "mask conv5": [(mask_head.conv5, features.conv4)],
             "mask maps": [(layer, conv5) for layer in mask_head.map_layers()],
             "region proposal network": [(model.rpn, features.conv4)],
-            "box head conv5": [(box_head.conv5, crops)],
-            "box head linear": [(box_head.classes, pooled), (box_head.deltas, pooled)],
         }
+        linear: list[tuple[nn.Module, Tensor]] = [(box_head.classes, pooled), (box_head.deltas, pooled)]
+        if isinstance(box_head, LightBoxHead):
+            parts["box head maps"] = [(box_head.thin, conv5)]
+            linear.insert(0, (box_head.hidden, torch.empty(proposals, box_head.hidden.in_features, device="meta")))
+        else:
+            parts["box head conv5"] = [(box_head.conv5, crops)]
+        parts["box head linear"] = linear
         if box_head.offsets is not None:
             parts["deformable crop offsets"] = [(box_head.offsets, crops.flatten(1))]
         costs = {name: _cost(modules) for name, modules in parts.items()}

@@ -72,7 +72,7 @@ def measure_norms(model: MaskLab, inputs: Tensor) -> NormStatistics:
     """
     measured = {name: _MeasuredNorm(norm) for name, norm in _dense_norms(model).items()}
     sharing = _with_parts(model, dict(measured))
-    sharing.mask_maps(sharing.backbone(inputs))
+    sharing.mask_maps(sharing.features(inputs))
     return {name: norm.found for name, norm in measured.items() if norm.found is not None}
 
 

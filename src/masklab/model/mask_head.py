@@ -48,8 +48,9 @@ class MaskLabHead(nn.Module):
         )
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, conv4: Tensor) -> MaskLogits:
-        conv5 = self.conv5(conv4)
+    def forward(self, conv4: Tensor, conv5: Tensor | None = None) -> MaskLogits:
+        """The logits; ``conv5`` is the output of this head's conv5 on ``conv4`` where it is known already."""
+        conv5 = self.conv5(conv4) if conv5 is None else conv5
         return MaskLogits(
             self.semantic(conv5) if self.semantic is not None else None,
             self.direction(conv5) if self.direction is not None else None,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from masklab.config.schema import Config
 from masklab.model.alternatives import FCISHead, MaskRCNNHead
 from masklab.model.backbone import Backbone, Features
-from masklab.model.box_head import BoxDetections, BoxHead
+from masklab.model.box_head import AnyBoxHead, BoxDetections, BoxOutput
 from masklab.model.mask_head import MaskLabHead
 from masklab.model.refinement import Refinement, SharedRefinement
 from masklab.model.rpn import RPN
@@ -20,7 +20,7 @@ from masklab.structures import ClassTable, Detections, TrainingData
 BOXES_AT_ONCE = 256
 
 MaskHead = MaskLabHead | MaskRCNNHead | FCISHead
-"""``forward(conv4)`` computes maps once per image; ``coarse_masks(maps, rois, labels)`` computes mask logits (R, P, P)."""
+"""``forward(conv4, conv5)`` computes maps once per image, from a conv5 of its own where none is given; ``coarse_masks(maps, rois, labels)`` computes mask logits (R, P, P)."""
 
 
 class MaskMaps(NamedTuple):
@@ -45,7 +45,7 @@ class MaskLab(nn.Module):
         classes: ClassTable,
         backbone: Backbone,
         rpn: RPN,
-        box_head: BoxHead,
+        box_head: AnyBoxHead,
         mask_head: MaskHead,
         refinement: Refinement | SharedRefinement | None,
     ) -> None:
@@ -76,10 +76,22 @@ class MaskLab(nn.Module):
         is (height, width) before padding.  Returns `Detections`, padded to ``max_detections``, by default the
         configuration's.
         """
-        features = self.backbone(images)
+        features = self.features(images)
         boxes = self.detect(features, images, sizes, max_detections)
         masks = self.masks(self.mask_maps(features), boxes.boxes, boxes.labels, boxes.num_valid, images)
         return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.num_valid)
+
+    def features(self, images: Tensor) -> Features:
+        """The maps of ``images`` (N, C, H, W) that boxes and masks are made from; with conv5 if the box head reads it."""
+        features: Features = self.backbone(images)
+        if self.box_head.reads == "conv5":
+            features = features._replace(conv5=self.mask_head.conv5(features.conv4))
+        return features
+
+    def classify(self, features: Features, rois: Rois) -> BoxOutput:
+        """Class logits and box deltas of boxes on the maps that `features` gives."""
+        output: BoxOutput = self.box_head(getattr(features, self.box_head.reads), rois)
+        return output
 
     def detect(
         self, features: Features, images: Tensor, sizes: Tensor, max_detections: int | None = None
@@ -87,12 +99,12 @@ class MaskLab(nn.Module):
         """The boxes of `forward`, without masks: classified proposals after non-maximum suppression."""
         proposals = self.rpn.propose(self.rpn(features.conv4), sizes)
         rois = self.rois(proposals.boxes.flatten(0, 1), _batch_index(proposals.boxes), images)
-        return self.box_head.detect(self.box_head(features.conv4, rois), proposals, sizes, max_detections)
+        return self.box_head.detect(self.classify(features, rois), proposals, sizes, max_detections)
 
     def mask_maps(self, features: Features) -> MaskMaps:
         """The maps that masks are cropped from, computed once for all boxes."""
         refined = [] if self.refinement is None else self.refinement.maps(features)
-        return MaskMaps(self.mask_head(features.conv4), refined)
+        return MaskMaps(self.mask_head(features.conv4, features.conv5), refined)
 
     def masks(self, maps: MaskMaps, boxes: Tensor, labels: Tensor, num_valid: Tensor, images: Tensor) -> Tensor:
         """Mask probabilities (N, R, P, P) of given boxes (N, R, 4) and labels (N, R); 0 beyond ``num_valid`` (N,).

@@ -71,12 +71,18 @@ class RPN(nn.Module):
     def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
         """The best boxes of each image after non-maximum suppression, clipped to its ``sizes`` (N, 2).
 
+        There are as many rows as the image with the most proposals has, and at least one.  At test, anchors of an
+        objectness of ``score_threshold`` or less are dropped first.
         With ``drop_crossing_anchors``, anchors that cross the border are dropped in training and clipped before
         decoding at test, as in the paper's reference [35].
         """
         config = self.config
         before = config.pre_nms_train if self.training else config.pre_nms_test
         keep = config.proposals_train if self.training else self.proposals_test
+        least = -math.inf
+        if config.score_threshold > 0 and not self.training:
+            # the objectness is the sigmoid of the difference of the logits
+            least = math.log(config.score_threshold / (1 - config.score_threshold))
         scores = output.objectness[..., 1] - output.objectness[..., 0]
         if config.drop_crossing_anchors and self.training:
             scores = scores.masked_fill(~inside(output.anchors, sizes[:, None, :]), -math.inf)
@@ -86,4 +92,7 @@ class RPN(nn.Module):
         if config.drop_crossing_anchors and not self.training:
             anchors = clip(anchors, sizes[:, None, :])
         boxes = clip(decode(deltas, anchors), sizes[:, None, :])
-        return Proposals(*first_boxes(boxes, scores, config.nms_iou, keep))
+        padded, num_valid = first_boxes(boxes, scores, least, config.nms_iou, keep)
+        if not torch.compiler.is_compiling():  # a compiled graph keeps its shapes
+            padded = padded[:, : max(1, int(num_valid.max()))]
+        return Proposals(padded, num_valid)

@@ -52,8 +52,8 @@ class Inspection:
         detections = Predictor(predictor.model, predictor.options, in_tiles=False).predict(values)
         with predictor.inference():
             inputs, size = predictor.network_input(torch.as_tensor(values))
-            features = predictor.model.backbone(inputs)
-            maps = predictor.model.mask_head(features.conv4)
+            features = predictor.model.features(inputs)
+            maps = predictor.model.mask_head(features.conv4, features.conv5)
         height, width = size[0].tolist()
         score = predictor.threshold
         found = detections.above(score)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from masklab.model.box_head import BoxHead
 from masklab.ops.deformable import offset_sub_boxes
 from masklab.plots import colour_maps, sheets
 from masklab.plots.inspection import Inspection, draw_boxes
@@ -23,8 +24,10 @@ def sub_box_figure(inspection: Inspection) -> Image.Image | str:
     if not count:
         return f"{inspection.summary()}."
     boxes = inspection.found.boxes[:count]
+    head = inspection.model.box_head
+    assert isinstance(head, BoxHead)
     with inspection.predictor.inference():
-        offsets = inspection.model.box_head.predict_offsets(inspection.features.conv4, inspection.rois(boxes))
+        offsets = head.predict_offsets(inspection.features.conv4, inspection.rois(boxes))
     assert offsets is not None
     pixels, offsets = torch.as_tensor(boxes), offsets.float().cpu()
     moved = offset_sub_boxes(pixels, offsets, sub_boxes).numpy()

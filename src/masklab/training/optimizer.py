@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from masklab.config.train import TrainConfig
-from masklab.model.box_head import BoxHead
+from masklab.model.box_head import BoxHeadBase
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     lr_factors = {
         parameter: head.config.deformable_lr_factor
         for head in model.modules()
-        if isinstance(head, BoxHead) and head.offsets is not None
+        if isinstance(head, BoxHeadBase) and head.offsets is not None
         for parameter in head.offsets.parameters()
     }
     groups = []

@@ -36,7 +36,7 @@ class TrainingStep(nn.Module):
         """
         generator = generator or torch.default_generator
         generators = [generator] * len(batch.targets) if isinstance(generator, torch.Generator) else generator
-        features = self.model.backbone(batch.images)
+        features = self.model.features(batch.images)
         rpn = self.model.rpn(features.conv4)
         proposals = self.model.rpn.propose(rpn, batch.sizes)
         return {
@@ -83,7 +83,7 @@ class TrainingStep(nn.Module):
         box, owner, label, normaliser, wanted = (
             torch.cat(parts) for parts in (boxes, owners, classes, normalisers, objects)
         )
-        output = head(features.conv4, self.model.rois(box, owner, batch.images))
+        output = self.model.classify(features, self.model.rois(box, owner, batch.images))
         positive = (label < head.num_classes).nonzero().flatten()
         deltas = output.deltas[positive, label[positive]]
         if config.iou_aware_score:
@@ -107,7 +107,7 @@ class TrainingStep(nn.Module):
         masks = torch.cat([t.masks for t in batch.targets])
         owners = torch.cat([torch.full_like(t.mask_rows, i) for i, t in enumerate(batch.targets)])
         coarse = model.mask_head.coarse_masks(
-            model.mask_head(features.conv4), model.rois(boxes, owners, batch.images), labels
+            model.mask_head(features.conv4, features.conv5), model.rois(boxes, owners, batch.images), labels
         )
         losses = {"mask_coarse": config.coarse_weight * mask_loss(coarse, masks, owners, images)}
         if model.refinement is not None:

@@ -72,6 +72,7 @@ def _meaning(model: MaskLab) -> dict[str, Any]:
     mask = model.config.model.mask
     return {
         **dict.fromkeys(OF_CLASSES, model.classes.names),
+        **dict.fromkeys(("box_head.classes", "box_head.deltas"), (model.config.model.box.head, model.classes.names)),
         "mask_head.direction": (mask.directions, mask.distance_bins, mask.distance_metric, mask.start_degrees),
         "refinement": mask.refinement,
     }
