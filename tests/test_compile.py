@@ -44,6 +44,6 @@ def test_operations_of_fixed_shapes_keep_the_rules_of_operations():
     boxes = torch.rand(2, 9, 1, 2).repeat(1, 1, 3, 1)
     boxes, scores = torch.cat([boxes, boxes + 1], dim=3), torch.rand(2, 9, 3).sort(dim=1, descending=True).values
     rules = ("test_schema", "test_faketensor")
-    torch.library.opcheck(_first_boxes_op, (boxes[:, :, 0], scores[..., 0], 0.5, 4), test_utils=rules)
+    torch.library.opcheck(_first_boxes_op, (boxes[:, :, 0], scores[..., 0], 0.1, 0.5, 4), test_utils=rules)
     for sigma in (None, 0.5):
         torch.library.opcheck(_class_boxes_op, (boxes, scores, scores > 0.2, 0.5, sigma, 0.1, 5), test_utils=rules)

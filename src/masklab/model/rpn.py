@@ -93,7 +93,7 @@ class RPN(nn.Module):
         if config.drop_crossing_anchors and not self.training:
             anchors = clip(anchors, sizes[:, None, :])
         boxes = clip(decode(deltas, anchors), sizes[:, None, :])
-        found, num_valid = first_boxes(boxes, scores, config.nms_iou, keep)
-        if not torch.compiler.is_compiling():  # a compiled graph has fixed shapes
-            found = found[:, : max(1, int(num_valid.max()))]
-        return Proposals(found, num_valid)
+        padded, num_valid = first_boxes(boxes, scores, least, config.nms_iou, keep)
+        if not torch.compiler.is_compiling():  # a compiled graph keeps its shapes
+            padded = padded[:, : max(1, int(num_valid.max()))]
+        return Proposals(padded, num_valid)

@@ -15,15 +15,15 @@ from torch import Tensor
 from masklab.ops.nms import nms_by_label, nms_top_k, soft_nms
 
 
-def first_boxes(boxes: Tensor, scores: Tensor, iou: float, count: int) -> tuple[Tensor, Tensor]:
+def first_boxes(boxes: Tensor, scores: Tensor, least: float, iou: float, count: int) -> tuple[Tensor, Tensor]:
     """The first ``count`` of each image's ``boxes`` (N, R, 4) that remain after suppression: (N, count, 4), and how many.
 
-    ``scores`` (N, R) are in descending order; boxes of a score of minus infinity do not take part.
+    ``scores`` (N, R) are in descending order; only boxes of a score above ``least`` take part.
     """
     return (
-        _first_boxes_op(boxes, scores, iou, count)
+        _first_boxes_op(boxes, scores, least, iou, count)
         if torch.compiler.is_compiling()
-        else _first(boxes, scores, iou, count)
+        else _first(boxes, scores, least, iou, count)
     )
 
 
@@ -40,10 +40,10 @@ def class_boxes(
     return run(boxes, scores, wanted, iou, sigma, least, count)
 
 
-def _first(boxes: Tensor, scores: Tensor, iou: float, count: int) -> tuple[Tensor, Tensor]:
+def _first(boxes: Tensor, scores: Tensor, least: float, iou: float, count: int) -> tuple[Tensor, Tensor]:
     found = []
     for box, score in zip(boxes, scores, strict=True):
-        box, score = box[score > -torch.inf], score[score > -torch.inf]
+        box, score = box[score > least], score[score > least]
         found.append(box[nms_top_k(box, score, iou, count)])
     return _padded(found, count), torch.tensor([len(box) for box in found], device=boxes.device)
 
@@ -76,7 +76,7 @@ _first_boxes_op = torch.library.custom_op(
     "masklab::first_boxes",
     _first,
     mutates_args=(),
-    schema="(Tensor boxes, Tensor scores, float iou, int count) -> (Tensor, Tensor)",
+    schema="(Tensor boxes, Tensor scores, float least, float iou, int count) -> (Tensor, Tensor)",
 )
 _class_boxes_op = torch.library.custom_op(
     "masklab::class_boxes",
@@ -87,7 +87,7 @@ _class_boxes_op = torch.library.custom_op(
 
 
 @_first_boxes_op.register_fake
-def _(boxes: Tensor, scores: Tensor, iou: float, count: int) -> tuple[Tensor, Tensor]:
+def _(boxes: Tensor, scores: Tensor, least: float, iou: float, count: int) -> tuple[Tensor, Tensor]:
     return boxes.new_empty(boxes.shape[0], count, 4), boxes.new_empty(boxes.shape[0], dtype=torch.long)
 
 
