@@ -71,8 +71,7 @@ class RPN(nn.Module):
     def propose(self, output: RPNOutput, sizes: Tensor) -> Proposals:
         """The best boxes of each image after non-maximum suppression, clipped to its ``sizes`` (N, 2).
 
-        There are as many rows as the image with the most proposals has, and at least one; in a compiled graph as many as
-        the configuration allows.  At test, anchors of an
+        There are as many rows as the image with the most proposals has, and at least one.  At test, anchors of an
         objectness of ``score_threshold`` or less are dropped first.
         With ``drop_crossing_anchors``, anchors that cross the border are dropped in training and clipped before
         decoding at test, as in the paper's reference [35].
@@ -80,13 +79,13 @@ class RPN(nn.Module):
         config = self.config
         before = config.pre_nms_train if self.training else config.pre_nms_test
         keep = config.proposals_train if self.training else self.proposals_test
-        scores = output.objectness[..., 1] - output.objectness[..., 0]
-        if config.drop_crossing_anchors and self.training:
-            scores = scores.masked_fill(~inside(output.anchors, sizes[:, None, :]), -math.inf)
+        least = -math.inf
         if config.score_threshold > 0 and not self.training:
             # the objectness is the sigmoid of the difference of the logits
             least = math.log(config.score_threshold / (1 - config.score_threshold))
-            scores = scores.masked_fill(scores <= least, -math.inf)
+        scores = output.objectness[..., 1] - output.objectness[..., 0]
+        if config.drop_crossing_anchors and self.training:
+            scores = scores.masked_fill(~inside(output.anchors, sizes[:, None, :]), -math.inf)
         scores, order = scores.topk(min(before, scores.shape[1]), dim=1)
         deltas = output.deltas.gather(1, order[..., None].expand(-1, -1, 4))
         anchors = output.anchors[order]
