@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
 from masklab.ops.boxes import box_iou
+from masklab.ops.suppression import batched_nms
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from masklab.config.fields import resolved
 from masklab.config.model import BoxConfig
@@ -20,6 +19,7 @@ from masklab.ops.crop import crop_and_resize
 from masklab.ops.deformable import deformable_crop_and_resize
 from masklab.ops.nms import soft_nms
 from masklab.ops.rois import Rois
+from masklab.ops.suppression import batched_nms
 
 
 class BoxOutput(NamedTuple):

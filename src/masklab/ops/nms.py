@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from masklab.ops.boxes import box_iou
+from masklab.ops.suppression import nms
 
 
 def nms_top_k(boxes: Tensor, scores: Tensor, iou: float, count: int) -> Tensor:
