@@ -89,7 +89,7 @@ from masklab.training.train import train, tune_threshold
 from masklab.utils.device import autocast, default_device
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.progress import track
-from masklab.weights.checkpoint import read_notes
+from masklab.weights.facts import read_notes
 
 CHANGES: dict[str, dict[str, Any]] = {
     "ours": {},

@@ -188,7 +188,8 @@ def read_any_recipe(path: Path) -> dict[str, Any]:
 
 def read_any_weights(path: Path) -> dict[str, Any]:
     """A weights file, and what is said of it."""
-    from masklab.weights.checkpoint import load_model, read_notes
+    from masklab.weights.checkpoint import load_model
+    from masklab.weights.facts import read_notes
 
     model = load_model(path, "cpu")
     return {

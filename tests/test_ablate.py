@@ -15,7 +15,8 @@ from masklab.paper.comparison import Result, draw_results, mean_and_std, order_o
 from masklab.paper.tables import Row, table_rows
 from masklab.training import train as train_module
 from masklab.utils.errors import BrokenLossError, FailedRunsError, InputError
-from masklab.weights.checkpoint import load_model, read_notes
+from masklab.weights.checkpoint import load_model
+from masklab.weights.facts import read_notes
 
 ROWS = ("table3-2", "table3-4")
 

@@ -20,7 +20,8 @@ from masklab.inference.predictor import Predictor, load
 from masklab.model.build import build_model
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
-from masklab.weights.checkpoint import find_weights, load_model, save_model
+from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.facts import find_weights
 from masklab.weights.tensors import read_tensors, write_tensors
 
 LONG = "ä" * 125 + ".png"  # 254 bytes

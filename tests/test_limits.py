@@ -14,7 +14,8 @@ from masklab.images.resize import network_size
 from masklab.inference import inputs
 from masklab.utils.errors import InputError
 from masklab.weights import checkpoint
-from masklab.weights.checkpoint import find_weights, load_model, model_names
+from masklab.weights.checkpoint import load_model
+from masklab.weights.facts import find_weights, model_names
 from masklab.weights.tensors import read_tensors, write_tensors
 
 HUGE = (

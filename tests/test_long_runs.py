@@ -44,7 +44,8 @@ from masklab.training.resume import open_run
 from masklab.training.task import InstanceTask
 from masklab.training.train import train
 from masklab.utils.errors import BrokenLossError, InputError
-from masklab.weights.checkpoint import load_model, read_notes, save_model
+from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.facts import read_notes
 
 
 def printing(path, words):

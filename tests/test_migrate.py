@@ -15,7 +15,8 @@ from masklab.config.migrate import _RENAMED_FIELDS, migrate_config
 from masklab.config.recipe import load_recipe
 from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.inference.predictor import Predictor, load
-from masklab.weights.checkpoint import describe, find_weights, load_model, read_notes
+from masklab.weights.checkpoint import load_model
+from masklab.weights.facts import describe, find_weights, read_notes
 from masklab.weights.migrate import migrate_tensors
 
 OLD = json.loads((Path(__file__).parent / "data/nuclei-0.1.json").read_text())

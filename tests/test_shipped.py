@@ -22,7 +22,8 @@ from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
 from masklab.utils.errors import InputError
-from masklab.weights.checkpoint import describe, find_weights, load_model, model_names, read_notes, save_model
+from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.facts import describe, find_weights, model_names, read_notes
 
 MEGABYTES = 12
 
@@ -284,10 +285,15 @@ def test_the_command_line_knows_the_name(drawn, found, shipped, tmp_path, monkey
     assert main(["predict", "nuclei", "image.png"]) == 0
     assert len(json.loads((tmp_path / "predictions" / "predictions.json").read_text())) == len(found)
     capsys.readouterr()
-    assert main(["info", "nuclei", "--height", "96", "--width", "96"]) == 0
+    assert main(["info", "nuclei"]) == 0
     said = capsys.readouterr().out
     assert "score_threshold: 0." in said
     assert "## Limits" in said
+    assert "masklab info nuclei --cost" in said
+    assert "multiply-adds" not in said, "which needs torch"
+    assert main(["info", "nuclei", "--cost", "--height", "96", "--width", "96"]) == 0
+    said = capsys.readouterr().out
+    assert "score_threshold: 0." in said
     assert "multiply-adds" in said, "and what the recipe of that name costs"
 
 

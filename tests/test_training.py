@@ -33,7 +33,8 @@ from masklab.training.step import TrainingStep
 from masklab.training.task import InstanceTask
 from masklab.training.train import train, tune_threshold
 from masklab.utils.errors import BrokenLossError, InputError
-from masklab.weights.checkpoint import load_model, read_notes
+from masklab.weights.checkpoint import load_model
+from masklab.weights.facts import read_notes
 
 
 def targets(boxes=(), labels=None, crop=15, ignored=()):

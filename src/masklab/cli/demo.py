@@ -37,7 +37,7 @@ def demo(output: str | Path, steps: int | None = None) -> dict[str, float | None
     data, run, images = output / "shapes", output / "run", output / "predictions"
     _log.info(f"1/5  drawing {sum(IMAGES.values())} images into {data}")
     draw_shapes(data, IMAGES, seed=0)
-    _log.info("2/5  training from scratch")
+    _log.info("2/5  training from scratch: after ten steps it says how long that takes, nearly all of the demo's time")
     config = load_recipe("shapes", {"train": {"steps": steps}} if steps else None)
     predictor = train(config, data, run)
     _log.info("3/5  evaluating on the validation images")

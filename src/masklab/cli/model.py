@@ -26,7 +26,8 @@ def add_share(parser: ArgumentParser) -> None:
 def share(arguments: Namespace) -> None:
     """Write a model's weights in half precision, with everything that is needed to use them: half the size, to give to
     others. Predictions are computed in the same precision as before."""
-    from masklab.weights.checkpoint import load_model, read_notes, save_model
+    from masklab.weights.checkpoint import load_model, save_model
+    from masklab.weights.facts import read_notes
 
     file: Path = arguments.file
     if file.suffix != ".safetensors":
@@ -40,6 +41,7 @@ def share(arguments: Namespace) -> None:
 
 def add_info(parser: ArgumentParser) -> None:
     parser.add_argument("name", help=f"model: {MODEL_HELP}; or recipe: {recipe_help()}")
+    parser.add_argument("--cost", action="store_true", help="of a name that is both, count the recipe's cost too")
     parser.add_argument("--classes", type=int, default=80, help="number of classes")
     parser.add_argument("--height", type=int, default=800, help="height of the network's input")
     parser.add_argument("--width", type=int, default=1200, help="width of the network's input")
@@ -47,18 +49,22 @@ def add_info(parser: ArgumentParser) -> None:
 
 def info(arguments: Namespace) -> None:
     """Of a model: its classes, how it was trained, what it scored, and its card, the Markdown file beside its weights.
-    Of a recipe: parameters and multiply-adds of its model, part by part. Of a name that is both: both."""
-    from masklab.cli.cost import print_cost
+    Of a recipe: parameters and multiply-adds of its model, part by part. Of a name that is both: the model, and with
+    --cost both."""
     from masklab.config import load_recipe, recipe_names
-    from masklab.model.cost import model_cost
-    from masklab.weights.checkpoint import describe, model_names
+    from masklab.weights.facts import describe, model_names
 
     name, path = arguments.name, Path(arguments.name)
     recipe = name in recipe_names() or path.suffix in (".yaml", ".yml")
     model = name in model_names() or (not recipe and (path.exists() or path.suffix == ".safetensors"))
     if model:
         print(describe(name))
-    if recipe or not model:
+        if recipe and not arguments.cost:
+            print(f"{name} is a recipe too: `masklab info {name} --cost` counts what its model costs.")
+    if (recipe and arguments.cost) or not model:
+        from masklab.cli.cost import print_cost
+        from masklab.model.cost import model_cost
+
         size = (arguments.height, arguments.width)
         title = f"{name}: one image of {size[0]} x {size[1]}, {counted(arguments.classes, 'class', 'classes')}"
         print_cost(model_cost(load_recipe(name), arguments.classes, size), title)

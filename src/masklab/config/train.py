@@ -16,8 +16,10 @@ class TrainConfig(Section):
 
     start_from: Path | None = None
     """Trained model to fine-tune, in place of all other weights: a run folder, a weights file, or nuclei, which comes with masklab. Layers that it lacks, and class layers if its classes are others, are initialised as usual and listed in the log. A model with group norm may become one with batch norm, trained or frozen: its statistics are then measured on training images."""
+    minutes: float | None = Field(None, gt=0, le=1e7)
+    """Minutes to train, validation and tuning included, in place of steps: the number of steps is measured on the first batches, written to config.yaml and kept by a resumed run; warmup_steps, validate_every and ema keep their share of the run."""
     steps: int = Field(1_500_000, ge=1, le=1_000_000_000)
-    """Total number of optimiser steps."""
+    """Total number of optimiser steps, unless minutes are given."""
     batch_size: Count | Auto = 1
     """Images per step, over all processes; auto takes the largest power of two that fits the GPU's memory."""
     repeat_colour: int = Field(1, ge=1, le=10_000)

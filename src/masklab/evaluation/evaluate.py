@@ -21,7 +21,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
 from masklab.utils.versions import versions
-from masklab.weights.checkpoint import find_weights
+from masklab.weights.facts import find_weights
 
 
 def evaluate(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from masklab.config.fields import MOST_PIXELS
 from masklab.config.image import ImageConfig
@@ -49,4 +50,13 @@ def network_image(image: Tensor, config: ImageConfig, factor: float = 1.0) -> Te
 
 def resize(value: T, size: Size) -> T:
     """Resize an image ``(C, H, W)``, or a `Geometry` of the training data, to ``size``: bilinear, antialiased when shrinking."""
-    return F.resize(value, list(size), antialias=True)
+    if type(value) is not Tensor:
+        from torchvision.transforms.v2 import functional as v2  # of the training data, which know torchvision anyway
+
+        return v2.resize(value, list(size), antialias=True)
+    if tuple(value.shape[1:]) == size:
+        return value
+    native = value.is_floating_point() or (value.dtype == torch.uint8 and value.device.type == "cpu")
+    values = (value if native else value.float())[None]
+    resized: Any = F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return cast(T, resized if native else resized.round().to(value.dtype))

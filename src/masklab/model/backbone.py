@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import timm
-from timm.layers import BlurPool2d
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from masklab.config.model import BackboneConfig
+from masklab.model.resnet import PLAIN, PlainResNet
 from masklab.ops.fast_conv import replace_convolutions
 from masklab.utils.errors import InputError
 
@@ -49,7 +47,11 @@ def _group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // _CHANNELS_PER_GROUP), channels)
 
 
-_NORMS = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": _group_norm}
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    "frozen_batch": FrozenBatchNorm,
+    "batch": nn.BatchNorm2d,
+    "group": _group_norm,
+}
 
 
 class Backbone(nn.Module):
@@ -60,10 +62,11 @@ class Backbone(nn.Module):
     maps, read at every second cell, equal the strided network's.
     """
 
-    def __init__(self, network: ResNet, output_stride: int) -> None:
+    def __init__(self, network: nn.Module, output_stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(network.conv1, network.bn1, network.act1)
-        self.pool: nn.Module = network.maxpool
+        stem = (network.get_submodule(name) for name in ("conv1", "bn1", "act1"))
+        self.conv1 = nn.Sequential(*stem)
+        self.pool = network.get_submodule("maxpool")
         self.conv2, self.conv3, self.conv4 = (_stage(network, i) for i in (1, 2, 3))
         self.channels: dict[str, int] = {"conv1": _first_conv(network).out_channels}
         self.channels |= {f"conv{i + 1}": _width(_stage(network, i)) for i in (1, 2, 3, 4)}
@@ -127,10 +130,34 @@ def build_backbone(
         raise ValueError(
             "give the tensors of segmentation_weights: masklab.weights.segmentation.initial_model reads them"
         )
-    pretrained = config.pretrained and load_pretrained and segmentation is None
+    if not load_pretrained and config.name in PLAIN:
+        network = _plain_network(config)
+    else:
+        network = _timm_network(config, config.pretrained and load_pretrained and segmentation is None)
+    backbone, conv5 = Backbone(network, config.output_stride), _stage(network, 4)
+    if segmentation is not None:
+        _load_segmentation(segmentation, config, backbone, conv5)
+    return backbone, Conv5Factory(conv5, config.name)
+
+
+def _channels(config: BackboneConfig) -> tuple[int, ...]:
+    """Channels of conv2 to conv5, before a bottleneck's expansion."""
+    return tuple(round(channels * config.width) for channels in (64, 128, 256, 512))
+
+
+def _plain_network(config: BackboneConfig) -> nn.Module:
+    return PlainResNet(config.name, config.channels, _channels(config), config.output_stride, _NORMS[config.norm])
+
+
+def _timm_network(config: BackboneConfig, pretrained: bool) -> nn.Module:
+    """A network of timm's with ImageNet's weights or random ones; `InputError` for one that cannot be used."""
+    import timm
+    from timm.layers import BlurPool2d
+    from timm.models.resnet import ResNet
+
     arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": _NORMS[config.norm]}
     if config.width != 1:
-        arguments["channels"] = tuple(round(c * config.width) for c in (64, 128, 256, 512))
+        arguments["channels"] = _channels(config)
     if pretrained and config.weights is not None:
         arguments["pretrained_cfg_overlay"] = {"file": str(config.weights)}
     # a frozen norm that starts at zero would stay there and silence its block
@@ -161,10 +188,7 @@ def build_backbone(
         )
     if not pretrained and config.norm == "frozen_batch":
         _scale_residual(network)
-    backbone, conv5 = Backbone(network, config.output_stride), _stage(network, 4)
-    if segmentation is not None:
-        _load_segmentation(segmentation, config, backbone, conv5)
-    return backbone, Conv5Factory(conv5, config.name)
+    return network
 
 
 def trained_norm(norm: str) -> str:
@@ -197,12 +221,12 @@ def _load_segmentation(
         ) from None
 
 
-def _scale_residual(network: ResNet) -> None:
+def _scale_residual(network: nn.Module) -> None:
     """Scale down each unit's residual branch, for random weights under frozen norms: activations would double per unit."""
     for unit in network.modules():
-        if isinstance(unit, (BasicBlock, Bottleneck)):
-            last = unit.bn3 if isinstance(unit, Bottleneck) else unit.bn2
-            nn.init.constant_(last.weight, _RESIDUAL_SCALE)  # type: ignore[arg-type]
+        if _is_plain(unit):
+            last = unit.get_submodule("bn3" if hasattr(unit, "bn3") else "bn2")
+            nn.init.constant_(last.get_parameter("weight"), _RESIDUAL_SCALE)
 
 
 def initialise(module: nn.Module) -> None:
@@ -217,13 +241,18 @@ def initialise(module: nn.Module) -> None:
                 part.reset_running_stats()
 
 
-def _stage(network: ResNet, number: int) -> nn.Sequential:
+def _is_plain(unit: nn.Module) -> bool:
+    """Whether a module is a residual unit of a plain ResNet, timm's or our own."""
+    return type(unit).__name__ in ("BasicBlock", "Bottleneck")
+
+
+def _stage(network: nn.Module, number: int) -> nn.Sequential:
     stage: nn.Sequential = getattr(network, f"layer{number}")
     return stage
 
 
-def _first_conv(network: ResNet) -> nn.Conv2d:
-    return [part for part in network.conv1.modules() if isinstance(part, nn.Conv2d)][-1]
+def _first_conv(network: nn.Module) -> nn.Conv2d:
+    return [part for part in network.get_submodule("conv1").modules() if isinstance(part, nn.Conv2d)][-1]
 
 
 def _width(stage: nn.Sequential) -> int:
@@ -232,7 +261,7 @@ def _width(stage: nn.Sequential) -> int:
 
 def _set_dilations(stage: nn.Sequential, dilations: Sequence[int], dense: bool) -> None:
     for unit, dilation in zip(stage, dilations, strict=True):
-        if not isinstance(unit, (BasicBlock, Bottleneck)):
+        if not _is_plain(unit):
             raise InputError(
                 f"model.backbone.name: units of type {type(unit).__name__} have no dilations; use a plain ResNet."
             )

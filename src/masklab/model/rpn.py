@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from masklab.config.fields import resolved
 from masklab.config.model import RPNConfig
@@ -34,6 +35,17 @@ class Proposals(NamedTuple):
     num_valid: Tensor
 
 
+def truncated_normal_(weight: Tensor) -> Tensor:
+    """Fill a tensor with values of a normal distribution of deviation 0.01, none beyond twice that.
+
+    Unlike torch's own function, it lets a `TorchFunctionMode` decide, as torch's other initialisers do.
+    """
+    if has_torch_function_unary(weight):
+        result: Tensor = handle_torch_function(truncated_normal_, (weight,), weight)
+        return result
+    return nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02)
+
+
 class RPN(nn.Module):
     """Scores and refines anchors on conv4."""
 
@@ -47,7 +59,7 @@ class RPN(nn.Module):
         self.objectness = nn.Conv2d(config.channels, 2 * self.anchors_per_cell, 1)
         self.deltas = nn.Conv2d(config.channels, 4 * self.anchors_per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
+            truncated_normal_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, conv4: Tensor) -> RPNOutput:

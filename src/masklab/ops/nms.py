@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
 
 from masklab.ops.box_index import BoxIndex
 from masklab.ops.overlaps import columns_of, iou_of_pairs
+from masklab.ops.suppression import nms
 from masklab.utils.types import Integers
 
 _BLOCK = {"cpu": 4096, "cuda": 16384}  # boxes that torchvision compares with each other

@@ -21,10 +21,13 @@ from masklab.config.schema import Config
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write, naming
 from masklab.utils.lock import RunLock
+from masklab.utils.words import counted
 
 LOG = "metrics.csv"
 _EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name
 _SHOWN = ("loss", "mask", "box")
+
+_PACE_SEEN = 10  # steps after which the log says how long the run will take
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,12 @@ class RunLog:
         """Move the progress bar to a step."""
         self.lock.check()
         self.bar.update(self.task, completed=step)
+        if step - self.first == _PACE_SEEN:
+            pace = (time.monotonic() - self.began) / _PACE_SEEN
+            _log.info(
+                f"{counted(self.steps - self.first, 'step')} of {pace:.2g} s on this machine: about "
+                f"{max(1, round((self.steps - self.first) * pace / 60))} min"
+            )
 
     def write_losses(self, step: int, row: dict[str, float]) -> None:
         """Log the losses of a step."""

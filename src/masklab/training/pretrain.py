@@ -25,6 +25,7 @@ from masklab.ops.coordinates import pixel_positions
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.rois import Rois
 from masklab.training.auto import resolve_image_fields
+from masklab.training.clock import with_plan_of
 from masklab.training.data.loader import pad_images
 from masklab.training.data.semantic import IGNORED, MOST_CLASSES, SemanticBatch, rasterize, semantic_loader
 from masklab.training.distributed import all_reduce_sum, build_fabric
@@ -73,6 +74,8 @@ def pretrain(config: Config, data: Data | None = None, output: str | Path | None
         config = resolve_image_fields(config, train_split)
         if start.checkpoint is None:
             judge_data(train_split, val_split, config.image, fabric.is_global_zero)
+        if start.checkpoint is not None:
+            config = with_plan_of(run, config)
         torch.manual_seed(config.train.seed)
         network = build_segmentation(config.model, len(classes), start.checkpoint is None).to(
             memory_format=torch.channels_last

@@ -35,9 +35,15 @@ class Task(ABC):
 
     figure: ClassVar[str]
     thread_safe = False
+    tuned_images: ClassVar[int] = 0
+    """Training images that are predicted after the last step."""
 
     def __init__(self, network: nn.Module, config: Config, val: Split) -> None:
         self.network, self.config, self.val = network, config, val
+
+    def reconfigure(self, config: Config) -> None:
+        """Take a configuration with another schedule of the training."""
+        self.config = config
 
     @abstractmethod
     def losses(self, batch: Any, first: int) -> dict[str, Tensor]:
@@ -63,12 +69,17 @@ class InstanceTask(Task):
     """MaskLab with the losses of `TrainingStep`, validated by COCO AP."""
 
     figure = "mask_AP"
+    tuned_images = 30
 
     def __init__(self, model: MaskLab, val: Split) -> None:
         super().__init__(model, model.config, val)
         self.step = TrainingStep(model)
         # running averages of batch norm would depend on which thread comes first
         self.thread_safe = model.config.model.backbone.norm != "batch"
+
+    def reconfigure(self, config: Config) -> None:
+        super().reconfigure(config)
+        self.step.model.config = config  # which its weights file will hold
 
     def losses(self, batch: Batch, first: int) -> dict[str, Tensor]:
         batch.images = batch.images.contiguous(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from masklab.inference.predictor import Predictor, load
 from masklab.model.fixed_norm import freeze_norms
 from masklab.model.masklab import MaskLab
 from masklab.training.auto import resolve_auto, resolve_batch_size, resolve_image_fields
+from masklab.training.clock import with_plan_of
 from masklab.training.data.loader import train_loader
 from masklab.training.distributed import build_fabric
 from masklab.training.judge import judge_data
@@ -29,11 +30,11 @@ from masklab.training.resume import CHECKPOINT, data_and_run, open_run
 from masklab.training.task import InstanceTask
 from masklab.utils.progress import track
 from masklab.utils.words import counted
-from masklab.weights.checkpoint import read_notes, save_model
+from masklab.weights.checkpoint import save_model
+from masklab.weights.facts import read_notes
 from masklab.weights.segmentation import check_network, initial_model
 from masklab.weights.transfer import load_matching, load_start, norms_to_freeze
 
-_TUNING_IMAGES = 30
 _NORM_IMAGES, _NORM_SIDE = 64, 256  # images, and pixels of a side, that frozen norms take their statistics from
 
 _log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def train(
         config = resolve_auto(config, train_split)
         other = load_start(config) if start.checkpoint is None else None
         config = resolve_batch_size(config, train_split, None if start.checkpoint is None else run, fabric.world_size)
+        if start.checkpoint is not None:
+            config = with_plan_of(run, config)
         torch.manual_seed(config.train.seed)
         model = initial_model(config, train_split.categories, load_pretrained)
         model = model.to(memory_format=torch.channels_last)
@@ -109,7 +112,9 @@ def _tune(run: Path, split: Split) -> Predictor:
     """Tune the score threshold of a run's best weights and store it with them."""
     best = run / "best.safetensors"
     predictor, notes = load(run), read_notes(run)
-    _log.info(f"tuning the score threshold of the best weights on {min(_TUNING_IMAGES, len(split))} training images")
+    _log.info(
+        f"tuning the score threshold of the best weights on {min(InstanceTask.tuned_images, len(split))} training images"
+    )
     channels = predictor.config.model.backbone.channels
 
     def predict(image: ImageRecord) -> list[dict[str, Any]]:
@@ -125,7 +130,7 @@ def _tune(run: Path, split: Split) -> Predictor:
 
 def tune_threshold(predict: Callable[[ImageRecord], list[dict[str, Any]]], split: Split) -> float:
     """The best score threshold on images evenly spaced over a split; ``predict`` gives an image's COCO results."""
-    chosen = split.evenly_spaced(_TUNING_IMAGES)
+    chosen = split.evenly_spaced(InstanceTask.tuned_images)
     results: list[dict[str, Any]] = []
     for image in track(chosen, "tuning the score threshold"):
         results += predict(image)

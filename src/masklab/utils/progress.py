@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.progress import Progress
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ def track(items: Iterable[T], description: str, total: float | None = None) -> I
 
 
 def _tracked(items: Iterable[T], description: str, total: float | None) -> Iterator[T]:
+    from rich.progress import Progress
+
     if total is None and isinstance(items, Sized):
         total = len(items)
     with _lock:

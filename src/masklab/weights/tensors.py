@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, float16
 
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
-
-_CHECKSUM = "sha256"
-_BLOCK = 1 << 20
-T = TypeVar("T")
+from masklab.weights.header import CHECKSUM, checksum, open_weights
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str], half: bool = False) -> None:
@@ -32,7 +26,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
     content = memoryview(save(values, metadata=header))
     start = 8 + int.from_bytes(content[:8], "little")
     description = json.loads(bytes(content[8:start]))
-    description["__metadata__"][_CHECKSUM] = _checksum(description, [content[start:]])
+    description["__metadata__"][CHECKSUM] = checksum(description, [content[start:]])
     text = json.dumps(description).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
@@ -40,40 +34,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
 
 
 def read_tensors(path: str | Path, formats: Sequence[str], verb: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header and the tensors of a file whose ``format`` is one of ``formats``; float16 is returned as float32.
+    """The header and the tensors of a file; float16 is returned as float32.
 
-    Raises `InputError` for a file that is missing, damaged, changed or of another format; it names ``verb``, the
-    command that writes the right one.  A file without a checksum is accepted.
+    Arguments and errors are those of `masklab.weights.header.open_weights`.
     """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            header = opened.metadata() or {}
-            if header.get("format") not in formats:
-                raise InputError(
-                    f"{path} is a safetensors file but not masklab's of this format: give a file that `masklab {verb}` wrote."
-                )
-            if _CHECKSUM in header and header[_CHECKSUM] != _file_checksum(path):
-                raise InputError(
-                    f"{path} was changed after it was written (its checksum differs): copy it again from its source."
-                )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return header, {name: t.float() if t.dtype == float16 else t for name, t in tensors.items()}
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} is not a weights file or is damaged ({reason}): give a file that `masklab {verb}` wrote."
-        ) from None
-
-
-def header_value(header: Mapping[str, str], name: str, type_: type[T], path: str | Path) -> T:
-    """A JSON value of a header; `InputError` names the file if the value is missing or not of ``type_``."""
-    try:
-        value = json.loads(header[name])
-    except (LookupError, ValueError, RecursionError):
-        value = ...
-    if not isinstance(value, type_):
-        raise InputError(f"{path}: the {name} of its header cannot be read: use the file as it was written.")
-    return value
+    with open_weights(path, formats, verb, "pt") as (header, opened):
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return header, {name: t.float() if t.dtype == float16 else t for name, t in tensors.items()}
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
@@ -85,18 +52,3 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
             f"{name} holds values beyond the range of half precision (65504): keep the weights in full precision."
         )
     return half
-
-
-def _file_checksum(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        description = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return _checksum(description, iter(lambda: file.read(_BLOCK), b""))
-
-
-def _checksum(description: dict[str, Any], content: Iterable[bytes | memoryview]) -> str:
-    """SHA-256 of a file's JSON header, without the checksum itself, and of the bytes after it."""
-    facts = {name: value for name, value in description["__metadata__"].items() if name != _CHECKSUM}
-    digest = hashlib.sha256(json.dumps(description | {"__metadata__": facts}, sort_keys=True).encode())
-    for block in content:
-        digest.update(block)
-    return digest.hexdigest()

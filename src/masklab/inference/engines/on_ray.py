@@ -34,7 +34,7 @@ from masklab.utils.lock import locked
 from masklab.utils.progress import track
 from masklab.utils.types import Box
 from masklab.utils.words import counted
-from masklab.weights.checkpoint import find_weights
+from masklab.weights.facts import find_weights
 
 _log = logging.getLogger(__name__)
 

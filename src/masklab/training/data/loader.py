@@ -205,6 +205,13 @@ def stream_loader(
     )
 
 
+def set_steps(batches: DataLoader[Any], steps: int) -> None:
+    """Let the batches of `stream_loader` end after another number of steps."""
+    sampler = batches.batch_sampler
+    if isinstance(sampler, StreamSampler):
+        sampler.steps = steps
+
+
 def _round(split: Split, repeat_colour: int, channels: int) -> list[int]:
     """The image numbers of one round; colour images occur ``repeat_colour`` times."""
     indices = list(range(len(split)))
