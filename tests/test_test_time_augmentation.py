@@ -8,7 +8,8 @@ import torch
 from contracts import assert_instances, changed, fails, predictor
 
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import PLAIN, View, all_views, fuse_boxes
+from masklab.inference.test_time_augmentation import fuse_boxes
+from masklab.inference.views import PLAIN, View, all_views
 from masklab.model.build import build_model
 
 EVERY_WAY = [View(1.0, *ways) for ways in itertools.product((False, True), repeat=3)]

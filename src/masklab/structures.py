@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from masklab.utils.errors import InputError
+
+if TYPE_CHECKING:  # classes are read without torch too
+    import torch
+    from torch import Tensor
 
 
 @dataclass

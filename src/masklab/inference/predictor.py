@@ -20,19 +20,13 @@ from masklab.images.resize import network_image, network_size
 from masklab.inference.batches import Prepared, batches_of
 from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room, opened, read_whole
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import (
-    PLAIN,
-    SAME_OBJECT,
-    Detected,
-    View,
-    ViewFeatures,
-    fuse_boxes,
-    mean_masks,
-)
+from masklab.inference.test_time_augmentation import SAME_OBJECT, Detected, ViewFeatures, fuse_boxes, mean_masks
 from masklab.inference.tiles.plan import TilePlan, plan_tiles
 from masklab.inference.tiles.predict import predict_tiles
 from masklab.inference.tiles.segment import segment_tiles
 from masklab.inference.tiles.store import TileStore
+from masklab.inference.views import PLAIN, View
+from masklab.model.fixed_norm import NormStatistics, has_norms_to_fix, measure_norms, with_fixed_norms
 from masklab.model.masklab import MaskLab
 from masklab.model.mode import evaluation_mode
 from masklab.ops.coordinates import padded_size
@@ -43,6 +37,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
+from masklab.weights.identity import weights_id
 
 _UNTUNED_THRESHOLD = 0.5
 
@@ -157,7 +152,7 @@ class Predictor:
         if plan is None:
             return self.predict(read_whole(image), check=check)
         if check is not None and self.options.intensity == "model":
-            check.add(torch.from_numpy(image.overview()), image.path or "the image")
+            check.add(image.overview(), image.path or "the image")
         return predict_tiles(self, image, plan, store)
 
     def segment(
@@ -206,9 +201,35 @@ class Predictor:
         with evaluation_mode(self.model), torch.inference_mode(), autocast(self.device, self.options.precision):
             yield
 
-    def image_config(self, image: Tensor) -> ImageConfig:
+    def image_config(self, image: Tensor | np.ndarray) -> ImageConfig:
         """How the intensities of an image (C, H, W) are rescaled: as in training, or stretched if the options say so."""
         return self.config.image if self.options.intensity == "model" else stretched(image, self.config.image)
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether some norm takes its statistics from whole maps, so that tiles need those of their image."""
+        return has_norms_to_fix(self.model)
+
+    def measure_norms(self, images: Sequence[np.ndarray], config: ImageConfig) -> NormStatistics:
+        """Statistics of norms over parts ``(C, H, W)`` of one image; see `masklab.inference.finder.ObjectFinder`."""
+        inputs = torch.stack([network_image(torch.from_numpy(image), config) for image in images])
+        height, width = padded_size((inputs.shape[2], inputs.shape[3]), self.model.stride)
+        inputs = F.pad(inputs, (0, width - inputs.shape[3], 0, height - inputs.shape[2]), mode="replicate")
+        with self.inference():
+            found = measure_norms(self.model, inputs.to(self.device, memory_format=torch.channels_last))
+        return {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in found.items()}
+
+    def on_tiles(self, config: Config, options: PredictionOptions, statistics: NormStatistics) -> Predictor:
+        """The same weights for tiles of one image, with its statistics of norms."""
+        place = self.device
+        moved = {name: (mean.to(place), variance.to(place)) for name, (mean, variance) in statistics.items()}
+        model = with_fixed_norms(self.model, moved)
+        model.config = config
+        return Predictor(model, options, in_tiles=False)
+
+    def weights_id(self) -> str:
+        """A checksum of the model: its weights, its configuration and its classes."""
+        return weights_id(self.model)
 
     def _read(self, image: ImageLike) -> Tensor:
         return as_tensor(image, self.config.model.backbone.channels)
@@ -228,7 +249,7 @@ class Predictor:
             yield row, values
 
     def _prepare(self, image: Tensor, view: View = PLAIN) -> Prepared:
-        check_room(network_size(_size(image), self.config.image, view.scale), self.device)
+        check_room(network_size(_size(image), self.config.image, view.scale), self.device.type)
         inputs = view.show(network_image(image, self.image_config(image), view.scale))
         size = _size(inputs)
         height, width = padded_size(size, self.model.stride)

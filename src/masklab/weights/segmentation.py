@@ -20,7 +20,8 @@ from masklab.model.masklab import MaskLab
 from masklab.model.segmentation import SegmentationNetwork
 from masklab.structures import ClassTable
 from masklab.utils.errors import InputError
-from masklab.weights.tensors import header_value, read_tensors, write_tensors
+from masklab.weights.header import header_value
+from masklab.weights.tensors import read_tensors, write_tensors
 
 SEGMENTATION_FORMAT = "masklab segmentation 1"
 

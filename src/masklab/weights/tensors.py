@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -17,7 +17,6 @@ from masklab.utils.files import atomic_write
 
 _CHECKSUM = "sha256"
 _BLOCK = 1 << 20
-T = TypeVar("T")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str], half: bool = False) -> None:
@@ -63,17 +62,6 @@ def read_tensors(path: str | Path, formats: Sequence[str], verb: str) -> tuple[d
         raise InputError(
             f"{path} is not a weights file or is damaged ({reason}): give a file that `masklab {verb}` wrote."
         ) from None
-
-
-def header_value(header: Mapping[str, str], name: str, type_: type[T], path: str | Path) -> T:
-    """A JSON value of a header; `InputError` names the file if the value is missing or not of ``type_``."""
-    try:
-        value = json.loads(header[name])
-    except (LookupError, ValueError, RecursionError):
-        value = ...
-    if not isinstance(value, type_):
-        raise InputError(f"{path}: the {name} of its header cannot be read: use the file as it was written.")
-    return value
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
