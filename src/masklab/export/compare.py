@@ -17,7 +17,8 @@ from masklab.utils.words import counted
 class Tolerance:
     """How far an exported network may be from its model.
 
-    ``boxes`` in pixels of the image, ``scores``, and the least IoU of an object's ``masks``; ``unmatched`` is the share of
+    ``boxes`` in pixels of the image, ``scores``, and the least IoU of an object's ``masks``, where more than 2 pixels
+    differ: a small object is no better than its pixels; ``unmatched`` is the share of
     objects that may be found by one of the two alone, as those at the edge of a threshold are.
     """
 
@@ -31,6 +32,7 @@ EXACT = Tolerance()
 QUANTISED = Tolerance(boxes=8.0, scores=0.3, masks=0.5, unmatched=0.1)
 """Of a network in 8-bit integers: what it costs is for a measurement on annotated images to say."""
 _SAME_OBJECT = 0.5  # IoU of boxes
+_SAME_PIXELS = 2
 
 
 @dataclass
@@ -56,13 +58,17 @@ class Agreement:
         for row, other in pairs:
             distance = float(np.abs(wanted.boxes[row] - found.boxes[other]).max())
             score = float(abs(wanted.scores[row] - found.scores[other]))
-            overlap = mask_iou(wanted, row, found, other)
+            overlap, pixels = mask_iou(wanted, row, found, other)
             self.boxes, self.scores, self.masks = (
                 max(self.boxes, distance),
                 max(self.scores, score),
                 min(self.masks, overlap),
             )
-            excess = max(distance / tolerance.boxes, score / tolerance.scores, (1 - overlap) / (1 - tolerance.masks))
+            excess = max(
+                distance / tolerance.boxes,
+                score / tolerance.scores,
+                (1 - overlap) / (1 - tolerance.masks) if pixels > _SAME_PIXELS else 0.0,
+            )
             if excess > self.excess:
                 self.excess = excess
                 self.worst = (
@@ -102,18 +108,18 @@ def matched(wanted: Instances, found: Instances) -> tuple[list[tuple[int, int]],
     return pairs, alone
 
 
-def mask_iou(first: Instances, row: int, second: Instances, other: int) -> float:
-    """IoU of two masks of one image; 1 where both are empty."""
+def mask_iou(first: Instances, row: int, second: Instances, other: int) -> tuple[float, int]:
+    """IoU of two masks of one image, 1 where both are empty, and the number of pixels that differ."""
     whole = (0, 0, first.size[1], first.size[0])
     bounds = [b for b in (rle.bounds(first.rle[row], first.size), rle.bounds(second.rle[other], second.size)) if b]
     if not bounds:
-        return 1.0
+        return 1.0, 0
     edges = np.array(bounds)
     x1, y1 = edges[:, :2].min(axis=0).tolist()
     x2, y2 = edges[:, 2:].max(axis=0).tolist()
     window = (max(whole[0], x1), max(whole[1], y1), min(whole[2], x2), min(whole[3], y2))
     a, b = rle.window(first.rle[row], first.size, window), rle.window(second.rle[other], second.size, window)
-    return float((a & b).sum() / (a | b).sum())
+    return float((a & b).sum() / (a | b).sum()), int((a != b).sum())
 
 
 def _box_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -84,7 +84,8 @@ def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) 
 
 
 def _check_unit_range(values: NDArray[np.float32], name: str | Path) -> None:
-    least, most = np.fmin.reduce(values, axis=None, initial=0), np.fmax.reduce(values, axis=None, initial=0)
+    numbers = np.nan_to_num(values)
+    least, most = numbers.min(), numbers.max()
     if least < -_ROUNDING or most > 1 + _ROUNDING:
         raise InputError(
             f"{name} holds numbers from {least:g} to {most:g} where floats from 0 to 1 are expected: scale them, "
