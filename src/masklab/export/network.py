@@ -57,7 +57,8 @@ class ExportedNetwork(nn.Module):
         for name, norm in norms.items():
             parts[name] = OpenNorm(norm, self.groups, self.table)
             self.groups += norm.num_groups
-        self.model = with_parts(model, parts).eval()
+        self.model = with_parts(model, parts)
+        self.eval()
 
     def forward(
         self, images: Tensor, sizes: Tensor, norm_mode: Tensor | None = None, norm_statistics: Tensor | None = None

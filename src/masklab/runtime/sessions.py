@@ -76,7 +76,7 @@ def is_exported(path: str | Path) -> bool:
 
 class _OnnxSession:
     def __init__(self, path: Path, threads: int | None) -> None:
-        onnxruntime = _library("onnxruntime", "runtime", path)
+        onnxruntime = _library("onnxruntime", "export", path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3  # errors: its warnings are about nodes that the user did not write
