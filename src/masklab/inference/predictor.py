@@ -20,7 +20,7 @@ from masklab.images.resize import network_image, network_size
 from masklab.inference.batches import Prepared, batches_of
 from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room, opened, read_whole
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import SAME_OBJECT, Detected, ViewFeatures, fuse_boxes, mean_masks
+from masklab.inference.test_time_augmentation import Detected, ViewFeatures, detect_in_views, mean_masks
 from masklab.inference.tiles.plan import TilePlan, plan_tiles
 from masklab.inference.tiles.predict import predict_tiles
 from masklab.inference.tiles.segment import segment_tiles
@@ -81,10 +81,8 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The score from which an object counts as found: that of the options, else the model's tuned one, else 0.5."""
-        for threshold in (self.options.score_threshold, self.model.score_threshold):
-            if threshold is not None:
-                return threshold
-        return _UNTUNED_THRESHOLD
+        given = (self.options.score_threshold, self.model.score_threshold, _UNTUNED_THRESHOLD)
+        return next(threshold for threshold in given if threshold is not None)
 
     @property
     def max_detections(self) -> int:
@@ -187,8 +185,8 @@ class Predictor:
         with self.inference():
             inputs, sizes = self.network_input(values)
             found = self.model.rpn.propose(self.model.rpn(self.model.backbone(inputs).conv4), sizes)
-        size = (int(sizes[0, 0]), int(sizes[0, 1]))
-        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], _size(values), size).cpu()
+        height, width = sizes[0].tolist()
+        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], _size(values), (height, width)).cpu()
 
     def network_input(self, image: Tensor, view: View = PLAIN) -> tuple[Tensor, Tensor]:
         """An image (C, H, W) of any dtype as a padded batch of one, (1, C, h, w), and its size before padding, (1, 2)."""
@@ -207,28 +205,22 @@ class Predictor:
 
     @property
     def has_norms(self) -> bool:
-        """Whether some norm takes its statistics from whole maps, so that tiles need those of their image."""
+        """Whether norms take statistics from whole maps."""
         return has_norms_to_fix(self.model)
 
     def measure_norms(self, images: Sequence[np.ndarray], config: ImageConfig) -> NormStatistics:
         """Statistics of norms over parts ``(C, H, W)`` of one image; see `masklab.inference.finder.ObjectFinder`."""
         inputs = torch.stack([network_image(torch.from_numpy(image), config) for image in images])
-        height, width = padded_size((inputs.shape[2], inputs.shape[3]), self.model.stride)
-        inputs = F.pad(inputs, (0, width - inputs.shape[3], 0, height - inputs.shape[2]), mode="replicate")
         with self.inference():
-            found = measure_norms(self.model, inputs.to(self.device, memory_format=torch.channels_last))
-        return {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in found.items()}
+            return measure_norms(self.model, inputs.to(self.device, memory_format=torch.channels_last))
 
     def on_tiles(self, config: Config, options: PredictionOptions, statistics: NormStatistics) -> Predictor:
         """The same weights for tiles of one image, with its statistics of norms."""
-        place = self.device
-        moved = {name: (mean.to(place), variance.to(place)) for name, (mean, variance) in statistics.items()}
-        model = with_fixed_norms(self.model, moved)
+        model = with_fixed_norms(self.model, statistics)
         model.config = config
         return Predictor(model, options, in_tiles=False)
 
     def weights_id(self) -> str:
-        """A checksum of the model: its weights, its configuration and its classes."""
         return weights_id(self.model)
 
     def _read(self, image: ImageLike) -> Tensor:
@@ -272,19 +264,7 @@ class Predictor:
         """The result of test-time augmentation: fused boxes, and the mean of the masks that each view makes of them."""
         with self.inference():
             views = [self._view_features(image, view) for view in self.options.views]
-            found: list[Detected] = []
-            for view, inputs, size, features in views:
-                sizes = torch.tensor([size], device=inputs.device)
-                boxes, scores, labels, num_valid = self.model.detect(
-                    features, inputs, sizes, self.options.max_detections
-                )
-                count = int(num_valid[0])
-                found.append(
-                    (view.to_image(boxes[0, :count], _size(image), size), scores[0, :count], labels[0, :count])
-                )
-            rules = self.config.model.box
-            iou = min(rules.nms_iou, SAME_OBJECT)
-            fused = fuse_boxes(found, iou, rules.score_threshold, self.max_detections)
+            fused = detect_in_views(self.model, views, _size(image), self.options.max_detections)
             masks = mean_masks(self.model, views, fused[0], fused[2], _size(image))
         return self._instances(image, fused, masks)
 

@@ -60,6 +60,24 @@ class ViewFeatures(NamedTuple):
     features: Features
 
 
+def detect_in_views(
+    model: MaskLab, views: Sequence[ViewFeatures], size: Size, max_detections: int | None = None
+) -> Detected:
+    """The objects of an image of ``size`` (height, width), found in each of its views and fused.
+
+    At most ``max_detections`` are found, by default the configuration's number.
+    """
+    found: list[Detected] = []
+    for view, inputs, seen, features in views:
+        sizes = torch.tensor([seen], device=inputs.device)
+        boxes, scores, labels, num_valid = model.detect(features, inputs, sizes, max_detections)
+        count = int(num_valid[0])
+        found.append((view.to_image(boxes[0, :count], size, seen), scores[0, :count], labels[0, :count]))
+    rules = model.config.model.box
+    most = max_detections or model.box_head.max_detections
+    return fuse_boxes(found, min(rules.nms_iou, SAME_OBJECT), rules.score_threshold, most)
+
+
 def mean_masks(model: MaskLab, views: Iterable[ViewFeatures], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
     """Masks (R, P, P) of boxes (R, 4) in the pixels of an image of ``size``: the mean over its views."""
     num_valid = torch.tensor([len(labels)], device=boxes.device)
