@@ -123,8 +123,8 @@ def _images(arguments: argparse.Namespace, eager: Any, folder: Path) -> tuple[li
         for n, values in enumerate(drawn):
             Image.fromarray(values.transpose(1, 2, 0)).save(folder / f"drawn/{n}.png")
         return drawn, lambda found: None, folder / "drawn"
-    from masklab.evaluation.coco import coco_metrics
     from masklab.evaluation.classes import open_for_model
+    from masklab.evaluation.coco import coco_metrics
 
     source = open_for_model(eager.classes, arguments.data, "val")[0]
     some = range(min(arguments.images, len(source.images)))

@@ -205,7 +205,6 @@ class Predictor:
 
     @property
     def has_norms(self) -> bool:
-        """Whether norms take statistics from whole maps."""
         return has_norms_to_fix(self.model)
 
     def measure_norms(self, images: Sequence[np.ndarray], config: ImageConfig) -> NormStatistics:
