@@ -160,11 +160,13 @@ def _write_program(
 ) -> None:
     import torch
 
-    from masklab.export.program import example_inputs, moving_sides
+    from masklab.export.program import PlainOutputs, example_inputs, moving_sides
 
     inputs = example_inputs(network, images=1)
     with torch.no_grad():
-        program = torch.export.export(network, inputs, dynamic_shapes=moving_sides(len(inputs), batch=False))
+        program = torch.export.export(
+            PlainOutputs(network), inputs, dynamic_shapes=moving_sides(len(inputs), batch=False)
+        )
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
 
 

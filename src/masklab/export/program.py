@@ -5,13 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masklab.export.network import ExportedNetwork
 from masklab.runtime.sessions import INPUTS, OWN
 
 NORM_INPUTS = INPUTS[2:]
 _CELLS = (13, 17)  # of the coarsest map: two numbers that no size inside the network has
+
+
+class PlainOutputs(nn.Module):
+    """A network whose outputs are a plain tuple, as files of ``torch.export`` need them."""
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(
+        self, images: Tensor, sizes: Tensor, norm_mode: Tensor | None = None, norm_statistics: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        return tuple(self.network(images, sizes, norm_mode, norm_statistics))
 
 
 def example_inputs(network: ExportedNetwork, images: int = 2) -> tuple[Tensor, ...]:
