@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklab.model.backbone import FrozenBatchNorm
 from masklab.model.masklab import MaskLab
+from masklab.model.norms import FrozenBatchNorm
 from masklab.ops.coordinates import padded_size
 
 NormStatistics = dict[str, tuple[Tensor, Tensor]]
