@@ -223,7 +223,7 @@ def test_ctrl_c_stops_all_processes_soon(data, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 30, "all images take 50 s"
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1].endswith("stopped; the same command goes on.")
     assert "Traceback" not in errors
     assert not output.exists()
