@@ -21,6 +21,7 @@ ROOMS = [
     {"evaluation"},
     {"training"},
     {"paper", "plots"},
+    {"report"},
     {"cli", ""},
 ]
 
