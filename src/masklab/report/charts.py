@@ -99,7 +99,7 @@ def _legend(lines: Sequence[Line], styles: Sequence[tuple[str, str]]) -> Html:
         if colour == _GREY:
             rest += 1
             continue
-        shown = "currentColor" if colour == _INK else colour
+        shown = "var(--ink)" if colour == _INK else colour
         kind = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}[style]
         entries.append(tag("li", tag("i", style=f"border-top-color:{shown};border-top-style:{kind}"), named(line.name)))
     if rest:

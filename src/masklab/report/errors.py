@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
@@ -70,9 +69,9 @@ def confusion_section(evaluation: Evaluation, mixed: Confusion) -> Html:
         "annotated there; missed: nothing was found."
     )
     if len(names) <= _MATRIX:
-        head = ["annotated \\ found as", *(named(name) for name in names), "missed"]
+        head = ["annotated / found as", *(named(name) for name in names), "missed"]
         rows = [[named(name), *_heat(row)] for name, row in zip([*names, "background"], matrix.tolist(), strict=True)]
-        return _matrix(head, rows, caption)
+        return table(head, rows, caption)
     pairs = [(int(matrix[a, b]), a, b) for a, b in np.argwhere(matrix).tolist() if a != b]
     labels = [*names, None]
     listed = [
@@ -90,12 +89,6 @@ def _heat(row: list[int]) -> list[Html]:
     """The cells of a row, the darker the larger their share of it."""
     total = max(sum(row), 1)
     return [tag("td", count, class_="heat", style=f"--share:{0.65 * count / total:.3f}") for count in row]
-
-
-def _matrix(head: list[Any], rows: list[list[Any]], caption: str) -> Html:
-    body = (tag("tr", tag("th", name, scope="row"), *cells) for name, *cells in rows)
-    top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
-    return tag("div", tag("table", tag("caption", caption), top, tag("tbody", *body)), class_="wide")
 
 
 def images_section(evaluation: Evaluation, gallery: Gallery, budget: Budget) -> Html:

@@ -55,12 +55,19 @@ def joined(parts: Iterable[Any]) -> Html:
     return Html("".join(shown(part) for part in parts))
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: Any = None, **attributes: Any) -> Html:
-    """A table that scrolls sideways where it is too wide; the first cell of a row is its header."""
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: Any = None, class_: str | None = None) -> Html:
+    """A table that scrolls sideways where it is too wide, its caption below; the first cell of a row is its header.
+
+    A cell that is a ``td`` element stays one.
+    """
     top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
-    body = (tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows)
-    above = [tag("caption", caption)] if caption else []
-    return tag("div", tag("table", *above, top, tag("tbody", *body), **attributes), class_="wide")
+    body = (tag("tr", tag("th", row[0], scope="row"), *map(_cell, row[1:])) for row in rows)
+    scrolled = tag("div", tag("table", top, tag("tbody", *body), class_=class_), class_="wide")
+    return joined([scrolled, tag("p", caption, class_="soft")]) if caption else scrolled
+
+
+def _cell(value: Any) -> Html:
+    return value if isinstance(value, Html) and value.startswith("<td") else tag("td", value)
 
 
 def paragraph(*parts: Any) -> Html:

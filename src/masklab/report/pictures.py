@@ -25,7 +25,7 @@ from masklab.utils.leftout import reason_of
 from masklab.utils.types import Box, Bytes, Doubles, Size
 
 _BUDGET = 9_000_000  # bytes of JPEG in a report, a third more as text
-_SHOWN = 1100  # pixels of the longer side of a whole image
+_SHOWN = 1000  # pixels of the longer side of a whole image
 _PIECE = 300  # pixels of a piece's side
 _LEAST_PIECE = 32  # pixels of the image that a piece shows at least
 _QUALITY = 82

@@ -13,12 +13,16 @@ from masklab.evaluation.confusion import confusion
 from masklab.evaluation.evaluate import Evaluation, evaluate_in_full
 from masklab.evaluation.sweep import sweep
 from masklab.inference.options import PredictionOptions
+from masklab.inference.predictor import Predictor, load
 from masklab.report import errors, scores
 from masklab.report.data_sheet import Facts, data_sheet, facts_of, facts_of_split
 from masklab.report.markup import Html, joined, named, paragraph, table
 from masklab.report.page import note, page, write_page
 from masklab.report.pictures import Budget, Gallery
 from masklab.report.training import Run, read_run, training_section
+from masklab.training.kept_results import KEPT, Results, read_results
+from masklab.training.record import fingerprint
+from masklab.utils.device import number_format
 from masklab.utils.errors import InputError
 from masklab.utils.files import file_to_write
 from masklab.weights.facts import find_weights, read_notes
@@ -32,24 +36,27 @@ def report(
     data: Data | None = None,
     split: str = "val",
     options: PredictionOptions | None = None,
+    predict: bool = True,
 ) -> Evaluation | None:
     """Measure a model, a run folder, weights file or name of a model, on a split and write a report to the file ``output``.
 
     ``data`` is by default what the run was trained on.  Where that is not known, or not there any more, the report has the
-    training alone and says so, and None is returned.  Raises `InputError` for a model or given data that cannot be used and
-    for a file that cannot be written.
+    training alone and says so, and None is returned.  On the validation images of the run, the results that training kept
+    are used again; without ``predict`` there is no evaluation where there are none.  Raises `InputError` for a model or
+    given data that cannot be used and for a file that cannot be written.
     """
     output = file_to_write(output)
-    weights = find_weights(model)
-    run = read_run(model)
-    source, reason = data, ""
-    if source is None:
-        source = None if run is None else run.data
-        reason = "No data are named: give --data DIR to measure the model on a split of a data set."
-    evaluation = None
+    weights, run = find_weights(model), read_run(model)
+    source = data or (None if run is None else run.data)
+    evaluation, reason = None, "No data are named: give --data DIR to measure the model on a split of a data set."
     if source is not None:
         try:
-            evaluation = evaluate_in_full(weights, source, split, options)
+            predictor = load(weights, options=options)
+            known = None if run is None else _kept(run, predictor, weights, source, split)
+            if predict or known is not None:
+                evaluation = evaluate_in_full(predictor, source, split, known_results=known)
+                evaluation.metrics["measured"]["model"] = str(weights)
+            reason = f"The model was not measured: `masklab report {model}` does it."
         except InputError as error:
             if data is not None:
                 raise
@@ -57,6 +64,23 @@ def report(
             _log.warning(reason)
     write_report(output, str(model), evaluation, run, read_notes(weights), source, reason)
     return evaluation
+
+
+def _kept(run: Run, predictor: Predictor, weights: Path, data: Data, split: str) -> Results | None:
+    """The results that the run kept of these weights, if they are of all images of the split and of the same options."""
+    record, options = run.record.get("data", {}).get(split), predictor.options
+    if weights.name != "best.safetensors" or record is None or not (run.folder / KEPT).is_file():
+        return None
+    precision = number_format(predictor.device, options.precision)
+    if options != PredictionOptions(precision=options.precision):
+        return None
+    results = read_results(run.folder, read_notes(weights).get("step"), precision)
+    if results is None:
+        return None
+    source = open_split(data, split)
+    now, ids = fingerprint(source), {image.image_id for image in source.images}
+    same = all(now[key] == record.get(key) for key in ("annotations_sha256", "images_sha256"))
+    return results if same and ids == set(results) else None
 
 
 def report_of(model: str | Path, evaluation: Evaluation, output: str | Path, data: Data) -> Path:
