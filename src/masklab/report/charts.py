@@ -92,7 +92,7 @@ def _styles(lines: Sequence[Line]) -> list[tuple[str, str]]:
 
 
 def _legend(lines: Sequence[Line], styles: Sequence[tuple[str, str]]) -> Html:
-    if len(lines) == 1 and not lines[0].main:
+    if len(lines) == 1:
         return Html("")
     entries, rest = [], 0
     for line, (colour, style) in zip(lines, styles, strict=True):

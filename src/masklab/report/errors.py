@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def kinds_section(evaluation: Evaluation, mixed: Confusion) -> Html:
     wrong_class = len(mixed.detections)
     found = gains(evaluation.inputs, evaluation.overlaps, evaluation.max_detections)
     rows = []
-    for gain in sorted(found, key=lambda gain: -(gain.ap50 or 0)):
+    for gain in sorted(found, key=lambda gain: -(gain.ap or 0)):
         at = counts.get(gain.kind, {"detections": wrong_class, "objects": wrong_class})
         rows.append(
             (
@@ -46,7 +47,8 @@ def kinds_section(evaluation: Evaluation, mixed: Confusion) -> Html:
     head = ["kind", "detections", "objects", "mask AP if mended", "AP50 if mended", "what it is", "mended"]
     caption = (
         "Detections and objects: at the model's threshold. If mended: what the mask AP of all detections, whatever their score, "
-        "would gain if only this kind were mended; gains do not add up. In the manner of TIDE (Bolya et al., ECCV 2020)."
+        "would gain if only this kind were mended; gains do not add up, and one "
+        "below 0 says that the repeated detections fit better. In the manner of TIDE (Bolya et al., ECCV 2020)."
         + (
             " Errors of class are counted as background and missed too."
             if len(evaluation.inputs.class_names) > 1
@@ -70,7 +72,9 @@ def confusion_section(evaluation: Evaluation, mixed: Confusion) -> Html:
     )
     if len(names) <= _MATRIX:
         head = ["annotated / found as", *(named(name) for name in names), "missed"]
-        rows = [[named(name), *_heat(row)] for name, row in zip([*names, "background"], matrix.tolist(), strict=True)]
+        *found, made_up = matrix.tolist()
+        rows: list[list[Any]] = [[named(name), *_heat(row)] for name, row in zip(names, found, strict=True)]
+        rows.append(["background", *made_up])
         return table(head, rows, caption)
     pairs = [(int(matrix[a, b]), a, b) for a, b in np.argwhere(matrix).tolist() if a != b]
     labels = [*names, None]
