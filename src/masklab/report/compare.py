@@ -12,6 +12,7 @@ from masklab.datasets.source import Data
 from masklab.evaluation.evaluate import Evaluation, evaluate_in_full
 from masklab.evaluation.matching import image_counts
 from masklab.inference.options import PredictionOptions
+from masklab.report.errors import key
 from masklab.report.markup import DASH, Html, joined, named, number, paragraph, signed, table, tag
 from masklab.report.page import note, page, write_page
 from masklab.report.pictures import Budget, Gallery
@@ -227,7 +228,7 @@ def _images(compared: Comparison, rows: list[int], galleries: list[Gallery], bud
     if not rows:
         return paragraph("There are none.")
     ids: list[Any] = list(compared.evaluations[0].inputs.images)
-    parts: list[Html] = []
+    parts = [key()]
     for row in rows[:_SHOWN]:
         pair = []
         for gallery, which, score in zip(galleries, ("first", "second"), compared.scores[:, row].tolist(), strict=True):

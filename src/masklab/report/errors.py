@@ -102,7 +102,7 @@ def images_section(evaluation: Evaluation, gallery: Gallery, budget: Budget) -> 
     order = np.lexsort((-objects, scores)).tolist()
     worst = [row for row in order if scores[row] < 1][:_WORST]
     best = [row for row in reversed(order) if objects[row] and row not in worst][:_BEST]
-    parts: list[Html] = [_key()]
+    parts: list[Html] = [key()]
     if not worst:
         parts.append(paragraph("Every image is right: at IoU 0.5 nothing is missed and nothing wrong."))
     for title, rows in (("Lowest", worst), ("Highest", best)):
@@ -131,7 +131,8 @@ def _all_images(ids: list[int | str], scores: list[float], order: list[int], gal
     return tag("details", tag("summary", f"All images by score{rest}"), table(["image", "TP / (TP + FP + FN)"], rows))
 
 
-def _key() -> Html:
+def key() -> Html:
+    """What the outlines of `masklab.plots.failures.marked` mean."""
     entries = (
         ("missed: annotated, not found", ORANGE, "solid"),
         ("wrong: found, not annotated or of another class", SKY, "dashed"),
@@ -152,7 +153,7 @@ def gallery_section(evaluation: Evaluation, gallery: Gallery, budget: Budget) ->
     pieces: defaultdict[str, list[Html]] = defaultdict(list)
     for kind, name, image in gallery.pieces(order, _PIECES):
         pieces[kind].append(budget.embed(image, f"{kind}: {name}", named(name)))
-    parts: list[Html] = [_key()]
+    parts: list[Html] = [key()]
     for kind in GALLERY:
         shown = [piece for piece in pieces[kind] if piece]
         if shown:
