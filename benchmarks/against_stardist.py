@@ -5,7 +5,7 @@
 
 DIR is a data set folder with the splits train and val.  StarDist runs in an environment of its own, which ``uv`` makes
 (``--python`` names a Python that has stardist and tensorflow instead): a StarDist2D of 32 rays on a grid of 2, trained here for
-``--steps`` steps, so that it finds objects as a trained network does.  Each side reads the same val images from memory and returns
+``--steps`` steps and with the thresholds that it chooses itself, so that it finds objects as a trained network does.  Each side reads the same val images from memory and returns
 its masks: StarDist's ``predict_instances``, its suppression included, and ours to run lengths, one image after another, and
 as many images at the same time as there are threads, each in one thread.  Bar: at least as many as StarDist.
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="nuclei")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400, help="of StarDist's training")
+    parser.add_argument("--steps", type=int, default=1000, help="of StarDist's training")
     parser.add_argument("--python", help="a Python with stardist and tensorflow")
     parser.add_argument("--quick", action="store_true", help="drawn images, two steps")
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
@@ -192,9 +192,11 @@ def serve(folder: Path, steps: int) -> None:
         epochs=max(1, steps // 100),
         steps_per_epoch=min(steps, 100),
     )
+    if steps >= 100:  # before, there is nothing to find
+        model.optimize_thresholds(pixels[:held], labels[:held])
 
     def find(image: NDArray[np.uint8]) -> int:
-        labels, _ = model.predict_instances(normalize(image, 1, 99.8, axis=(0, 1)), prob_thresh=0.5, nms_thresh=0.4)
+        labels, _ = model.predict_instances(normalize(image, 1, 99.8, axis=(0, 1)))
         return int(labels.max())
 
     print("> ready", flush=True)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from masklab.config.model import BackboneConfig
-from masklab.model.backbone import FrozenBatchNorm, build_backbone
+from masklab.model.backbone import build_backbone
+from masklab.model.norms import FrozenBatchNorm
 from masklab.utils.errors import InputError
 
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from pydantic import BaseModel
 
 from masklab.config import Config
@@ -131,6 +130,7 @@ def test_an_input_of_the_network_that_no_machine_holds_is_refused(tiny_config, m
     with pytest.raises(InputError, match=r"12000 x 9000 pixels becomes 768000 x 576000 .* lower image\.scale"):
         network_size((9000, 12_000), ImageConfig(scale=64.0))
     monkeypatch.setattr(inputs, "available_memory", lambda: 10**9)
-    inputs.check_room((1000, 1000), torch.device("cpu"))
+    inputs.check_room((1000, 1000))
     with pytest.raises(InputError, match=r"an input of 12000 x 9000 pixels takes at least 10\.1 GiB and 0\.9 GiB"):
-        inputs.check_room((9000, 12_000), torch.device("cpu"))
+        inputs.check_room((9000, 12_000))
+    inputs.check_room((9000, 12_000), "cuda")

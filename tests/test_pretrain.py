@@ -17,7 +17,7 @@ from masklab.config.schema import validate
 from masklab.datasets.objects import Objects
 from masklab.datasets.split import Split
 from masklab.masks import encode
-from masklab.model.backbone import FrozenBatchNorm
+from masklab.model.norms import FrozenBatchNorm
 from masklab.model.segmentation import build_segmentation
 from masklab.training import pretrain as module
 from masklab.training.data.semantic import IGNORED, collate_semantic, rasterize, semantic_loader, warp

@@ -131,8 +131,16 @@ def test_a_signal_to_all_processes_is_answered_by_the_first(told, shapes, tiny_c
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["masklab.cli.registry", "jsonargparse", "torch", "torchvision"])
-def test_no_stack_trace_while_modules_are_imported(told, module):
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("masklab.cli.registry", ["info", "nuclei"]),
+        ("jsonargparse", ["info", "nuclei"]),
+        ("torch", ["info", "nuclei", "--cost"]),
+        ("torchvision", ["doctor"]),
+    ],
+)
+def test_no_stack_trace_while_modules_are_imported(told, module, words):
     """The process is told to stop at the import of a module; shells see 130 and 143 whether it exits or is ended."""
     program = f"""if True:
         import os, signal, sys
@@ -144,7 +152,7 @@ def test_no_stack_trace_while_modules_are_imported(told, module):
                     os.kill(os.getpid(), {int(told)})
 
         sys.meta_path.insert(0, Finder())
-        sys.argv = ["masklab", "info", "nuclei"]
+        sys.argv = ["masklab", *{words!r}]
         from masklab.cli import main
         sys.exit(main())
     """

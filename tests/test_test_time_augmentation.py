@@ -8,7 +8,8 @@ import torch
 from contracts import assert_instances, changed, fails, predictor
 
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import PLAIN, View, all_views, fuse_boxes
+from masklab.inference.test_time_augmentation import fuse_boxes
+from masklab.inference.views import PLAIN, View, all_views
 from masklab.model.build import build_model
 
 EVERY_WAY = [View(1.0, *ways) for ways in itertools.product((False, True), repeat=3)]
@@ -177,7 +178,8 @@ def test_views_agree_by_the_models_own_rules(tiny_config, classes, image, nms_io
     """But boxes of two views that overlap by more than 0.6 are one object, however much suppression leaves."""
     rules, real = [], fuse_boxes
     monkeypatch.setattr(
-        "masklab.inference.predictor.fuse_boxes", lambda found, *given: rules.append(given) or real(found, *given)
+        "masklab.inference.test_time_augmentation.fuse_boxes",
+        lambda found, *given: rules.append(given) or real(found, *given),
     )
     box = {"nms_iou": nms_iou, "score_threshold": 0.02, "max_detections": 5}
     result = predictor(build_model(changed(tiny_config, model={"box": box}), classes), **SEVERAL).predict(image)

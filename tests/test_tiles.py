@@ -58,7 +58,7 @@ class SeesAll:
         self.max_detections, self.scores, self.seen = most, scores, []
 
     def predict(self, tile, check=None):
-        values = np.rint(tile[0].numpy() * 65535 / 255).astype(int)
+        values = np.rint(tile[0] * 65535 / 255).astype(int)
         self.seen.append(values.shape)
         boxes, scores = [], []
         for number in np.unique(values[values > 0])[: self.max_detections]:

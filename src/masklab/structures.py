@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from masklab.utils.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # classes are read without torch too
     import torch
     from torch import Tensor
 

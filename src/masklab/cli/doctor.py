@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +30,9 @@ def doctor() -> None:
         if found in _KNOWN_BAD.get(name, ()):
             faults.append(f"{name} {found} is a known bad version: run `uv sync --upgrade-package {name}`")
         table.add_row(name, found)
+    for name, packages in extras().items():
+        missing = [package for package in packages if not _installed(package)]
+        table.add_row(f"extra {name}", f"without {', '.join(missing)}" if missing else "installed")
     for name, check in CHECKS.items():
         try:
             table.add_row(name, check())
@@ -39,6 +43,26 @@ def doctor() -> None:
     Console().print(table)
     if faults:
         raise InputError(f"{faults[0]}.")
+
+
+def extras() -> dict[str, list[str]]:
+    """The packages of each of masklab's extras, as its own installation names them."""
+    found: dict[str, list[str]] = {}
+    for line in requires("masklab") or []:
+        package, _, condition = line.partition(";")
+        if named := re.search(r"extra == ['\"]([\w-]+)", condition):
+            name = re.match(r"[\w.-]+", package.strip())
+            assert name is not None
+            found.setdefault(named[1], []).append(name[0])
+    return found
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _diagnose(error: Exception) -> str:

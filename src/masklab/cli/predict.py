@@ -26,6 +26,7 @@ from masklab.utils.words import counted
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from masklab.inference.finder import ObjectFinder
     from masklab.inference.options import PredictionOptions
 
 
@@ -84,7 +85,7 @@ def evaluate(arguments: Namespace) -> None:
 
 
 def add_predict(parser: ArgumentParser) -> None:
-    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("model", help=f"{MODEL_HELP}; or a file that `masklab export` wrote")
     parser.add_argument(
         "images",
         nargs="+",
@@ -135,7 +136,6 @@ def predict(arguments: Namespace) -> None:
     it as --annotations. The results of an image stand on disk when it is done; after an interruption, the same command with
     --resume does the rest."""
     from masklab.inference.folder import predict_folder
-    from masklab.inference.predictor import load
 
     options = prediction_options(arguments, given_score(arguments))
     if arguments.engine == "ray":
@@ -143,9 +143,8 @@ def predict(arguments: Namespace) -> None:
         return
     if arguments.workers is not None:
         raise InputError("--workers is for --engine ray alone: leave it out.")
-    predictor = load(arguments.model, options=options)
     predict_folder(
-        predictor,
+        _any_model(arguments.model, options),
         arguments.images,
         arguments.output,
         arguments.annotations,
@@ -154,6 +153,19 @@ def predict(arguments: Namespace) -> None:
         arguments.pixel_size,
         arguments.magnification,
     )
+
+
+def _any_model(model: str, options: PredictionOptions) -> ObjectFinder:
+    """A predictor with weights or, by the suffix, with an exported file, which needs no torch."""
+    from masklab.runtime.sessions import is_exported
+
+    if is_exported(model):
+        from masklab.runtime import predictor as runtime
+
+        return runtime.load(model, options)
+    from masklab.inference.predictor import load
+
+    return load(model, options=options)
 
 
 def _predict_on_ray(arguments: Namespace, options: PredictionOptions) -> None:

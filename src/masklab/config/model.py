@@ -28,6 +28,8 @@ class BackboneConfig(Section):
     """Frozen batch norm (paper), trainable batch norm, or group norm, which needs no large batches but makes what is found depend on the surroundings of an object."""
     width: float = Field(1.0, gt=0, le=2)
     """Factor on the number of channels of conv2 to conv5; values other than 1 need random weights."""
+    conv5_width: float | None = Field(None, gt=0, le=2)
+    """Factor on the number of channels of conv5 alone, in place of width; values other than null need random weights."""
     in_channels: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """Channels of the input images; auto is 3 for grey and colour images, and otherwise the number of channels of the training images, whose mean and std are then measured."""
 
@@ -42,6 +44,11 @@ class BackboneConfig(Section):
             raise ValueError(
                 f"width is {self.width} but pretrained is true, and ImageNet weights are of width 1: "
                 "set pretrained to false or width to 1"
+            )
+        if self.conv5_width is not None and self.pretrained:
+            raise ValueError(
+                f"conv5_width is {self.conv5_width} but pretrained is true, and ImageNet weights are of width 1: "
+                "set pretrained to false or conv5_width to null"
             )
         if self.norm == "group" and self.pretrained and self.segmentation_weights is None:
             raise ValueError(

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from masklab.config.fields import DEEP_PERCENTILES
@@ -79,7 +78,7 @@ def look_at(values: NDArray[Any], size: Size, rule: ImageConfig | None = None, n
     sample = values[:, ::step, ::step]
     if rule is None:
         rule = ImageConfig() if values.dtype == np.uint8 else ImageConfig(percentiles=DEEP_PERCENTILES)
-    shown = rescale_intensity(torch.from_numpy(np.ascontiguousarray(sample)), rule, name=name).numpy()
+    shown = rescale_intensity(np.ascontiguousarray(sample), rule, name=name)
     low, high = np.percentile(shown, _SPANNED).tolist()
     colours = "grey" if is_grey(sample) else "colour" if len(values) == 3 else f"{len(values)} channels"
     return Look(size[0] * size[1], str(values.dtype), colours, high - low, float(shown.mean()))

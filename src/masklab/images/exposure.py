@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from masklab.config.image import ImageConfig
 from masklab.images.intensity import FULL_RANGE, channel_percentiles, sampling_step
+from masklab.utils.arrays import as_array, dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ _SAMPLED = 1 << 16  # pixels of an image that are looked at
 _USED = (0.01, 99.99)  # percentiles of the values between which an image's range is: a dead or a hot pixel is none
 
 
-def stretched(image: Tensor, config: ImageConfig) -> ImageConfig:
+def stretched(image: Tensor | NDArray[Any], config: ImageConfig) -> ImageConfig:
     """The configuration with the range of an image ``(C, H, W)`` of any dtype that its percentiles 0.1 and 99.9 span.
 
     All channels have one range, so that colours stay.  A configuration that has percentiles already stays as it is.
@@ -35,7 +38,7 @@ def stretched(image: Tensor, config: ImageConfig) -> ImageConfig:
     if config.percentiles is not None:
         return config
     step = sampling_step((image.shape[1], image.shape[2]))
-    low, high = channel_percentiles(image[:, ::step, ::step].cpu().numpy().reshape(1, -1), STRETCH)
+    low, high = channel_percentiles(as_array(image[:, ::step, ::step]).reshape(1, -1), STRETCH)
     return config.model_copy(update={"value_range": (low[0], high[0])})
 
 
@@ -63,12 +66,12 @@ class IntensityCheck:
         self._images = 0
         self._found: dict[str, list[_Example]] = {}
 
-    def add(self, image: Tensor, name: str | Path) -> None:
+    def add(self, image: Tensor | NDArray[Any], name: str | Path) -> None:
         """Look at an image ``(C, H, W)`` uint8, uint16 or float32."""
         self._images += 1
         if self._config.percentiles is not None:
             return
-        black, white = self._config.value_range or FULL_RANGE[image.dtype]
+        black, white = self._config.value_range or FULL_RANGE[dtype_name(image)]
         low, high = _used(image)
         span = white - black
         if low == high:
@@ -102,10 +105,10 @@ class IntensityCheck:
         return bool(self._found)
 
 
-def _used(image: Tensor) -> tuple[float, float]:
+def _used(image: Tensor | NDArray[Any]) -> tuple[float, float]:
     """The range of an image's finite values without the outermost; of about 65,000 pixels."""
     step = max(1, math.ceil(math.sqrt(image.shape[1] * image.shape[2] / _SAMPLED)))
-    values = image[:, ::step, ::step].cpu().numpy().reshape(-1)
-    finite = values[np.isfinite(values)] if image.dtype == torch.float32 else values
+    values = as_array(image[:, ::step, ::step]).reshape(-1)
+    finite = values[np.isfinite(values)] if values.dtype == np.float32 else values
     low, high = np.percentile(finite, _USED).tolist() if finite.size else (0.0, 0.0)
     return low, high

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from masklab.config.image import ImageConfig
+from masklab.utils.arrays import Pixels, as_array, dtype_name, of_kind
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
-FULL_RANGE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0), torch.float32: (0.0, 1.0)}
+FULL_RANGE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}
+"""The range of each dtype that an image may have, by its name."""
 _ROUNDING = 1e-3  # floats may lie this far outside 0 to 1
 _MAX_SAMPLED = 1 << 20  # pixels of an image that its percentiles are computed from
 IntensityRange = tuple[list[float], list[float]]
@@ -28,9 +28,9 @@ def is_grey(image: NDArray[Any]) -> bool:
 
 
 def rescale_intensity(
-    image: Tensor, config: ImageConfig, range_: IntensityRange | None = None, name: str | Path = "the image"
-) -> Tensor:
-    """Rescale the values of an image ``(C, H, W)`` uint8, uint16 or float32 to 0 (black) to 255 (white).
+    image: Pixels, config: ImageConfig, range_: IntensityRange | None = None, name: str | Path = "the image"
+) -> Pixels:
+    """Rescale the values of an image ``(C, H, W)`` uint8, uint16 or float32, a tensor or an array, to 0 (black) to 255 (white).
 
     The intensity range is ``config.value_range``, or that of ``config.percentiles``, or else the full range of the
     dtype; values outside it become black or white.  uint8 of full range is returned as it is, everything else as
@@ -39,27 +39,30 @@ def rescale_intensity(
 
     Raises `InputError` naming the image if floats lie outside 0 to 1 and the configuration sets no range.
     """
-    if image.dtype == torch.uint8 and config.value_range is None and config.percentiles is None:
+    if dtype_name(image) == "uint8" and config.value_range is None and config.percentiles is None:
         return image
-    values = image.to(torch.float32, copy=True)
+    values = as_array(image).astype(np.float32)
     if config.percentiles is not None:
         low, high = range_ or intensity_range(image, config.percentiles)
     else:
-        black, white = config.value_range or FULL_RANGE[image.dtype]
-        if config.value_range is None and image.dtype == torch.float32:
-            _check_unit_range(image, name)
+        black, white = config.value_range or FULL_RANGE[dtype_name(image)]
+        if config.value_range is None and dtype_name(image) == "float32":
+            _check_unit_range(values, name)
         low, high = [black], [white]
-    first, last = (torch.tensor(side, device=values.device).view(-1, 1, 1) for side in (low, high))
-    return values.sub_(first).mul_(255 / (last - first)).nan_to_num_(0, 255, 0).clamp_(0, 255)
+    first, last = (np.array(side, np.float32).reshape(-1, 1, 1) for side in (low, high))
+    values -= first
+    values *= 255 / (last - first)
+    # what is no number becomes black: the larger of it and 0 is 0
+    return of_kind(np.minimum(np.fmax(values, 0, out=values), 255, out=values), image)
 
 
-def intensity_range(image: Tensor, percentiles: tuple[float, float]) -> IntensityRange:
+def intensity_range(image: Pixels, percentiles: tuple[float, float]) -> IntensityRange:
     """The values at two percentiles of each channel of an image ``(C, H, W)``.
 
     They are computed from about a million evenly spaced pixels at most; values that are not finite are left out.
     """
     step = sampling_step((image.shape[1], image.shape[2]))
-    return channel_percentiles(image[:, ::step, ::step].cpu().numpy(), percentiles)
+    return channel_percentiles(as_array(image[:, ::step, ::step]), percentiles)
 
 
 def sampling_step(size: Size, most_pixels: int | None = None) -> int:
@@ -80,8 +83,9 @@ def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) 
     return low, high
 
 
-def _check_unit_range(image: Tensor, name: str | Path) -> None:
-    least, most = image.nan_to_num(0).aminmax()
+def _check_unit_range(values: NDArray[np.float32], name: str | Path) -> None:
+    numbers = np.nan_to_num(values)
+    least, most = numbers.min(), numbers.max()
     if least < -_ROUNDING or most > 1 + _ROUNDING:
         raise InputError(
             f"{name} holds numbers from {least:g} to {most:g} where floats from 0 to 1 are expected: scale them, "
@@ -96,17 +100,19 @@ def displayed(
 
     Pass ``range_`` for a part of an image, and expect `InputError`, as for `rescale_intensity`.
     """
-    return as_shown(rescale_intensity(torch.from_numpy(values), config, range_, name))
+    return as_shown(rescale_intensity(values, config, range_, name))
 
 
-def as_shown(rescaled: Tensor) -> NDArray[np.uint8]:
+def as_shown(rescaled: NDArray[Any]) -> NDArray[np.uint8]:
     """What `rescale_intensity` returns as ``(3, H, W)`` uint8: the first three channels, or the first as grey."""
-    shown = rescaled[:3] if len(rescaled) >= 3 else rescaled[:1].expand(3, -1, -1)
-    return (shown if shown.dtype == torch.uint8 else shown.round().to(torch.uint8)).numpy()
+    shown = rescaled[:3] if len(rescaled) >= 3 else np.repeat(rescaled[:1], 3, axis=0)
+    return shown if shown.dtype == np.uint8 else shown.round().astype(np.uint8)
 
 
-def normalise(image: Tensor, config: ImageConfig) -> Tensor:
+def normalise(image: Pixels, config: ImageConfig) -> Pixels:
     """Normalise an image ``(C, H, W)`` of values 0 to 255 by the configured mean and std, to float32."""
-    mean = torch.tensor(config.mean, device=image.device).view(-1, 1, 1) * 255
-    std = torch.tensor(config.std, device=image.device).view(-1, 1, 1) * 255
-    return image.to(torch.float32, copy=True).sub_(mean).div_(std)
+    mean, std = (np.array(side, np.float32).reshape(-1, 1, 1) * 255 for side in (config.mean, config.std))
+    values = as_array(image).astype(np.float32)
+    values -= mean
+    values /= std
+    return of_kind(values, image)

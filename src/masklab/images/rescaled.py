@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from masklab.config.image import ImageConfig
 from masklab.images.intensity import IntensityRange, as_shown, intensity_range, rescale_intensity
@@ -23,9 +22,9 @@ class ImageIntensities:
     as `rescale_intensity` does.
     """
 
-    def __init__(self, image: ImageReader, rule_of: Callable[[Tensor], ImageConfig]) -> None:
+    def __init__(self, image: ImageReader, rule_of: Callable[[NDArray[Any]], ImageConfig]) -> None:
         self._image, self._name = image, image.path or "the image"
-        overview = torch.from_numpy(image.overview())
+        overview = image.overview()
         self.rule = rule_of(overview)
         percentiles = self.rule.percentiles
         self.range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
@@ -44,9 +43,9 @@ class ImageIntensities:
         """(height, width) of the image."""
         return self._image.size
 
-    def read(self, box: Box) -> Tensor:
+    def read(self, box: Box) -> NDArray[Any]:
         """The values ``(C, h, w)`` inside a box, 0 to 255: uint8 as they are, or float32."""
-        values = torch.from_numpy(np.ascontiguousarray(self._image.read(box)))
+        values = np.ascontiguousarray(self._image.read(box))
         return rescale_intensity(values, self.rule, self.range, self._name)
 
     def shown(self) -> ShownImage:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from masklab.config.fields import MOST_PIXELS
 from masklab.config.image import ImageConfig
 from masklab.images.intensity import normalise, rescale_intensity
+from masklab.utils.arrays import Pixels
 from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
-T = TypeVar("T", bound=Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T", bound="Tensor | NDArray[Any]")
 
 
 def _network_scale(size: Size, config: ImageConfig) -> float:
@@ -42,15 +46,23 @@ def network_size(size: Size, config: ImageConfig, factor: float = 1.0) -> Size:
     return height, width
 
 
-def network_image(image: Tensor, config: ImageConfig, factor: float = 1.0) -> Tensor:
+def network_image(image: Pixels, config: ImageConfig, factor: float = 1.0) -> Pixels:
     """The network's input, before padding, of an image (C, H, W) of any depth: rescaled, resized and normalised, float32."""
     size = network_size((image.shape[1], image.shape[2]), config, factor)
     return normalise(resize(rescale_intensity(image, config), size), config)
 
 
 def resize(value: T, size: Size) -> T:
-    """Resize an image ``(C, H, W)``, or a `Geometry` of the training data, to ``size``: bilinear, antialiased when shrinking."""
-    if type(value) is not Tensor:
+    """Resize an image ``(C, H, W)``, or a `Geometry` of the training data, to ``size``: bilinear, antialiased when shrinking.
+
+    An image that is a uint8 or float32 array is resized by Pillow, which has torch's filter.
+    """
+    if isinstance(value, np.ndarray):
+        return cast("T", _resize_array(value, size))
+    import torch
+    from torch.nn.functional import interpolate
+
+    if type(value) is not torch.Tensor:
         from torchvision.transforms.v2 import functional as v2  # of the training data, which know torchvision anyway
 
         return v2.resize(value, list(size), antialias=True)
@@ -58,5 +70,12 @@ def resize(value: T, size: Size) -> T:
         return value
     native = value.is_floating_point() or (value.dtype == torch.uint8 and value.device.type == "cpu")
     values = (value if native else value.float())[None]
-    resized: Any = F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)[0]
-    return cast(T, resized if native else resized.round().to(value.dtype))
+    resized: Any = interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return cast("T", resized if native else resized.round().to(value.dtype))
+
+
+def _resize_array(values: NDArray[Any], size: Size) -> NDArray[Any]:
+    if values.shape[1:] == size:
+        return values
+    channels = (Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR) for channel in values)
+    return np.stack([np.asarray(channel) for channel in channels])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from masklab.images.exposure import IntensityCheck
 from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader, check_level
+from masklab.inference.finder import ObjectFinder
 from masklab.inference.listing import read_listing
 from masklab.inference.output import ResultFolder
 from masklab.inference.pipeline import write_results
-from masklab.inference.predictor import Predictor
 from masklab.results.formats.registry import DEFAULT
 from masklab.results.instances import Instances
 from masklab.utils.versions import versions
@@ -27,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def predict_folder(
-    predictor: Predictor,
+    predictor: ObjectFinder,
     sources: Sequence[str | Path],
     output: str | Path,
     annotations: str | Path | None = None,
@@ -88,7 +85,7 @@ def predict_folder(
     return folder.main_file
 
 
-def settings_of(predictor: Predictor) -> dict[str, Any]:
+def settings_of(predictor: ObjectFinder) -> dict[str, Any]:
     """All that the results of an image depend on besides it, as plain values for `ResultFolder`.
 
     ``stretched`` says whether the options stretch the intensities of each image.
@@ -99,16 +96,6 @@ def settings_of(predictor: Predictor) -> dict[str, Any]:
         "value_range": predictor.config.image.value_range,
         "percentiles": predictor.config.image.percentiles,
         "stretched": (predictor.options.intensity != "model" and predictor.config.image.percentiles is None) or None,
-        "weights": _weights_id(predictor),
+        "weights": predictor.weights_id(),
         "versions": versions(),
     }
-
-
-def _weights_id(predictor: Predictor) -> str:
-    """A checksum of a model: its weights, its configuration and its classes."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{predictor.config.model_dump_json()} {predictor.classes}".encode())
-    for name, values in sorted(predictor.model.state_dict().items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from masklab.inference.test_time_augmentation import PLAIN, Flips, View, all_views
+from masklab.inference.views import PLAIN, Flips, View, all_views
 from masklab.utils.errors import InputError
 from masklab.utils.types import Intensity, Precision
 

@@ -20,8 +20,8 @@ from types import TracebackType
 
 from masklab.images.reader import DecodedReader, ImageReader, open_reader
 from masklab.images.rescaled import ImageIntensities
+from masklab.inference.finder import ObjectFinder
 from masklab.inference.output import ResultFolder, Totals
-from masklab.inference.predictor import Predictor
 from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
 from masklab.utils.leftout import LeftOut
@@ -53,7 +53,7 @@ class _Image:
 
 
 def write_results(
-    predictor: Predictor,
+    predictor: ObjectFinder,
     folder: ResultFolder,
     find: Find,
     annotations: str | Path | None,
@@ -80,7 +80,7 @@ class _Pipeline:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: ObjectFinder,
         folder: ResultFolder,
         annotations: str | Path | None,
         pixel_size: float | None,

@@ -20,19 +20,13 @@ from masklab.images.resize import network_image, network_size
 from masklab.inference.batches import Prepared, batches_of
 from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room, opened, read_whole
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import (
-    PLAIN,
-    SAME_OBJECT,
-    Detected,
-    View,
-    ViewFeatures,
-    fuse_boxes,
-    mean_masks,
-)
+from masklab.inference.test_time_augmentation import Detected, ViewFeatures, detect_in_views, mean_masks
 from masklab.inference.tiles.plan import TilePlan, plan_tiles
 from masklab.inference.tiles.predict import predict_tiles
 from masklab.inference.tiles.segment import segment_tiles
 from masklab.inference.tiles.store import TileStore
+from masklab.inference.views import PLAIN, View
+from masklab.model.fixed_norm import NormStatistics, has_norms_to_fix, measure_norms, with_fixed_norms
 from masklab.model.masklab import MaskLab
 from masklab.model.mode import evaluation_mode
 from masklab.ops.coordinates import padded_size
@@ -43,6 +37,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
+from masklab.weights.identity import weights_id
 
 _UNTUNED_THRESHOLD = 0.5
 
@@ -86,10 +81,8 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The score from which an object counts as found: that of the options, else the model's tuned one, else 0.5."""
-        for threshold in (self.options.score_threshold, self.model.score_threshold):
-            if threshold is not None:
-                return threshold
-        return _UNTUNED_THRESHOLD
+        given = (self.options.score_threshold, self.model.score_threshold, _UNTUNED_THRESHOLD)
+        return next(threshold for threshold in given if threshold is not None)
 
     @property
     def max_detections(self) -> int:
@@ -157,7 +150,7 @@ class Predictor:
         if plan is None:
             return self.predict(read_whole(image), check=check)
         if check is not None and self.options.intensity == "model":
-            check.add(torch.from_numpy(image.overview()), image.path or "the image")
+            check.add(image.overview(), image.path or "the image")
         return predict_tiles(self, image, plan, store)
 
     def segment(
@@ -192,8 +185,8 @@ class Predictor:
         with self.inference():
             inputs, sizes = self.network_input(values)
             found = self.model.rpn.propose(self.model.rpn(self.model.backbone(inputs).conv4), sizes)
-        size = (int(sizes[0, 0]), int(sizes[0, 1]))
-        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], _size(values), size).cpu()
+        height, width = sizes[0].tolist()
+        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], _size(values), (height, width)).cpu()
 
     def network_input(self, image: Tensor, view: View = PLAIN) -> tuple[Tensor, Tensor]:
         """An image (C, H, W) of any dtype as a padded batch of one, (1, C, h, w), and its size before padding, (1, 2)."""
@@ -206,9 +199,28 @@ class Predictor:
         with evaluation_mode(self.model), torch.inference_mode(), autocast(self.device, self.options.precision):
             yield
 
-    def image_config(self, image: Tensor) -> ImageConfig:
+    def image_config(self, image: Tensor | np.ndarray) -> ImageConfig:
         """How the intensities of an image (C, H, W) are rescaled: as in training, or stretched if the options say so."""
         return self.config.image if self.options.intensity == "model" else stretched(image, self.config.image)
+
+    @property
+    def has_norms(self) -> bool:
+        return has_norms_to_fix(self.model)
+
+    def measure_norms(self, images: Sequence[np.ndarray], config: ImageConfig) -> NormStatistics:
+        """Statistics of norms over parts ``(C, H, W)`` of one image; see `masklab.inference.finder.ObjectFinder`."""
+        inputs = torch.stack([network_image(torch.from_numpy(image), config) for image in images])
+        with self.inference():
+            return measure_norms(self.model, inputs.to(self.device, memory_format=torch.channels_last))
+
+    def on_tiles(self, config: Config, options: PredictionOptions, statistics: NormStatistics) -> Predictor:
+        """The same weights for tiles of one image, with its statistics of norms."""
+        model = with_fixed_norms(self.model, statistics)
+        model.config = config
+        return Predictor(model, options, in_tiles=False)
+
+    def weights_id(self) -> str:
+        return weights_id(self.model)
 
     def _read(self, image: ImageLike) -> Tensor:
         return as_tensor(image, self.config.model.backbone.channels)
@@ -228,7 +240,7 @@ class Predictor:
             yield row, values
 
     def _prepare(self, image: Tensor, view: View = PLAIN) -> Prepared:
-        check_room(network_size(_size(image), self.config.image, view.scale), self.device)
+        check_room(network_size(_size(image), self.config.image, view.scale), self.device.type)
         inputs = view.show(network_image(image, self.image_config(image), view.scale))
         size = _size(inputs)
         height, width = padded_size(size, self.model.stride)
@@ -251,19 +263,7 @@ class Predictor:
         """The result of test-time augmentation: fused boxes, and the mean of the masks that each view makes of them."""
         with self.inference():
             views = [self._view_features(image, view) for view in self.options.views]
-            found: list[Detected] = []
-            for view, inputs, size, features in views:
-                sizes = torch.tensor([size], device=inputs.device)
-                boxes, scores, labels, num_valid = self.model.detect(
-                    features, inputs, sizes, self.options.max_detections
-                )
-                count = int(num_valid[0])
-                found.append(
-                    (view.to_image(boxes[0, :count], _size(image), size), scores[0, :count], labels[0, :count])
-                )
-            rules = self.config.model.box
-            iou = min(rules.nms_iou, SAME_OBJECT)
-            fused = fuse_boxes(found, iou, rules.score_threshold, self.max_detections)
+            fused = detect_in_views(self.model, views, _size(image), self.options.max_detections)
             masks = mean_masks(self.model, views, fused[0], fused[2], _size(image))
         return self._instances(image, fused, masks)
 

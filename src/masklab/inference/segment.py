@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from masklab.datasets.boxes.box_list import BoxList, describe
 from masklab.datasets.boxes.class_names import given_names
@@ -69,7 +68,7 @@ def segment_folder(
 
     def find(path: Path, image: ImageReader) -> Instances:
         if predictor.options.intensity == "model":
-            check.add(torch.from_numpy(image.overview()), path)
+            check.add(image.overview(), path)
         mine = rows[path][labels[rows[path]] >= 0]
         height, width = image.size
         corners = given.boxes[mine] * ((width, height, width, height) if given.relative else 1)

@@ -1,98 +1,24 @@
-"""Test-time augmentation: flipped, transposed and scaled views of an image, and box fusion.
+"""Test-time augmentation: what is found in the views of an image (`masklab.inference.views`), fused.
 
 V views, R boxes of one view, H x W pixels.  The paper predicts from a single view.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from masklab.inference.views import View
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
 from masklab.ops.nms import nms_by_label
 from masklab.ops.overlaps import best_overlaps
-from masklab.utils.errors import InputError
 from masklab.utils.types import Size
 
-Flips = Literal["none", "horizontal", "both", "turns"]
-"""none: the image itself; horizontal: hflip too; both: also vflip, 4 views; turns: also each transposed, 8 views."""
-
-_MIN_SCALE, _MAX_SCALE = 0.25, 4.0
 SAME_OBJECT = 0.6  # boxes of two views with a larger IoU are of one object, even if `box.nms_iou` is larger
-
-
-class View(NamedTuple):
-    """A view of an image: scaled by ``scale`` times the model's own factor, then transposed, then flipped."""
-
-    scale: float = 1.0
-    transposed: bool = False
-    hflip: bool = False
-    vflip: bool = False
-
-    def show(self, maps: Tensor) -> Tensor:
-        """Transpose and flip an image or maps ``(..., H, W)``."""
-        return self._flip(maps.transpose(-1, -2) if self.transposed else maps)
-
-    def undo(self, maps: Tensor) -> Tensor:
-        """Inverse of `show`."""
-        flipped = self._flip(maps)
-        return flipped.transpose(-1, -2) if self.transposed else flipped
-
-    def from_image(self, boxes: Tensor, size_of_image: Size, seen: Size) -> Tensor:
-        """Boxes ``(R, 4)`` in pixels of an image of ``size_of_image`` (height, width) in pixels of this view of size ``seen``."""
-        height, width = seen[::-1] if self.transposed else seen
-        boxes = boxes * boxes.new_tensor([width / size_of_image[1], height / size_of_image[0]] * 2)
-        return self._mirror(boxes[:, [1, 0, 3, 2]] if self.transposed else boxes, seen)
-
-    def to_image(self, boxes: Tensor, size_of_image: Size, seen: Size) -> Tensor:
-        """Inverse of `from_image`."""
-        height, width = seen[::-1] if self.transposed else seen
-        boxes = self._mirror(boxes, seen)
-        boxes = boxes[:, [1, 0, 3, 2]] if self.transposed else boxes
-        return boxes * boxes.new_tensor([size_of_image[1] / width, size_of_image[0] / height] * 2)
-
-    def _flip(self, maps: Tensor) -> Tensor:
-        axes = [-1] * self.hflip + [-2] * self.vflip
-        return maps.flip(axes) if axes else maps
-
-    def _mirror(self, boxes: Tensor, size: Size) -> Tensor:
-        x1, y1, x2, y2 = boxes.unbind(dim=1)
-        if self.hflip:
-            x1, x2 = size[1] - x2, size[1] - x1
-        if self.vflip:
-            y1, y2 = size[0] - y2, size[0] - y1
-        return torch.stack([x1, y1, x2, y2], dim=1)
-
-
-PLAIN = View()
-
-
-def all_views(flips: Flips = "none", scales: Sequence[float] = (1.0,)) -> list[View]:
-    """The views of each of ``flips`` at each of ``scales``.
-
-    Raises `InputError` for unknown flips, and for scales that are missing, repeated or not within 0.25 to 4.
-    """
-    if flips not in get_args(Flips):
-        raise InputError(f"flips is {flips!r}: give one of {', '.join(get_args(Flips))}.")
-    wrong = [scale for scale in scales if not (math.isfinite(scale) and _MIN_SCALE <= scale <= _MAX_SCALE)]
-    if wrong:
-        raise InputError(
-            f"scales holds {wrong[0]:g}: give factors from {_MIN_SCALE} to {_MAX_SCALE:g}; 1 is the model's own scale."
-        )
-    if not scales or len(set(scales)) < len(scales):
-        raise InputError(f"scales is {list(scales)}: give at least one, and each only once.")
-    transposed, hflip, vflip = (
-        (False, True) if flips in wanted else (False,)
-        for wanted in (("turns",), ("horizontal", "both", "turns"), ("both", "turns"))
-    )
-    return [View(*ways) for ways in product(map(float, scales), transposed, hflip, vflip)]
-
 
 Detected = tuple[Tensor, Tensor, Tensor]
 """Boxes ``(R, 4)`` in the image's pixels, their scores ``(R,)`` and labels ``(R,)``."""
@@ -129,6 +55,24 @@ class ViewFeatures(NamedTuple):
     inputs: Tensor
     size: Size
     features: Features
+
+
+def detect_in_views(
+    model: MaskLab, views: Sequence[ViewFeatures], size: Size, max_detections: int | None = None
+) -> Detected:
+    """The objects of an image of ``size`` (height, width), found in each of its views and fused.
+
+    At most ``max_detections`` are found, by default the configuration's number.
+    """
+    found: list[Detected] = []
+    for view, inputs, seen, features in views:
+        sizes = torch.tensor([seen], device=inputs.device)
+        boxes, scores, labels, num_valid = model.detect(features, inputs, sizes, max_detections)
+        count = int(num_valid[0])
+        found.append((view.to_image(boxes[0, :count], size, seen), scores[0, :count], labels[0, :count]))
+    rules = model.config.model.box
+    most = max_detections or model.box_head.max_detections
+    return fuse_boxes(found, min(rules.nms_iou, SAME_OBJECT), rules.score_threshold, most)
 
 
 def mean_masks(model: MaskLab, views: Iterable[ViewFeatures], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from masklab.config.model import BackboneConfig
+from masklab.model.norms import NORMS
 from masklab.model.resnet import PLAIN, PlainResNet
 from masklab.ops.fast_conv import replace_convolutions
 from masklab.utils.errors import InputError
 
-_CHANNELS_PER_GROUP = 16
 _RESIDUAL_SCALE = 0.2
 
 
@@ -28,30 +28,6 @@ class Features(NamedTuple):
     conv3: Tensor
     conv4: Tensor
     conv5: Tensor | None = None
-
-
-class FrozenBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics, scale and shift are never trained."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.requires_grad_(False)
-        super().train(False)
-
-    def train(self, mode: bool = True) -> FrozenBatchNorm:
-        return super().train(False)
-
-
-def _group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
-    """Group norm with groups of 16 channels."""
-    return nn.GroupNorm(max(1, channels // _CHANNELS_PER_GROUP), channels)
-
-
-_NORMS: dict[str, Callable[..., nn.Module]] = {
-    "frozen_batch": FrozenBatchNorm,
-    "batch": nn.BatchNorm2d,
-    "group": _group_norm,
-}
 
 
 class Backbone(nn.Module):
@@ -142,11 +118,13 @@ def build_backbone(
 
 def _channels(config: BackboneConfig) -> tuple[int, ...]:
     """Channels of conv2 to conv5, before a bottleneck's expansion."""
-    return tuple(round(channels * config.width) for channels in (64, 128, 256, 512))
+    last = config.width if config.conv5_width is None else config.conv5_width
+    widths = (config.width, config.width, config.width, last)
+    return tuple(max(1, round(channels * width)) for channels, width in zip((64, 128, 256, 512), widths, strict=True))
 
 
 def _plain_network(config: BackboneConfig) -> nn.Module:
-    return PlainResNet(config.name, config.channels, _channels(config), config.output_stride, _NORMS[config.norm])
+    return PlainResNet(config.name, config.channels, _channels(config), config.output_stride, NORMS[config.norm])
 
 
 def _timm_network(config: BackboneConfig, pretrained: bool) -> nn.Module:
@@ -155,8 +133,8 @@ def _timm_network(config: BackboneConfig, pretrained: bool) -> nn.Module:
     from timm.layers import BlurPool2d
     from timm.models.resnet import ResNet
 
-    arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": _NORMS[config.norm]}
-    if config.width != 1:
+    arguments: dict[str, Any] = {"in_chans": config.channels, "norm_layer": NORMS[config.norm]}
+    if config.width != 1 or config.conv5_width is not None:
         arguments["channels"] = _channels(config)
     if pretrained and config.weights is not None:
         arguments["pretrained_cfg_overlay"] = {"file": str(config.weights)}

@@ -11,10 +11,12 @@ import copy
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklab.model.backbone import FrozenBatchNorm
 from masklab.model.masklab import MaskLab
+from masklab.model.norms import FrozenBatchNorm
+from masklab.ops.coordinates import padded_size
 
 NormStatistics = dict[str, tuple[Tensor, Tensor]]
 """For each norm that sees whole maps, by its name in the model, the mean and the variance ``(G,)`` of each group."""
@@ -61,25 +63,35 @@ class _MeasuredNorm(nn.Module):
 
 def has_norms_to_fix(model: MaskLab) -> bool:
     """Whether some norm of a model takes its statistics from whole maps."""
-    return bool(_dense_norms(model))
+    return bool(dense_norms(model))
 
 
 def measure_norms(model: MaskLab, inputs: Tensor) -> NormStatistics:
     """The statistics of a batch of tiles ``(N, C, H, W)`` of one image, as if they were one map.
 
-    ``inputs`` are normalised network inputs without padding.  Each norm sees what the norms before it made with the
+    ``inputs`` are normalised network inputs; they are padded by their borders.  The statistics are on the CPU.  Each norm sees what the norms before it made with the
     statistics of the whole batch, as it will in `with_fixed_norms`.  Call it without gradients.
     """
-    measured = {name: _MeasuredNorm(norm) for name, norm in _dense_norms(model).items()}
-    sharing = _with_parts(model, dict(measured))
+    measured = {name: _MeasuredNorm(norm) for name, norm in dense_norms(model).items()}
+    sharing = with_parts(model, dict(measured))
+    height, width = padded_size((inputs.shape[2], inputs.shape[3]), model.stride)
+    inputs = F.pad(inputs, (0, width - inputs.shape[3], 0, height - inputs.shape[2]), mode="replicate")
     sharing.mask_maps(sharing.features(inputs))
-    return {name: norm.found for name, norm in measured.items() if norm.found is not None}
+    found = {name: norm.found for name, norm in measured.items() if norm.found is not None}
+    return {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in found.items()}
 
 
 def with_fixed_norms(model: MaskLab, statistics: NormStatistics) -> MaskLab:
     """The model with fixed statistics; it shares all weights with ``model``, which stays as it is."""
-    norms = _dense_norms(model)
-    return _with_parts(model, {name: FixedNorm(norms[name], *found) for name, found in statistics.items()})
+    norms = dense_norms(model)
+    place = next(model.parameters()).device
+    return with_parts(
+        model,
+        {
+            name: FixedNorm(norms[name], mean.to(place), variance.to(place))
+            for name, (mean, variance) in statistics.items()
+        },
+    )
 
 
 def freeze_norms(model: MaskLab, images: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -121,7 +133,8 @@ def freeze_norms(model: MaskLab, images: Iterable[tuple[Tensor, Tensor]]) -> Non
         setattr(model.get_submodule(parent), child, frozen)
 
 
-def _dense_norms(model: MaskLab) -> dict[str, nn.GroupNorm]:
+def dense_norms(model: MaskLab) -> dict[str, nn.GroupNorm]:
+    """The norms that see whole maps, by their names in the model."""
     return {
         name: part
         for name, part in model.named_modules()
@@ -129,7 +142,7 @@ def _dense_norms(model: MaskLab) -> dict[str, nn.GroupNorm]:
     }
 
 
-def _with_parts(model: MaskLab, parts: dict[str, nn.Module]) -> MaskLab:
+def with_parts(model: MaskLab, parts: dict[str, nn.Module]) -> MaskLab:
     """A copy of the model's structure, but not of its tensors, with some parts replaced."""
     tensors = [*model.parameters(), *model.buffers()]
     made = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -9,16 +9,18 @@ pixels.  The samples of a mask are evenly spread over its box, the first and the
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from masklab.utils.types import Size
 
-_Array = TypeVar("_Array", Tensor, NDArray[Any])
+if TYPE_CHECKING:  # results are computed without torch too
+    import torch
+    from torch import Tensor
+
+_Array = TypeVar("_Array", "Tensor", "NDArray[Any]")
 
 PIXEL_CENTRE = 0.5
 _MAP_MARGIN = 0.51  # pixels beyond the outermost centres: the image's edge, and a little for rounding
@@ -43,6 +45,8 @@ def pixel_indices(positions: _Array) -> _Array:
 
 def cell_positions(cells: int, stride: int, device: torch.device) -> Tensor:
     """Positions ``(cells,)`` of the cells of a feature map on one axis."""
+    import torch
+
     return pixel_positions(torch.arange(cells, device=device) * stride)
 
 
@@ -52,13 +56,19 @@ def boxes_on_maps(boxes: Tensor, size: Size) -> tuple[Tensor, tuple[float, float
     ``size`` is the (height, width) of the network input, padding included; the result holds for maps of all strides.
     The second result is how far (x, y) in these units the image reaches beyond its outermost cells.
     """
+    import torch
+
     height, width = size
-    last_pixel = boxes.new_tensor([width, height, width, height]) - 1
+    # not `new_tensor`: the sides of a network that is exported are symbols
+    last_x, last_y = boxes.new_full((), width - 1), boxes.new_full((), height - 1)
+    last_pixel = torch.stack([last_x, last_y, last_x, last_y])
     return pixel_indices(boxes) / last_pixel, (_MAP_MARGIN / (width - 1), _MAP_MARGIN / (height - 1))
 
 
 def sample_positions(start: Tensor, stop: Tensor, samples: int) -> Tensor:
     """Positions ``(R, samples)`` from ``start`` to ``stop`` ``(R,)``, both included; a single sample is in the middle."""
+    import torch
+
     if samples == 1:
         return ((start + stop) / 2)[:, None]
     step = torch.arange(samples, device=start.device, dtype=start.dtype) / (samples - 1)

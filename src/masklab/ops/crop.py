@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklab.ops.coordinates import sample_positions
+from masklab.ops.portable import aligned_crop
 from masklab.ops.rois import Rois
 
 
@@ -59,6 +60,8 @@ def crop_and_resize(features: Tensor, rois: Rois, size: tuple[int, int]) -> Tens
     The result is in channels-last memory.  While gradients are recorded it is float32, so that gradients
     are summed in float32.
     """
+    if torch.compiler.is_exporting():
+        return aligned_crop(features, rois, size)
     boxes = rois.boxes
     x = sample_positions(boxes[:, 0], boxes[:, 2], size[1])[:, None, :]
     y = sample_positions(boxes[:, 1], boxes[:, 3], size[0])[:, :, None]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masklab.ops.coordinates import sample_positions
 from masklab.ops.crop import Taps, axis_weights, taps_at
+from masklab.ops.portable import gathered_channels
 from masklab.ops.rois import Rois
 
 CHUNK = (1 << 15) - 1  # samples computed at a time: they stay in cache and, on a CPU, in one thread
@@ -27,6 +28,8 @@ def crop_channels(features: Tensor, rois: Rois, size: tuple[int, int], channels:
     """
     if rois.boxes.requires_grad:
         raise ValueError("crop_channels has no gradient for boxes: detach them, or use crop_and_resize")
+    if torch.compiler.is_exporting():
+        return gathered_channels(features, rois, size, channels)
     return _CropChannels.apply(features, rois, size, channels)
 
 

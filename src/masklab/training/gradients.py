@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from masklab.model.norms import NormStatistics, add_statistics, held_statistics
 from masklab.training.task import Task
 from masklab.utils.device import autocast
 
@@ -22,7 +23,7 @@ class BatchGradients:
     A batch is split into ``train.accumulate`` parts, which run one after another to need less memory.  On a CPU each
     part is split again into ``train.threads`` parts, which run at the same time: operations on maps of a few dozen
     cells gain little from several threads of their own.  The gradients are those of the whole batch except for
-    rounding and batch norm, as every loss is a mean over images and the random samples of an image depend only on its
+    rounding and batch norm, whose statistics are those of the images of a part, as every loss is a mean over images and the random samples of an image depend only on its
     position in the training stream.
     """
 
@@ -57,8 +58,9 @@ class BatchGradients:
                 done.append(losses)
             else:
                 # added in order, so that sums do not depend on which thread finishes first
-                for losses, gradients in self.pool.map(self._forward_backward, pieces, positions, shares):
+                for losses, gradients, seen in self.pool.map(self._forward_backward, pieces, positions, shares):
                     add_gradients(self.task.network, gradients)
+                    add_statistics(seen)
                     done.append(losses)
             first = positions[-1]
         return {name: torch.stack([losses[name] for losses in done]).sum() for name in done[0]}
@@ -77,9 +79,11 @@ class BatchGradients:
 
     def _forward_backward(
         self, part: Any, first: int, share: float
-    ) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
-        losses, total = self._forward(part, first, share)
-        return losses, torch.autograd.grad(total, _trainable_parameters(self.task.network), allow_unused=True)
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor | None], Sequence[NormStatistics]]:
+        with held_statistics() as seen:
+            losses, total = self._forward(part, first, share)
+        gradients = torch.autograd.grad(total, _trainable_parameters(self.task.network), allow_unused=True)
+        return losses, gradients, seen
 
 
 def split_batch(batch: _AnyBatch, parts: int) -> list[_AnyBatch]:

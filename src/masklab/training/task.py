@@ -75,14 +75,18 @@ class InstanceTask(Task):
     """MaskLab with the losses of `TrainingStep`, validated by COCO AP."""
 
     figure = "mask_AP"
+    thread_safe = True
     tuned_images = 30
 
     def __init__(self, model: MaskLab, val: Split) -> None:
         super().__init__(model, model.config, val)
         self.step = TrainingStep(model)
+<<<<<<< HEAD
         self.results: dict[int | str, list[dict[str, Any]]] = {}
         # running averages of batch norm would depend on which thread comes first
         self.thread_safe = model.config.model.backbone.norm != "batch"
+=======
+>>>>>>> main
 
     def reconfigure(self, config: Config) -> None:
         super().reconfigure(config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 LIBRARIES = (
     "masklab",
@@ -21,5 +22,9 @@ LIBRARIES = (
 
 
 def versions() -> dict[str, str]:
-    """The versions of `LIBRARIES` and of Python."""
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    """The versions of Python and of those of `LIBRARIES` that are installed: exported models run without most."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"python": platform.python_version()}

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from masklab.config.fields import MOST_PIXELS
-from masklab.config.migrate import migrate_config
-from masklab.config.schema import DATA_AND_OUTPUT, Config, validate
+from masklab.config.schema import Config
 from masklab.model.build import build_model
 from masklab.model.masklab import MaskLab
-from masklab.structures import ClassTable, TrainingData
+from masklab.structures import ClassTable
 from masklab.utils.device import default_device
 from masklab.utils.errors import InputError
-from masklab.weights.facts import FORMAT, READABLE, class_table, find_weights
-from masklab.weights.header import header_value
+from masklab.weights.facts import FORMAT, READABLE, find_weights
 from masklab.weights.migrate import migrate_tensors
+from masklab.weights.model_facts import header_of, read_facts
 from masklab.weights.tensors import read_tensors, write_tensors
 from masklab.weights.uninitialised import Uninitialised
 
@@ -30,19 +27,7 @@ def save_model(model: MaskLab, path: str | Path, notes: dict[str, Any] | None = 
     ``notes`` are further facts for the header: how the model was trained and what it scored.  ``half`` writes float16,
     half the size, which `load_model` returns as float32; `InputError` for weights beyond its range.
     """
-    config = model.config.model_dump(mode="json")
-    for field in DATA_AND_OUTPUT:
-        del config[field]
-    config["model"]["backbone"] |= {"weights": None, "segmentation_weights": None}
-    config["train"]["start_from"] = None
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(config),
-        "classes": json.dumps({"ids": model.classes.ids, "names": model.classes.names}),
-        "score_threshold": json.dumps(model.score_threshold),
-        "training_data": json.dumps(model.training_data and asdict(model.training_data)),
-        "notes": json.dumps(notes or {}),
-    }
+    header = {"format": FORMAT, **header_of(model), "notes": json.dumps(notes or {})}
     write_tensors(path, model.state_dict(), header, half)
 
 
@@ -55,18 +40,12 @@ def load_model(model: str | Path, device: str | torch.device | None = None) -> M
     place = torch.device(device or default_device())
     path = find_weights(model)
     header, tensors = read_tensors(path, READABLE, "train")
-    settings, tensors = migrate_config(header_value(header, "config", dict, path)), migrate_tensors(tensors)
-    config = validate(settings, str(path))
-    threshold = header_value(header, "score_threshold", object, path)
-    if not (threshold is None or (isinstance(threshold, (int, float)) and 0 <= threshold <= 1)):
-        raise InputError(
-            f"{path}: its score_threshold is {threshold}, not from 0 to 1: use the file as it was written."
-        )
-    classes = class_table(header, path)
+    config, classes, threshold, training_data = read_facts(header, path)
+    tensors = migrate_tensors(tensors)
     loaded = _build_for(config, classes, tensors, path)
     loaded.load_state_dict(tensors)
     loaded.score_threshold = threshold
-    loaded.training_data = _training_data(header, path)
+    loaded.training_data = training_data
     return loaded.to(place).to(memory_format=torch.channels_last).eval()
 
 
@@ -91,20 +70,3 @@ def _build_for(config: Config, classes: ClassTable, tensors: dict[str, torch.Ten
                 f"{wanted.get(name, 'expected')}): use the file as it was written."
             )
     return model
-
-
-def _training_data(header: dict[str, str], path: Path) -> TrainingData | None:
-    """What a model was trained on; None in files that do not say it."""
-    if header.get("training_data", "null") == "null":
-        return None
-    given = header_value(header, "training_data", dict, path)
-    try:
-        size, sides = given["image_size"], (given["smallest_object"], given["largest_object"])
-        numbers = [float(number) for number in (*size, *sides)]
-        if len(size) != 2 or not all(0 < number < MOST_PIXELS * 64 for number in numbers):
-            raise ValueError
-    except (TypeError, KeyError, ValueError):
-        raise InputError(
-            f"{path}: the training_data of its header is damaged: use the file as it was written."
-        ) from None
-    return TrainingData((int(size[0]), int(size[1])), *numbers[2:])

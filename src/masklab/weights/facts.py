@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ def find_weights(model: str | Path) -> Path:
     Raises `InputError` when there is none.
     """
     path = Path(model)
+    if path.suffix.lower() in (".onnx", ".xml", ".pt2") and not path.is_dir():
+        raise InputError(
+            f"{path} is an exported model, which `masklab predict` and `masklab.runtime.load` alone take: give the weights."
+        )
     for file in (path, path / "best.safetensors", path / "last.safetensors"):
         if file.is_file():
             return file
@@ -50,7 +55,7 @@ def read_notes(model: str | Path) -> dict[str, Any]:
     return notes
 
 
-def class_table(header: dict[str, str], path: Path) -> ClassTable:
+def class_table(header: Mapping[str, str], path: Path) -> ClassTable:
     """The classes of a header; `InputError` where they do not form a class table."""
     given = header_value(header, "classes", dict, path)
     ids, names = given.get("ids"), given.get("names")

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from masklab.images.exposure import IntensityCheck
 from masklab.images.reader import ImageReader, open_reader
 from masklab.images.rescaled import ImageIntensities
@@ -167,7 +165,7 @@ class Worker:
         image = self._opened(place)
         check = IntensityCheck(predictor.config.image)
         if predictor.options.intensity == "model":
-            check.add(torch.from_numpy(image.reader.overview()), place.address)
+            check.add(image.reader.overview(), place.address)
         plan = plan_tiles(predictor.model, image.reader.size)
         if plan is not None:
             large = LargeImage(place, image.state, plan, image_facts(predictor, image.reader, plan))

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from masklab.config.schema import Config
 from masklab.images.resize import network_size
-from masklab.model.masklab import MaskLab
 from masklab.utils.types import Box, Size
+
+if TYPE_CHECKING:
+    from masklab.structures import TrainingData
+
+
+class Trained(Protocol):
+    """What is known of a model that finds objects: of a network, or of an exported one."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def training_data(self) -> TrainingData | None: ...
+
 
 TILE = 2048
 """Side of a tile in pixels of the network's input; images of more pixels than such a tile are predicted in tiles."""
@@ -53,7 +67,7 @@ class TilePlan:
         return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
 
-def plan_tiles(model: MaskLab, size: Size) -> TilePlan | None:
+def plan_tiles(model: Trained, size: Size) -> TilePlan | None:
     """The tiles for an image of ``size``; None for one that the model takes as a whole.
 
     A model that was trained at a fixed scale (``image.scale``) takes images of more than 2048 x 2048 pixels of its
@@ -81,7 +95,7 @@ def plan_tiles(model: MaskLab, size: Size) -> TilePlan | None:
     return TilePlan(size, scale, side, overlap, _step(config, scale))
 
 
-def largest_object(model: MaskLab, scale: float) -> float:
+def largest_object(model: Trained, scale: float) -> float:
     """The longest side of an object that the model knows, in pixels of an image of which ``scale`` leads to its input."""
     if model.training_data is not None:
         return model.training_data.largest_object

@@ -8,30 +8,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from masklab.config.image import ImageConfig
 from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import IntensityRange
 from masklab.images.reader import ImageReader
 from masklab.images.rescaled import ImageIntensities
-from masklab.images.resize import network_image
 from masklab.inference.tiles.merge import TileObjects, bounds_of, merge
 from masklab.inference.tiles.plan import TilePlan, sample_boxes
 from masklab.inference.tiles.store import KnownTiles, TileStore
 from masklab.masks.packed import PackedRLEs
 from masklab.masks.threshold import encode_masks
-from masklab.model.fixed_norm import NormStatistics, has_norms_to_fix, measure_norms, with_fixed_norms
 from masklab.ops.box_index import BoxIndex
-from masklab.ops.coordinates import padded_size
 from masklab.results.instances import Instances
 from masklab.structures import ClassTable
 from masklab.utils.progress import track
 from masklab.utils.types import Box, Integers, Size
 
 if TYPE_CHECKING:
-    from masklab.inference.predictor import Predictor
+    from masklab.inference.finder import ObjectFinder
 
 _log = logging.getLogger(__name__)
 
@@ -46,24 +41,23 @@ class ImageFacts:
     """What belongs to an image and is the same for all of its tiles, wherever they are predicted.
 
     ``rule`` says how intensities are rescaled, ``intensities`` which of them become black and white where the rule takes
-    percentiles, and ``statistics`` are those of norms, on the CPU.
+    percentiles, and ``statistics`` are those of norms (see `ObjectFinder.measure_norms`).
     """
 
     rule: ImageConfig
     intensities: IntensityRange | None
-    statistics: NormStatistics
+    statistics: Any
 
 
-def image_facts(predictor: Predictor, image: ImageReader, plan: TilePlan) -> ImageFacts:
+def image_facts(predictor: ObjectFinder, image: ImageReader, plan: TilePlan) -> ImageFacts:
     """Find what belongs to an image; raises `InputError` as `ImageIntensities` does."""
     intensities = ImageIntensities(image, predictor.image_config)
     statistics = _statistics(predictor, plan, intensities, _tile_config(predictor, plan, intensities))
-    on_cpu = {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in statistics.items()}
-    return ImageFacts(intensities.rule, intensities.range, on_cpu)
+    return ImageFacts(intensities.rule, intensities.range, statistics)
 
 
 def predict_tiles(
-    predictor: Predictor, image: ImageReader, plan: TilePlan, store: TileStore | None = None
+    predictor: ObjectFinder, image: ImageReader, plan: TilePlan, store: TileStore | None = None
 ) -> Instances:
     """The objects of an image, found tile by tile; best first, in pixels of the image.
 
@@ -131,7 +125,7 @@ class TileFinder:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: ObjectFinder,
         image: ImageReader,
         plan: TilePlan,
         store: TileStore | KnownTiles | None = None,
@@ -139,7 +133,7 @@ class TileFinder:
     ) -> None:
         self._predictor, self._image, self._plan, self._store = predictor, image, plan, store
         self._facts = facts
-        self._on_tiles: tuple[Predictor, ImageIntensities] | None = None
+        self._on_tiles: tuple[ObjectFinder, ImageIntensities] | None = None
 
     def tile(self, tile: Box) -> list[TileObjects]:
         """What is found in a tile, or in the parts into which it is divided."""
@@ -165,7 +159,7 @@ class TileFinder:
         found = TileObjects(tile, boxes, instances.scores, instances.labels, bounds, PackedRLEs.of(masks))
         return [found.rows(np.flatnonzero(bounds[:, 2] > bounds[:, 0]))]
 
-    def _prepare(self) -> tuple[Predictor, ImageIntensities]:
+    def _prepare(self) -> tuple[ObjectFinder, ImageIntensities]:
         facts = self._facts
         if facts is None:
             intensities = ImageIntensities(self._image, self._predictor.image_config)
@@ -176,45 +170,35 @@ class TileFinder:
 
 
 def tile_predictor(
-    predictor: Predictor, plan: TilePlan, intensities: ImageIntensities, statistics: NormStatistics | None = None
-) -> Predictor:
+    predictor: ObjectFinder, plan: TilePlan, intensities: ImageIntensities, statistics: Any = None
+) -> ObjectFinder:
     """A predictor for tiles whose intensities are rescaled already, with the image's own statistics of norms."""
-    from masklab.inference.predictor import Predictor
-
     own = _tile_config(predictor, plan, intensities)
     if statistics is None:
         statistics = _statistics(predictor, plan, intensities, own)
-    place = predictor.device
-    model = with_fixed_norms(predictor.model, {name: (m.to(place), v.to(place)) for name, (m, v) in statistics.items()})
-    model.config = predictor.config.model_copy(update={"image": own})
+    config = predictor.config.model_copy(update={"image": own})
     options = replace(predictor.options, intensity="model", score_threshold=predictor.threshold)
-    return Predictor(model, options, in_tiles=False)
+    return predictor.on_tiles(config, options, statistics)
 
 
-def _tile_config(predictor: Predictor, plan: TilePlan, intensities: ImageIntensities) -> ImageConfig:
+def _tile_config(predictor: ObjectFinder, plan: TilePlan, intensities: ImageIntensities) -> ImageConfig:
     """How tiles become the network's input."""
     some = intensities.read((0, 0, 1, 1))
     fixed: dict[str, Any] = {
         "scale": plan.scale,
         "percentiles": None,
-        "value_range": _FULL if some.is_floating_point() else None,
+        "value_range": _FULL if some.dtype.kind == "f" else None,
     }
     return predictor.config.image.model_copy(update=fixed)
 
 
-def _statistics(
-    predictor: Predictor, plan: TilePlan, intensities: ImageIntensities, config: ImageConfig
-) -> NormStatistics:
+def _statistics(predictor: ObjectFinder, plan: TilePlan, intensities: ImageIntensities, config: ImageConfig) -> Any:
     """The statistics of norms over parts of an image, spread evenly over it; none where no norm has any."""
-    if not has_norms_to_fix(predictor.model):
+    if not predictor.has_norms:
         return {}
     side = min(int(_SAMPLE / plan.scale), *plan.size)
     some = sample_boxes(plan.size, side, _SAMPLES)
-    inputs = torch.stack([network_image(intensities.read(box), config) for box in some])
-    height, width = padded_size((inputs.shape[2], inputs.shape[3]), predictor.model.stride)
-    inputs = F.pad(inputs, (0, width - inputs.shape[3], 0, height - inputs.shape[2]), mode="replicate")
-    with predictor.inference():
-        return measure_norms(predictor.model, inputs.to(predictor.device, memory_format=torch.channels_last))
+    return predictor.measure_norms([intensities.read(box) for box in some], config)
 
 
 def _tiles_around(plan: TilePlan, found: Sequence[TileObjects], cut: Sequence[Integers], threshold: float) -> list[Box]:

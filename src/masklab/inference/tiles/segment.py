@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def segment_tiles(
     A box that no tile holds gets a tile of its own, around it.
     """
     intensities = ImageIntensities(image, predictor.image_config)
-    on_tiles = tile_predictor(predictor, plan, intensities)
+    on_tiles = cast("Predictor", tile_predictor(predictor, plan, intensities))
     masks = [b""] * len(boxes)
     for tile, rows in track(_assigned(plan, boxes).items(), "tiles"):
         offset = np.array([*tile[:2], *tile[:2]], np.float32)

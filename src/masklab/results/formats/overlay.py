@@ -71,7 +71,6 @@ def _smaller(found: Instances, step: int) -> Instances:
 
 def _visible(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Values of any depth as uint8 ``(3, H, W)``; those that are not 8 bits are stretched between their percentiles."""
-    import torch
 
     from masklab.config.image import ImageConfig
     from masklab.images.exposure import stretched
@@ -82,7 +81,7 @@ def _visible(values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype not in (np.uint8, np.uint16):
         values = values.astype(np.float32)
     values, config = np.ascontiguousarray(values), ImageConfig()
-    return displayed(values, config if values.dtype == np.uint8 else stretched(torch.from_numpy(values), config))
+    return displayed(values, config if values.dtype == np.uint8 else stretched(values, config))
 
 
 OVERLAY = Format("overlay", ".png", "NAME.png: the image with the objects found drawn over it", _write, (".png",))

@@ -1,0 +1,67 @@
+"""What the prediction of folders and of tiles needs of a model, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
+
+from masklab.config.image import ImageConfig
+from masklab.config.schema import Config
+from masklab.images.exposure import IntensityCheck
+from masklab.images.reader import ImageReader
+from masklab.inference.options import PredictionOptions
+from masklab.structures import ClassTable
+from masklab.utils.types import Size
+
+if TYPE_CHECKING:
+    from masklab.inference.tiles.plan import TilePlan
+    from masklab.inference.tiles.store import TileStore
+    from masklab.results.instances import Instances
+
+
+class ObjectFinder(Protocol):
+    """A model with all that leads from images to `Instances`: `masklab.inference.predictor.Predictor`, which runs the
+    network itself and describes these methods, or `masklab.runtime.predictor.ExportedPredictor`, which runs a file.
+    """
+
+    options: PredictionOptions
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def classes(self) -> ClassTable: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def max_detections(self) -> int: ...
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether some norm takes its statistics from whole maps, so that tiles need those of their image."""
+
+    def weights_id(self) -> str:
+        """A checksum of the model: its weights, its configuration and its classes."""
+
+    def tile_plan(self, size: Size) -> TilePlan | None: ...
+
+    def image_config(self, image: NDArray[Any]) -> ImageConfig: ...
+
+    def predict(self, images: Any, batch_size: int = ..., check: IntensityCheck | None = ...) -> Any: ...
+
+    def predict_reader(
+        self, image: ImageReader, check: IntensityCheck | None = ..., store: TileStore | None = ...
+    ) -> Instances: ...
+
+    def measure_norms(self, images: Sequence[NDArray[Any]], config: ImageConfig) -> Any:
+        """Statistics of the norms over parts ``(C, H, W)`` of one image, all of one size, together; `on_tiles` takes them.
+
+        ``config`` says how the parts become the network's input.
+        """
+
+    def on_tiles(self, config: Config, options: PredictionOptions, statistics: Any) -> ObjectFinder:
+        """The same model for the tiles of an image, with another configuration and fixed statistics of norms."""
