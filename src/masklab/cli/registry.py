@@ -8,11 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-<<<<<<< HEAD
-from masklab.cli import data, model, predict, report, train
-=======
-from masklab.cli import data, export, model, predict, train
->>>>>>> main
+from masklab.cli import data, export, model, predict, report, train
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -81,12 +81,7 @@ class InstanceTask(Task):
     def __init__(self, model: MaskLab, val: Split) -> None:
         super().__init__(model, model.config, val)
         self.step = TrainingStep(model)
-<<<<<<< HEAD
         self.results: dict[int | str, list[dict[str, Any]]] = {}
-        # running averages of batch norm would depend on which thread comes first
-        self.thread_safe = model.config.model.backbone.norm != "batch"
-=======
->>>>>>> main
 
     def reconfigure(self, config: Config) -> None:
         super().reconfigure(config)
