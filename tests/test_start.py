@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from masklab.config.model import BackboneConfig
 from masklab.images.resize import resize
-from masklab.model.backbone import _NORMS, build_backbone
+from masklab.model.backbone import build_backbone
+from masklab.model.norms import NORMS
 from masklab.model.resnet import PLAIN, PlainResNet
 from masklab.weights.checkpoint import load_model
 from masklab.weights.uninitialised import Uninitialised
@@ -52,8 +53,8 @@ def test_a_start_imports_no_large_library_in_vain(code, allowed):
 def test_a_plain_resnet_is_timms(name, norm, width, output_stride):
     """The same layers in the same order, the same maps and the same gradients, bit for bit."""
     channels = tuple(round(c * width) for c in (64, 128, 256, 512))
-    own = PlainResNet(name, 3, channels, output_stride, _NORMS[norm])
-    other = timm.create_model(name, output_stride=output_stride, channels=channels, norm_layer=_NORMS[norm])
+    own = PlainResNet(name, 3, channels, output_stride, NORMS[norm])
+    other = timm.create_model(name, output_stride=output_stride, channels=channels, norm_layer=NORMS[norm])
     assert set(PLAIN) >= {name}
     weights = {key: value for key, value in other.state_dict().items() if not key.startswith("fc.")}
     assert list(own.state_dict()) == list(weights)
