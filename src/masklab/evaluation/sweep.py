@@ -84,7 +84,7 @@ def sweep(inputs: EvaluationInputs, overlaps: Overlaps, iou: float = 0.5) -> Swe
 
 
 def _gains(overlaps: Overlaps, pairs: Bools) -> Bools:
-    matched, _ = largest_matching(overlaps.pair_detections[pairs], overlaps.pair_objects[pairs], rank=overlaps.scores)
+    matched, _ = largest_matching(overlaps.pair_detections[pairs], overlaps.pair_objects[pairs], rank=-overlaps.scores)
     gains = np.zeros(len(overlaps.scores), bool)
     gains[matched] = True
     return gains
