@@ -27,6 +27,7 @@ from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
 from masklab.report.compare import comparison, sentences
 from masklab.report.markup import Html, named, shown, tag
+from masklab.report.page import data_block
 from masklab.report.pictures import Budget
 from masklab.report.report import report, write_report
 from masklab.structures import ClassTable
@@ -187,6 +188,10 @@ def test_curves_and_calibration_by_hand(measured):
     bins, error = calibration(swept)
     assert [(total, share) for total, _, share in bins if total] == [(1, 0), (1, 1), (1, 0), (1, 1)]
     assert error == pytest.approx((0.2 + 0.6 + 0.8 + 0.1) / 4)
+    one = measured([[(A, 0)]], [[(A, 0, 0.95), (B, 0, 0.92), (C, 0, 0.91), (B, 0, 0.2)]], folder="uneven")
+    bins, error = calibration(sweep(one.inputs, one.overlaps))
+    assert bins[9] == pytest.approx((3, 2.78 / 3, 1 / 3))
+    assert error == pytest.approx(3 / 4 * (2.78 / 3 - 1 / 3) + 1 / 4 * 0.2)
 
 
 def test_confusion_by_hand(measured):
@@ -207,7 +212,7 @@ def test_what_mending_brings_by_hand(measured):
         "localisation": [(A, 0, 0.9), (piece, 0, 0.8)],
         "missed": [(A, 0, 0.9)],
         "class": [(A, 0, 0.9), (B, 1, 0.8)],
-        "split": [(A, 0, 0.9), ((20, 2, 32, 7), 0, 0.8), ((20, 8, 32, 13), 0, 0.7)],
+        "split": [((20, 2, 32, 7), 0, 0.95), ((20, 8, 32, 13), 0, 0.92), (A, 0, 0.9)],
     }
     for n, (kind, detections) in enumerate(cases.items()):
         one = measured([[(A, 0), (B, 0), (C, 1)]], [[*detections, (C, 1, 0.9)]], ("a", "b"), folder=str(n))
@@ -295,6 +300,13 @@ def test_markup_is_escaped_unless_it_says_otherwise():
     assert tag("p", "<b>", Html("<b>"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<b></p>'
     assert named("a&b") == "<bdi>a&amp;b</bdi>"
     assert shown("\ud800\x00a\u200db") == "\ufffd\ufffda\u200db"
+
+
+def test_values_for_the_script_cannot_end_their_element():
+    block = data_block("d", [HOSTILE, "</script>"])
+    assert Page(block).tags == ["script"]
+    assert Page(block).text == ""
+    assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == [HOSTILE, "</script>"]
 
 
 CASES = {
@@ -519,5 +531,6 @@ def test_the_slider_and_the_images_work_in_a_browser(browse, measured, tmp_path)
 
 def test_the_browser_test_sees_errors(browse, measured, tmp_path):
     text = write_report(tmp_path / "r.html", "m", measured([[(A, 0)]], [[]])).read_text()
-    assert browse(text, "missing.name()")[1]
-    assert browse(text, "new Image().src = 'https://example.org/x.png'")[1], "the page may load nothing"
+    assert "missing is not defined" in browse(text, "missing.name()")[1][0]
+    refused = browse(text, "new Image().src = 'https://example.org/x.png'")[1]
+    assert "Content Security Policy" in refused[0], "the page may load nothing"
