@@ -22,6 +22,7 @@ ROOMS = [
     {"evaluation", "export"},
     {"training"},
     {"paper", "plots"},
+    {"report"},
     {"cli", ""},
 ]
 

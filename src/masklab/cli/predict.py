@@ -45,27 +45,38 @@ def add_evaluate(parser: ArgumentParser) -> None:
         action="store_true",
         help="also measure what limits the model: boxes or outlines, where boxes are lost, types of errors",
     )
+    parser.add_argument(
+        "--report", type=Path | None, default=None, help="also write a report to this HTML file (see `masklab report`)"
+    )
     add_prediction_options(parser)
 
 
 def evaluate(arguments: Namespace) -> None:
     """Measure a model on a split of a data set folder and print the figures."""
-    from masklab.evaluation.evaluate import evaluate
+    from masklab.evaluation.evaluate import evaluate_in_full
     from masklab.evaluation.report import print_report, write_metrics
 
     output = arguments.output and file_to_write(arguments.output)
-    metrics = evaluate(
+    page = arguments.report and file_to_write(arguments.report)
+    data = required_data(arguments, "data")
+    evaluation = evaluate_in_full(
         arguments.model,
-        required_data(arguments, "data"),
+        data,
         arguments.split,
         prediction_options(arguments),
         arguments.ground_truth_boxes,
         arguments.error_analysis,
     )
+    metrics = evaluation.metrics
     print_report(metrics)
     if output:
         write_metrics(output, metrics)
         print(f"written to {output}")
+    if page:
+        from masklab.report.report import report_of
+
+        report_of(arguments.model, evaluation, page, data)
+        print(f"written to {page}")
     if names := metrics["measured"]["images_left_out"]:
         raise InputError(
             f"{counted(len(names), 'image')} could not be used, for the reasons above, and the figures are without: "

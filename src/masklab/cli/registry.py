@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from masklab.cli import data, export, model, predict, train
+from masklab.cli import data, export, model, predict, report, train
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -43,6 +43,8 @@ VERBS = {
         "train and evaluate every row of one of the paper's tables", train.add_ablate, train.ablate, train.start_recipe
     ),
     "evaluate": Verb("measure a model on annotated images", predict.add_evaluate, predict.evaluate),
+    "report": Verb("write a page about a run or a model: figures, curves, errors", report.add_report, report.report),
+    "compare": Verb("compare two models image by image", report.add_compare, report.compare),
     "predict": Verb("find the objects of images", predict.add_predict, predict.predict),
     "segment": Verb("compute masks for boxes from any detector", predict.add_segment, predict.segment),
     "show": Verb("draw what a model sees in an image, or where it fails", predict.add_show, predict.show),

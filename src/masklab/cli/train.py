@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masklab.cli.options import given_fields, recipe_help
+from masklab.utils.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from masklab.config import Config
+
+_log = logging.getLogger(__name__)
 
 
 def add_demo(parser: ArgumentParser) -> None:
@@ -44,6 +49,26 @@ def train(arguments: Namespace) -> None:
 
     config = given_fields(arguments, f"recipe {arguments.recipe}")
     train(config, resume=arguments.resume)
+    _report(config)
+
+
+def _report(config: Config) -> None:
+    """Write the report of a run into its folder, without predicting anything again."""
+    from masklab.inference.options import PredictionOptions
+    from masklab.report.report import report
+
+    # Fabric starts the other processes of a machine with this variable, a launcher all of them with both
+    if config.output is None or any(
+        os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+    ):
+        return
+    page = config.output / "report.html"
+    try:
+        report(config.output, page, options=PredictionOptions(precision=config.train.precision), predict=False)
+    except InputError as error:  # the run is done and good without
+        _log.warning(f"{page} is not written: {error}")
+    else:
+        _log.info(f"{page}: the report of this run")
 
 
 def pretrain(arguments: Namespace) -> None:

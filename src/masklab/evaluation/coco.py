@@ -82,6 +82,12 @@ def coco_metrics_of(inputs: EvaluationInputs, max_detections: int) -> dict[str, 
     }
 
 
+def ap_by_iou(inputs: EvaluationInputs, max_detections: int) -> dict[float, float | None]:
+    """Mask AP at each IoU, 0.50:0.05:0.95, over all classes; their mean is the ``AP`` of `coco_metrics`."""
+    precision = _precision(_hotcoco_ground_truth(inputs), inputs, "segm", [max_detections])
+    return {round(0.5 + 0.05 * n, 2): _mean(precision[n, ..., 0, 0]) for n in range(len(precision))}
+
+
 def _hotcoco_ground_truth(inputs: EvaluationInputs) -> COCO:
     images = [
         {"id": n, "height": height, "width": width, "file_name": ""}

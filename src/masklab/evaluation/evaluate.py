@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masklab.datasets.source import Data
+from masklab.datasets.split import Split
 from masklab.evaluation.classes import open_for_model
 from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
-from masklab.evaluation.matching import matching_metrics, overlaps_of
+from masklab.evaluation.matching import Overlaps, matching_metrics, overlaps_of
 from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import is_grey
 from masklab.inference.options import PredictionOptions
@@ -22,6 +25,28 @@ from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
 from masklab.utils.versions import versions
 from masklab.weights.facts import find_weights
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The ``metrics`` of `evaluate` with what they were counted from: the split, checked inputs and their overlaps."""
+
+    predictor: Predictor
+    split: Split
+    inputs: EvaluationInputs
+    overlaps: Overlaps
+    metrics: dict[str, Any]
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a detection counts as found."""
+        return self.predictor.threshold
+
+    @property
+    def max_detections(self) -> int:
+        """The most detections of an image and class that count in average precision."""
+        most: int = self.metrics["measured"]["max_detections"]
+        return most
 
 
 def evaluate(
@@ -51,6 +76,23 @@ def evaluate(
 
     Raises `InputError` for data or weights that cannot be used, where no class is matched, and where no image is left.
     """
+    return evaluate_in_full(model, data, split, options, ground_truth_boxes, error_analysis).metrics
+
+
+def evaluate_in_full(
+    model: Predictor | str | Path,
+    data: Data,
+    split: str = "val",
+    options: PredictionOptions | None = None,
+    ground_truth_boxes: bool = False,
+    error_analysis: bool = False,
+    known_results: Mapping[int | str, Sequence[dict[str, Any]]] | None = None,
+) -> Evaluation:
+    """`evaluate`, whose arguments these are, with what its figures were counted from.
+
+    ``known_results`` are results in COCO's form by image id that the same model gave before: these images are not
+    predicted again.
+    """
     if error_analysis and ground_truth_boxes:
         raise InputError("error_analysis includes the figures of ground_truth_boxes: leave ground_truth_boxes out.")
     name = "in memory" if isinstance(model, Predictor) else str(find_weights(model))
@@ -63,18 +105,22 @@ def evaluate(
     check = IntensityCheck(predictor.config.image)
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
     max_detections = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
+    kept = {predictor.classes.ids[label] for label in known}
     left = LeftOut()
     for index, image in enumerate(track(source.images, "predicting")):
         with left.skipping(image.path):
             values = source.read(index, predictor.config.model.backbone.channels)
             if ground_truth_boxes:
                 objects = source.objects(index)
-                found = predictor.segment(values, objects.boxes, objects.labels)
+                entries = predictor.segment(values, objects.boxes, objects.labels).to_coco(image.image_id)
+            elif known_results is not None and image.image_id in known_results:
+                entries = list(known_results[image.image_id])
+                at_max_detections += len(entries) == max_detections
+                entries = [entry for entry in entries if entry["category_id"] in kept]
             else:
                 found = predictor.predict(values, check=check)
                 at_max_detections += len(found) == max_detections
-                found = found.of_labels(known)
-            entries = found.to_coco(image.image_id)
+                entries = found.of_labels(known).to_coco(image.image_id)
             by_colour["grey" if is_grey(values) else "colour"].append(image.image_id)
             results += entries
     seconds = time.perf_counter() - began
@@ -88,7 +134,7 @@ def evaluate(
     metrics["matching"] = matching_metrics(shared, predictor.threshold)
     if all(by_colour.values()):
         metrics["by_colour"] = {
-            colour: _part(inputs.subset(image_ids), max_detections, predictor.threshold)
+            colour: part_metrics(inputs.subset(image_ids), max_detections, predictor.threshold)
             for colour, image_ids in by_colour.items()
         }
     if error_analysis:
@@ -113,11 +159,11 @@ def evaluate(
         "seconds_per_image": round(seconds / max(1, len(inputs.images)), 3),
         "versions": versions(),
     }
-    return metrics
+    return Evaluation(predictor, source, inputs, shared, metrics)
 
 
-def _part(inputs: EvaluationInputs, max_detections: int, threshold: float) -> dict[str, Any]:
-    """The metrics of some of the images."""
+def part_metrics(inputs: EvaluationInputs, max_detections: int, threshold: float) -> dict[str, Any]:
+    """The number of ``images`` and ``objects``, and the ``mask`` and ``matching`` figures, of some of the images."""
     metrics = coco_metrics_of(inputs, max_detections)
     return {
         "images": len(inputs.images),

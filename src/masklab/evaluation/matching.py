@@ -153,9 +153,9 @@ def matching_metrics(overlaps: Overlaps, score_threshold: float) -> dict[str, An
     images, and for StarDist when there is nothing to count.
     """
     counted = overlaps.scores >= score_threshold
-    closed = _counts(overlaps, counted, _IOU_THRESHOLDS)
+    closed = image_counts(overlaps, counted, _IOU_THRESHOLDS)
     return {
-        "kaggle": _by_threshold(_image_mean(_counts(overlaps, counted, _ABOVE))),
+        "kaggle": _by_threshold(_image_mean(image_counts(overlaps, counted, _ABOVE))),
         "stardist": _by_threshold([_ratio(row) for row in closed.sum(axis=1)]),
         "cellpose": _by_threshold(_image_mean(closed)),
         "score_threshold": float(score_threshold),
@@ -172,7 +172,7 @@ def match(
     kept = (overlaps.scores >= score_threshold)[overlaps.pair_detections] & (overlaps.pair_ious >= iou)
     detections, objects = overlaps.pair_detections[kept], overlaps.pair_objects[kept]
     ious = overlaps.pair_ious[kept]
-    matched, owners = _matched(detections, objects, overlaps.in_crowd)
+    matched, owners = largest_matching(detections, objects, overlaps.in_crowd)
     shares = dict(zip(zip(detections.tolist(), objects.tolist(), strict=True), ious.tolist(), strict=True))
     pairs = zip(matched.tolist(), owners.tolist(), strict=True)
     return matched, owners, np.array([shares[pair] for pair in pairs], np.float64)
@@ -197,45 +197,51 @@ _ABOVE = tuple(float(np.nextafter(t, 1.0)) for t in _IOU_THRESHOLDS)
 
 
 def _kaggle_mean(overlaps: Overlaps, score_threshold: float) -> float:
-    counts = _counts(overlaps, overlaps.scores >= score_threshold, _ABOVE)
+    counts = image_counts(overlaps, overlaps.scores >= score_threshold, _ABOVE)
     return _by_threshold(_image_mean(counts))["mean"] or 0.0
 
 
-def _counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> Integers:
-    """TP, FP and FN of each threshold and image: ``(T, N, 3)``."""
+def image_counts(overlaps: Overlaps, counted: Bools, thresholds: Sequence[float]) -> Integers:
+    """TP, FP and FN of the detections ``counted`` ``(D,)``, at each IoU threshold and of each image: ``(T, N, 3)``."""
     images, in_crowd = overlaps.images, overlaps.in_crowd
     total = len(overlaps.objects)
     outside = np.bincount(images[counted & ~in_crowd], minlength=total)
     rows = []
     for threshold in thresholds:
         kept = counted[overlaps.pair_detections] & (overlaps.pair_ious >= threshold)
-        matched, _ = _matched(overlaps.pair_detections[kept], overlaps.pair_objects[kept], in_crowd)
+        matched, _ = largest_matching(overlaps.pair_detections[kept], overlaps.pair_objects[kept], in_crowd)
         found = np.bincount(images[matched], minlength=total)
         found_outside = np.bincount(images[matched[~in_crowd[matched]]], minlength=total)
         rows.append(np.stack([found, outside - found_outside, overlaps.objects - found], axis=-1))
     return np.stack(rows)
 
 
-def _matched(detections: Integers, objects: Integers, in_crowd: Bools) -> tuple[Integers, Integers]:
-    """The pairs of a largest one-to-one matching, as detections and objects; detections outside crowds come first."""
+def largest_matching(
+    detections: Integers, objects: Integers, rank: Bools | Integers | Doubles
+) -> tuple[Integers, Integers]:
+    """The pairs of a largest one-to-one matching among the pairs ``(P,)``, as detections and objects, ``(m,)`` each.
+
+    ``rank`` ``(D,)`` is of all detections: those of a lower rank come first, and one that is matched stays so.  So the
+    matched detections up to any rank are as many as a largest matching of these alone has.
+    """
     if not len(detections):
         return detections, objects
     lone = (np.bincount(detections)[detections] == 1) & (np.bincount(objects)[objects] == 1)
-    contested = _largest_matching(detections[~lone].tolist(), objects[~lone].tolist(), in_crowd)
+    contested = _contested(detections[~lone].tolist(), objects[~lone].tolist(), rank)
     return (
         np.concatenate([detections[lone], np.array(list(contested), np.int64)]),
         np.concatenate([objects[lone], np.array(list(contested.values()), np.int64)]),
     )
 
 
-def _largest_matching(detections: list[int], objects: list[int], in_crowd: Bools) -> dict[int, int]:
+def _contested(detections: list[int], objects: list[int], rank: Bools | Integers | Doubles) -> dict[int, int]:
     """The object of each matched detection, by augmenting paths; a detection once matched stays matched."""
     candidates: defaultdict[int, list[int]] = defaultdict(list)
     for detection, wanted in zip(detections, objects, strict=True):
         candidates[detection].append(wanted)
     owner: dict[int, int] = {}
     held: dict[int, int] = {}
-    for start in sorted(candidates, key=lambda detection: bool(in_crowd[detection])):
+    for start in sorted(candidates, key=lambda detection: float(rank[detection])):
         reached: dict[int, int] = {}
         free = _search(start, candidates, owner, reached)
         while free is not None:

@@ -17,7 +17,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_write
 from masklab.utils.words import counted
 
-_COCO_COLUMNS = {
+COCO_COLUMNS = {
     "AP": "AP",
     "AP50": "AP50",
     "AP75": "AP75",
@@ -26,8 +26,8 @@ _COCO_COLUMNS = {
     "APl": "large",
     "AP_max100": "AP, 100 per image",
 }
-_WAYS = {"kaggle": "Kaggle DSB2018", "stardist": "StarDist", "cellpose": "Cellpose"}
-_SHOWN_THRESHOLDS = ("0.50", "0.60", "0.70", "0.80", "0.90", "mean")
+WAYS = {"kaggle": "Kaggle DSB2018", "stardist": "StarDist", "cellpose": "Cellpose"}
+SHOWN_THRESHOLDS = ("0.50", "0.60", "0.70", "0.80", "0.90", "mean")
 
 
 def print_report(metrics: dict[str, Any], console: Console | None = None) -> None:
@@ -85,9 +85,9 @@ def _coco_table(metrics: dict[str, Any]) -> Table:
             else ""
         )
     )
-    table = _table("Average precision (COCO)", caption, ["", *_COCO_COLUMNS.values()])
+    table = _table("Average precision (COCO)", caption, ["", *COCO_COLUMNS.values()])
     for iou_type in ("mask", "box"):
-        table.add_row(iou_type, *[_number(metrics[iou_type][key]) for key in _COCO_COLUMNS])
+        table.add_row(iou_type, *[_number(metrics[iou_type][key]) for key in COCO_COLUMNS])
     return table
 
 
@@ -97,9 +97,9 @@ def _matching_table(matching: dict[str, Any]) -> Table:
         "at the overlap (IoU) of masks in the column; mean: over 0.50, 0.55 ... 0.95. "
         "Kaggle, Cellpose: mean over images; StarDist: counted over all images together."
     )
-    table = _table("Matched objects", caption, ["", *_SHOWN_THRESHOLDS])
-    for way, title in _WAYS.items():
-        table.add_row(title, *[_number(matching[way][key]) for key in _SHOWN_THRESHOLDS])
+    table = _table("Matched objects", caption, ["", *SHOWN_THRESHOLDS])
+    for way, title in WAYS.items():
+        table.add_row(title, *[_number(matching[way][key]) for key in SHOWN_THRESHOLDS])
     return table
 
 
@@ -135,7 +135,7 @@ def _oracle_table(metrics: dict[str, Any]) -> Table:
         "with the annotated masks": metrics["error_analysis"]["annotated_masks"],
     }
     keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    table = _table("What limits the masks: boxes or outlines", caption, ["mask", *(_COCO_COLUMNS[key] for key in keys)])
+    table = _table("What limits the masks: boxes or outlines", caption, ["mask", *(COCO_COLUMNS[key] for key in keys)])
     for name, figures in rows.items():
         table.add_row(name, *[_number(figures[key]) for key in keys])
     return table

@@ -29,7 +29,7 @@ from masklab.utils.errors import InputError
 from masklab.utils.files import file_name, make_folder
 from masklab.utils.leftout import LeftOut
 from masklab.utils.progress import track
-from masklab.utils.types import Bytes, Colour, Size
+from masklab.utils.types import Box, Bytes, Colour, Size
 from masklab.utils.words import counted
 
 _log = logging.getLogger(__name__)
@@ -190,9 +190,13 @@ def _legend(kept: Sequence[Failures]) -> Image.Image:
     )
 
 
-def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.Image:
-    """The image ``(H, W, 3)`` at ``size`` with the outlines of its errors, and their names and scores if ``named``."""
-    canvas = Image.fromarray(sheets.scaled(image, size))
+def marked(failures: Failures, image: Bytes, size: Size, named: bool, window: Box | None = None) -> Image.Image:
+    """The image ``(H, W, 3)`` at ``size`` with the outlines of its errors, and their names and scores if ``named``.
+
+    ``window`` (xyxy, whole pixels) is the part to show, by default the whole image.
+    """
+    left, top, right, bottom = window or (0, 0, failures.image.size[1], failures.image.size[0])
+    canvas = Image.fromarray(sheets.scaled(image[top:bottom, left:right], size))
     found, names, objects = failures.found, failures.found.class_names, failures.objects
     marks: list[tuple[rle.RLE | None, Colour, tuple[float, ...], str]] = []
     for detection, row, iou in failures.localisation:
@@ -207,19 +211,22 @@ def marked(failures: Failures, image: Bytes, size: Size, named: bool) -> Image.I
         text = f"{names[objects[row].label]} {text}" if len(names) > 1 else text
         marks.append((objects[row].rle, ORANGE, _SOLID, text))
     draw, labels = ImageDraw.Draw(canvas), sheets.Labels(canvas)
-    scale = np.array([size[1] / failures.image.size[1], size[0] / failures.image.size[0]])
+    scale, origin = np.array([size[1] / (right - left), size[0] / (bottom - top)]), np.array([left, top])
     for runs, colour, pattern, text in marks:
-        rings = (
-            [ring * scale for polygon in rle_to_polygons(runs, failures.image.size) for ring in polygon]
-            if runs is not None
-            else []
-        )
+        around = None if runs is None else rle.bounds(runs, failures.image.size)
+        if runs is None or around is None or not _overlap(around, (left, top, right, bottom)):
+            continue
+        rings = [(ring - origin) * scale for polygon in rle_to_polygons(runs, failures.image.size) for ring in polygon]
         for ring in rings:
             sheets.stroke(draw, np.vstack([ring, ring[:1]]), colour, pattern, 1 if colour == _WHITE else 3)
         if named and rings:
             labels.add(text, np.concatenate(rings).min(axis=0))
     labels.draw()
     return canvas
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _named(error_type: str, text: str) -> str:

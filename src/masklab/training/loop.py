@@ -192,6 +192,7 @@ def _validate(fabric: Fabric, task: Task, state: TrainingState, log: RunLog | No
     task.save(state.evaluated, checkpoint.with_name("last.safetensors"), notes)
     if is_best:
         task.save(state.evaluated, checkpoint.with_name("best.safetensors"), notes)
+        task.keep_results(checkpoint.parent, state.step)
     state.save(checkpoint)
 
 

@@ -46,7 +46,7 @@ def write_record(
 ) -> None:
     """Write the resolved configuration, how the run was started and on which data it is trained.
 
-    ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `_fingerprint`) and one entry of
+    ``run.json`` holds the ``checkpoint``'s name, the fingerprints of the ``data`` (see `fingerprint`) and one entry of
     ``starts`` for each time the run was started or resumed: step, time, command, versions and device.
     ``split.json`` lists the images of each split.
 
@@ -54,7 +54,7 @@ def write_record(
     """
     if step:
         refuse_other_settings(run, config)
-    data = {name: _fingerprint(split) for name, split in splits.items()}
+    data = {name: fingerprint(split) for name, split in splits.items()}
     before = read_record(run) if step else {}
     for name, then in before.get("data", {}).items():
         if name in data and any(then.get(key) != data[name][key] for key in ("annotations_sha256", "images_sha256")):
@@ -115,7 +115,7 @@ def read_record(run: Path) -> dict[str, Any]:
     return {**record, "data": data}
 
 
-def _fingerprint(split: Split) -> dict[str, Any]:
+def fingerprint(split: Split) -> dict[str, Any]:
     """SHA-256 of a split's annotations, and of the names and sizes in bytes of its images."""
     images = hashlib.sha256()
     for name, image in zip(split.images.names(), split.images, strict=True):

@@ -22,7 +22,9 @@ from masklab.model.masklab import MaskLab
 from masklab.structures import Batch
 from masklab.training.data.loader import SAMPLING
 from masklab.training.distributed import all_gather
+from masklab.training.kept_results import KEPT, write_results
 from masklab.training.step import TrainingStep
+from masklab.utils.device import number_format
 from masklab.weights.checkpoint import save_model
 
 
@@ -60,6 +62,10 @@ class Task(ABC):
     def save(self, network: Any, path: Path, notes: dict[str, Any]) -> None:
         """Write a network as a weights file with ``notes`` in its header."""
 
+    def keep_results(self, run: Path, step: int) -> None:
+        """Keep what the last validation found, beside the best weights; by default nothing."""
+        return
+
     def log_row(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the log shows of the losses; ``loss`` is their sum."""
         return {"loss": torch.stack(list(losses.values())).sum()}
@@ -75,6 +81,7 @@ class InstanceTask(Task):
     def __init__(self, model: MaskLab, val: Split) -> None:
         super().__init__(model, model.config, val)
         self.step = TrainingStep(model)
+        self.results: dict[int | str, list[dict[str, Any]]] = {}
 
     def reconfigure(self, config: Config) -> None:
         super().reconfigure(config)
@@ -101,6 +108,7 @@ class InstanceTask(Task):
         ]
         found = dict(sorted(all_gather(results)))
         scored = [images[index].image_id for index in found]
+        self.results = dict(zip(scored, found.values(), strict=True))
         entries = [entry for each in found.values() for entry in each]
         metrics = coco_metrics(self.val.truth, entries, network.box_head.max_detections, scored)
         values = {f"val/{t}_{name}": metrics[t][name] for t in ("mask", "box") for name in ("AP", "AP50", "AP75")}
@@ -108,6 +116,10 @@ class InstanceTask(Task):
 
     def save(self, network: MaskLab, path: Path, notes: dict[str, Any]) -> None:
         save_model(network, path, notes)
+
+    def keep_results(self, run: Path, step: int) -> None:
+        device = next(self.network.parameters()).device
+        write_results(run / KEPT, self.results, step, number_format(device, self.config.train.precision))
 
 
 def _sample_generator(seed: int, position: int) -> torch.Generator:
