@@ -25,10 +25,11 @@ from masklab.evaluation.sweep import STEPS, calibration, curve, stored, sweep
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
+from masklab.plots.failures import marked
 from masklab.report.compare import comparison, sentences
 from masklab.report.markup import Html, named, shown, tag
 from masklab.report.page import data_block
-from masklab.report.pictures import Budget
+from masklab.report.pictures import Budget, Gallery
 from masklab.report.report import report, write_report
 from masklab.structures import ClassTable
 from masklab.weights.checkpoint import save_model
@@ -342,6 +343,18 @@ def test_images_stay_within_their_budget(measured, tmp_path, monkeypatch):
     assert "left out to keep the file small" in small
 
 
+def test_a_piece_is_that_part_of_the_whole(measured):
+    """Outlines stand where they do in the whole image, solid, dashed and dotted."""
+    one = measured([[(A, 0), (B, 0), (C, 0)]], [[((20, 2, 32, 9), 0, 0.9), ((40, 30, 50, 46), 0, 0.8)]])
+    failures, image = Gallery(one).opened(1)
+    whole = marked(failures, image, (SIZE[0] * 6, SIZE[1] * 6), named=False)
+    for x1, y1, x2, y2 in ((15, 1, 40, 20), (30, 16, 64, 48)):
+        piece = marked(failures, image, ((y2 - y1) * 6, (x2 - x1) * 6), named=False, window=(x1, y1, x2, y2))
+        part = np.asarray(whole.crop((x1 * 6, y1 * 6, x2 * 6, y2 * 6)))
+        assert len(np.unique(part.reshape(-1, 3), axis=0)) > 3
+        assert np.array_equal(np.asarray(piece), part)
+
+
 # ---------------------------------------------------------------- runs and the command line
 
 
@@ -411,7 +424,8 @@ def test_a_run_without_its_data_and_weights_alone(run, tmp_path, model_of):
     page = Page((tmp_path / "r.html").read_text())
     assert "cannot be used" in page.text
     assert "all losses" in page.text
-    assert "fingerprint" in page.text
+    fingerprints = json.loads((folder / "run.json").read_text())["data"]["val"]
+    assert all(fingerprints[key][:16] in page.text for key in ("annotations_sha256", "images_sha256"))
     (folder / "metrics.csv").unlink()
     report(folder, tmp_path / "r.html")
     assert "no rows in metrics.csv" in (tmp_path / "r.html").read_text()
@@ -532,5 +546,5 @@ def test_the_slider_and_the_images_work_in_a_browser(browse, measured, tmp_path)
 def test_the_browser_test_sees_errors(browse, measured, tmp_path):
     text = write_report(tmp_path / "r.html", "m", measured([[(A, 0)]], [[]])).read_text()
     assert "missing is not defined" in browse(text, "missing.name()")[1][0]
-    refused = browse(text, "new Image().src = 'https://example.org/x.png'")[1]
-    assert "Content Security Policy" in refused[0], "the page may load nothing"
+    for load in ("new Image().src = 'https://example.org/x.png'", "fetch('https://example.org/')"):
+        assert "Content Security Policy" in browse(text, load)[1][0], "the page may load nothing"
