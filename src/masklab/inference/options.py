@@ -9,6 +9,8 @@ from masklab.inference.views import PLAIN, Flips, View, all_views
 from masklab.utils.errors import InputError
 from masklab.utils.types import Intensity, Precision
 
+_UNTUNED_THRESHOLD = 0.5
+
 
 def check_probability(value: float, name: str) -> None:
     """Raise `InputError`, which calls the value ``name``, unless it is from 0 to 1."""
@@ -55,6 +57,11 @@ class PredictionOptions:
         for name, allowed in (("precision", get_args(Precision)), ("intensity", get_args(Intensity))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}.")
+
+    def threshold(self, tuned: float | None) -> float:
+        """The score from which an object counts as found: that given here, else the model's ``tuned`` one, else 0.5."""
+        given = (self.score_threshold, tuned, _UNTUNED_THRESHOLD)
+        return next(threshold for threshold in given if threshold is not None)
 
     @property
     def views(self) -> list[View]:

@@ -39,8 +39,6 @@ from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
 from masklab.weights.identity import weights_id
 
-_UNTUNED_THRESHOLD = 0.5
-
 
 class Predictor:
     """A model with all that leads from images to `Instances`.
@@ -81,8 +79,7 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The score from which an object counts as found: that of the options, else the model's tuned one, else 0.5."""
-        given = (self.options.score_threshold, self.model.score_threshold, _UNTUNED_THRESHOLD)
-        return next(threshold for threshold in given if threshold is not None)
+        return self.options.threshold(self.model.score_threshold)
 
     @property
     def max_detections(self) -> int:

@@ -27,8 +27,6 @@ from masklab.utils.errors import InputError
 from masklab.utils.types import Floats, Size
 from masklab.weights.model_facts import ModelFacts, read_facts
 
-_UNTUNED_THRESHOLD = 0.5
-
 
 class ExportedPredictor:
     """An exported model with all that leads from images to `Instances`, without torch.
@@ -86,10 +84,7 @@ class ExportedPredictor:
     @property
     def threshold(self) -> float:
         """The score from which an object counts as found: that of the options, else the model's tuned one, else 0.5."""
-        for threshold in (self.options.score_threshold, self.facts.score_threshold):
-            if threshold is not None:
-                return threshold
-        return _UNTUNED_THRESHOLD
+        return self.options.threshold(self.facts.score_threshold)
 
     @property
     def max_detections(self) -> int:
