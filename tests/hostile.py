@@ -111,6 +111,7 @@ def lacked_memory(error: BaseException) -> bool:
 
 def read_any_image(path: Path) -> dict[str, Any]:
     """All that can be asked of an image file; what is read in parts must be what is read whole."""
+    from masklab.config.image import ImageConfig
     from masklab.images.read import (
         channels_and_dtype,
         image_size,
@@ -124,7 +125,7 @@ def read_any_image(path: Path) -> dict[str, Any]:
     height, width = whole.shape[1:]
     box = (width // 3, height // 4, width // 3 + (width + 1) // 2, height // 4 + (height + 1) // 2)
     part, size = read_window(path, None, box)
-    low, high = read_intensity_range(path, None, (1, 99))
+    low, high = read_intensity_range(path, None, ImageConfig(percentiles=(1, 99)))
     return {
         "whole": whole,
         "parts agree": same(part, whole[:, box[1] : box[3], box[0] : box[2]])

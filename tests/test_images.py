@@ -157,9 +157,9 @@ def test_percentiles_of_sampled_pixels_are_those_of_the_image(tmp_path, monkeypa
     path = tmp_path / "a.tif"
     expected = write_tiff(path, layout, np.uint16)
     thin = expected[:, ::3, ::3].reshape(len(expected), -1)  # 6300 / 9 = 700
-    low, high = read_intensity_range(path, None, (10, 90))
+    low, high = read_intensity_range(path, None, ImageConfig(percentiles=(10, 90)))
     np.testing.assert_allclose([low, high], np.percentile(thin, (10, 90), axis=1))
-    assert (low, high) == intensity_range(torch.from_numpy(expected), (10, 90))
+    assert (low, high) == intensity_range(torch.from_numpy(expected), ImageConfig(percentiles=(10, 90)))
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint32, np.float64, np.float16])

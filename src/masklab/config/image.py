@@ -27,6 +27,8 @@ class AugmentConfig(Section):
     """Range of a further random scale factor, log-uniform between these two numbers; null has none."""
     crop_size: int | None = Field(None, ge=16, le=MOST_PIXELS)
     """Side of a random square crop in pixels of the network's input; null uses whole images."""
+    crop_on_object: float = Field(0.0, ge=0, le=1)
+    """Probability that a crop is placed on an object chosen at random; other crops lie anywhere."""
     brightness: float = Field(0.0, ge=0, le=1)
     """Brightness jitter b: a random factor from 1 - b to 1 + b."""
     contrast: float = Field(0.0, ge=0, le=1)
@@ -37,6 +39,24 @@ class AugmentConfig(Section):
     """Hue jitter h: a random shift from -h to h, in turns of the colour circle."""
     invert: float = Field(0.0, ge=0, le=1)
     """Probability of inverting the intensities."""
+    aspect_jitter: _Factor | None = Field(None, ge=1)
+    """Largest factor by which images are stretched, either way; areas are kept. null stretches nothing."""
+    gamma: float = Field(0.0, ge=0, le=4)
+    """Gamma jitter g: intensities to the power of a random exponent, log-uniform from e^-g to e^g."""
+    stains: float = Field(0.0, ge=0, lt=1)
+    """Stain jitter s: colour images on a light ground are separated into haematoxylin, eosin and DAB, and each is multiplied by a random factor from 1 - s to 1 + s. Needs scikit-image: the extra results."""
+    grey: float = Field(0.0, ge=0, le=1)
+    """Probability of turning a colour image into a grey one, by random weights of its channels."""
+    tint: float = Field(0.0, ge=0, le=1)
+    """Probability of giving a grey image a random colour, as false-colour fluorescence has."""
+    illumination: float = Field(0.0, ge=0, lt=1)
+    """Uneven illumination: the largest share by which one side of an image loses intensity."""
+    blur: float = Field(0.0, ge=0, le=64)
+    """Largest standard deviation of a Gaussian blur, in pixels of the network's input; every other image is blurred."""
+    sharpen: float = Field(0.0, ge=0, le=8)
+    """Largest factor by which fine detail is strengthened, in half of the images that are not blurred."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Largest standard deviation of Gaussian noise, as a share of the intensity range; every other image gets some."""
 
     @model_validator(mode="after")
     def _scales(self) -> AugmentConfig:
@@ -60,6 +80,8 @@ class ImageConfig(Section):
     """Intensity range of the images that is mapped to 0..1, such as [0, 4095]; null is the full range of 8-bit or 16-bit images and 0 to 1 of floating-point images, unless percentiles is set."""
     percentiles: tuple[float, float] | None = None
     """Percentiles of each channel of each image that are mapped to 0..1, such as [0.1, 99.9], in place of value_range. If neither is set and the training images have more than 8 bits, training sets these."""
+    robust_range: bool = False
+    """Widen the range of percentiles where it would leave out objects on mostly empty ground or stretch noise alone, such as in an empty image or an unused colour channel."""
     mean: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = Field([0.485, 0.456, 0.406], max_length=4096)
     """Mean of each channel, with intensities scaled to 0..1."""
     std: list[Above0] = Field([0.229, 0.224, 0.225], max_length=4096)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masklab.config.image import ImageConfig
 from masklab.datasets.annotations import Annotation, read_annotations
 from masklab.datasets.coco_document import CocoDocument
 from masklab.datasets.ground_truth import GroundTruth
@@ -72,7 +73,7 @@ class Split:
         self._skipped: dict[int, Counter[str]] = {}
         self._objects: OrderedDict[int, Objects] = OrderedDict()
         self._kept_bytes = 0
-        self._intensity_ranges: dict[tuple[int, int, tuple[float, float]], IntensityRange] = {}
+        self._intensity_ranges: dict[tuple[Any, ...], IntensityRange] = {}
 
     @classmethod
     def find(cls, folder: str | Path, split: str, categories: ClassTable | None = None) -> Split:
@@ -159,11 +160,11 @@ class Split:
             )
         return values
 
-    def intensity_range(self, index: int, channels: int, percentiles: tuple[float, float]) -> IntensityRange:
-        """Two percentiles of each channel of image ``index``, measured once; see `read_intensity_range`."""
-        key = index, channels, percentiles
+    def intensity_range(self, index: int, channels: int, config: ImageConfig) -> IntensityRange:
+        """The range of each channel of image ``index`` by its percentiles, measured once; see `read_intensity_range`."""
+        key = index, channels, config.percentiles, config.robust_range
         if key not in self._intensity_ranges:
-            self._intensity_ranges[key] = read_intensity_range(self.images[index].path, channels, percentiles)
+            self._intensity_ranges[key] = read_intensity_range(self.images[index].path, channels, config)
         return self._intensity_ranges[key]
 
     def summary(self) -> str:

@@ -18,6 +18,9 @@ FULL_RANGE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (0.0, 
 """The range of each dtype that an image may have, by its name."""
 _ROUNDING = 1e-3  # floats may lie this far outside 0 to 1
 _MAX_SAMPLED = 1 << 20  # pixels of an image that its percentiles are computed from
+_BLOCKS = 12  # blocks along the longer side of an image that a robust range looks at
+_BLOCK_PERCENTILES = (10, 90)
+_CHANNEL_SHARE, _NOISE_SPAN = 8, 12
 IntensityRange = tuple[list[float], list[float]]
 """For each channel the value that becomes black, and for each channel the value that becomes white."""
 
@@ -43,7 +46,7 @@ def rescale_intensity(
         return image
     values = as_array(image).astype(np.float32)
     if config.percentiles is not None:
-        low, high = range_ or intensity_range(image, config.percentiles)
+        low, high = range_ or intensity_range(image, config)
     else:
         black, white = config.value_range or FULL_RANGE[dtype_name(image)]
         if config.value_range is None and dtype_name(image) == "float32":
@@ -56,13 +59,22 @@ def rescale_intensity(
     return of_kind(np.minimum(np.fmax(values, 0, out=values), 255, out=values), image)
 
 
-def intensity_range(image: Pixels, percentiles: tuple[float, float]) -> IntensityRange:
-    """The values at two percentiles of each channel of an image ``(C, H, W)``.
+def intensity_range(image: Pixels, config: ImageConfig) -> IntensityRange:
+    """The values of each channel of an image ``(C, H, W)`` that become black and white by ``config.percentiles``.
 
     They are computed from about a million evenly spaced pixels at most; values that are not finite are left out.
     """
     step = sampling_step((image.shape[1], image.shape[2]))
-    return channel_percentiles(as_array(image[:, ::step, ::step]), percentiles)
+    return sampled_range(as_array(image[:, ::step, ::step]), config)
+
+
+def sampled_range(sample: NDArray[Any], config: ImageConfig) -> IntensityRange:
+    """`intensity_range` of evenly spaced pixels ``(C, h, w)`` of an image."""
+    own = sample[:1] if is_grey(sample) else sample
+    low, high = channel_percentiles(own, config.percentiles or (0.0, 100.0))
+    if config.robust_range:
+        low, high = _widened(own, low, high)
+    return low * (len(sample) // len(own)), high * (len(sample) // len(own))
 
 
 def sampling_step(size: Size, most_pixels: int | None = None) -> int:
@@ -81,6 +93,42 @@ def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) 
         low.append(black)
         high.append(white if white > black else black + 1)
     return low, high
+
+
+def _widened(sample: NDArray[Any], low: list[float], high: list[float]) -> IntensityRange:
+    """The range of each channel of ``sample`` (C, h, w), widened where it leaves out objects or holds noise alone.
+
+    What a tenth of the darkest and of the brightest block of the image reaches stays inside, so that objects on mostly
+    empty ground are kept.  No range is narrower than an eighth of the widest channel's, nor than 12 standard
+    deviations of the noise between neighbouring pixels.  Lone hot or dead pixels change nothing.
+    """
+    noise = []
+    for k, channel in enumerate(sample):
+        values = channel.astype(np.float32)
+        finite = np.isfinite(values)
+        if not finite.all():
+            values[~finite] = np.median(values[finite]) if finite.any() else 0
+        dark, bright = np.percentile(_blocks(values), _BLOCK_PERCENTILES, axis=1)
+        low[k], high[k] = min(low[k], float(dark.min())), max(high[k], float(bright.max()))
+        noise.append(_noise(values))
+    widest = max(above - below for below, above in zip(low, high, strict=True))
+    least = [max(widest / _CHANNEL_SHARE, _NOISE_SPAN * own) for own in noise]
+    return low, [max(above, below + span) for below, above, span in zip(low, high, least, strict=True)]
+
+
+def _blocks(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The square blocks of a channel (h, w), mirrored at its end to whole ones: (blocks, pixels)."""
+    height, width = values.shape
+    side = max(1, min(height, width, math.ceil(max(height, width) / _BLOCKS)))
+    whole = np.pad(values, ((0, -height % side), (0, -width % side)), "symmetric")
+    down, across = whole.shape[0] // side, whole.shape[1] // side
+    return whole.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, -1)
+
+
+def _noise(values: NDArray[np.float32]) -> float:
+    """Standard deviation of the noise of a channel (h, w), from the median difference of neighbouring pixels."""
+    steps = np.abs(np.diff(values, axis=1))
+    return float(np.median(steps)) / (0.6745 * math.sqrt(2)) if steps.size else 0.0
 
 
 def _check_unit_range(values: NDArray[np.float32], name: str | Path) -> None:

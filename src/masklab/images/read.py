@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from masklab.images.intensity import IntensityRange, channel_percentiles
+from masklab.config.image import ImageConfig
+from masklab.images.intensity import IntensityRange, sampled_range
 from masklab.images.ome_zarr import open_zarr
 from masklab.images.opened import ORIENTATION, ZARR_SUFFIX, Opened, bands, check_size, decoding, is_tiff, is_zarr
 from masklab.images.pillow import open_pillow, pillow_values, read_pillow
@@ -84,9 +85,9 @@ def read_sample(path: str | Path, channels: int | None) -> NDArray[Any]:
         return arriving_values(opened.sample(), channels, path)
 
 
-def read_intensity_range(path: str | Path, channels: int | None, percentiles: tuple[float, float]) -> IntensityRange:
+def read_intensity_range(path: str | Path, channels: int | None, config: ImageConfig) -> IntensityRange:
     """The `intensity_range` of an image file, read in parts where the format allows it."""
-    return channel_percentiles(read_sample(path, channels), percentiles)
+    return sampled_range(read_sample(path, channels), config)
 
 
 def channels_and_dtype(path: str | Path) -> tuple[int, np.dtype[Any]]:

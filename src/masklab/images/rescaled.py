@@ -26,8 +26,9 @@ class ImageIntensities:
         self._image, self._name = image, image.path or "the image"
         overview = image.overview()
         self.rule = rule_of(overview)
-        percentiles = self.rule.percentiles
-        self.range: IntensityRange | None = None if percentiles is None else intensity_range(overview, percentiles)
+        self.range: IntensityRange | None = None
+        if self.rule.percentiles is not None:
+            self.range = intensity_range(overview, self.rule)
         rescale_intensity(overview, self.rule, self.range, self._name)  # refused before anything is made of it
 
     @classmethod

@@ -72,7 +72,8 @@ def open_training_image(
     """
     rng, rule = np.random.default_rng([config.train.seed, AUGMENTATION, position]), config.image
     size = split.images[index].size
-    window = sample_window(size, rule, rng) if augmented else Window(None, network_size(size, rule))
+    boxes = split.objects(index).boxes if augmented and rule.augment.crop_on_object else None
+    window = sample_window(size, rule, rng, boxes) if augmented else Window(None, network_size(size, rule))
     image, geometry = _read_rescaled(split, config, index, window.box), Geometry.identity(size)
     if window.box is not None:
         geometry = crop_to_box(geometry, window.box)
@@ -87,9 +88,7 @@ def _read_rescaled(split: Split, config: Config, index: int, box: Box | None) ->
     """A part of an image, its intensities rescaled by percentiles of the whole image."""
     channels, rule = config.model.backbone.channels, config.image
     image = torch.from_numpy(split.read(index, channels, box))
-    range_ = (
-        None if box is None or rule.percentiles is None else split.intensity_range(index, channels, rule.percentiles)
-    )
+    range_ = None if box is None or rule.percentiles is None else split.intensity_range(index, channels, rule)
     return rescale_intensity(image, rule, range_, split.images[index].path)
 
 

@@ -7,6 +7,7 @@ geometry (`masklab.training.data.targets.make_targets`).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,22 +19,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from masklab.config.image import AugmentConfig, ImageConfig
-from masklab.images.intensity import is_grey
 from masklab.images.resize import network_size, resize
-from masklab.utils.errors import InputError
+from masklab.training.data.appearance import change_appearance
 from masklab.utils.types import Box, Doubles, Size
 
 T = TypeVar("T", bound=Tensor)
 
 _MAX_ASPECT = 1.5  # of the paper's 800 x 1200, kept at every scale sampled
-_ADJUST = {
-    "saturation": (F.adjust_saturation, 1.0),
-    "hue": (F.adjust_hue, 0.0),
-    "brightness": (F.adjust_brightness, 1.0),
-    "contrast": (F.adjust_contrast, 1.0),
-}
-"""torchvision's functions for colour, each with its neutral factor."""
-_COLOURS = ("saturation", "hue")
 
 
 class Geometry(tv_tensors.TVTensor):
@@ -183,11 +175,16 @@ def augment_window(
     if change.quarter_turns:
         turns = int(rng.integers(4))
         image, geometry = quarter_turn(image, turns), quarter_turn(geometry, turns)
-    return _recolour(image, change, rng), geometry
+    return change_appearance(image, change, rng), geometry
 
 
-def sample_window(source: Size, config: ImageConfig, rng: np.random.Generator) -> Window:
-    """Sample scale, jitter and crop for an image of ``(height, width)``, which need not be read yet."""
+def sample_window(
+    source: Size, config: ImageConfig, rng: np.random.Generator, boxes: NDArray[Any] | None = None
+) -> Window:
+    """Sample scale, stretch and crop for an image of ``(height, width)``, which need not be read yet.
+
+    ``boxes`` ``(N, 4)`` xyxy are those of its objects, for crops on one of them.
+    """
     factor = 1.0
     if config.augment.min_sides is not None:
         side = int(rng.choice(config.augment.min_sides))
@@ -196,32 +193,17 @@ def sample_window(source: Size, config: ImageConfig, rng: np.random.Generator) -
         low, high = np.log(config.augment.scale_jitter)
         factor = float(np.exp(rng.uniform(low, high)))
     target = network_size(source, config, factor)
+    if config.augment.aspect_jitter is not None:
+        stretch = math.exp(rng.uniform(-0.5, 0.5) * math.log(config.augment.aspect_jitter))
+        target = max(1, round(target[0] * stretch)), max(1, round(target[1] / stretch))
     if config.augment.crop_size is None:
         return Window(None, target)
     wanted = (min(target[0], config.augment.crop_size), min(target[1], config.augment.crop_size))
     height, width = (max(1, round(s * w / t)) for s, w, t in zip(source, wanted, target, strict=True))
     top, left = int(rng.integers(source[0] - height + 1)), int(rng.integers(source[1] - width + 1))
+    if boxes is not None and len(boxes) and rng.random() < config.augment.crop_on_object:
+        x1, y1, x2, y2 = boxes[rng.integers(len(boxes))].tolist()
+        # the object's centre lies anywhere in the crop
+        top = int(np.clip((y1 + y2) / 2 - rng.random() * height, 0, source[0] - height))
+        left = int(np.clip((x1 + x2) / 2 - rng.random() * width, 0, source[1] - width))
     return Window((left, top, left + width, top + height), wanted)
-
-
-def _recolour(image: Tensor, change: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Random changes of saturation, hue, brightness and contrast, and inversion, of values 0 to 255, uint8 or float32.
-
-    With other than 1 or 3 channels, each channel is changed as a grey image, all in the same way.  Saturation and
-    hue do not change a grey image.
-    """
-    is_uint8, channels = image.dtype == torch.uint8, image.shape[0]
-    if channels != 3 and any(getattr(change, name) for name in _COLOURS):
-        raise InputError(f"image.augment.saturation and hue need images of 3 channels, not {channels}; set both to 0.")
-    grey = is_grey(image.numpy())
-    values = image if is_uint8 else image / 255
-    values = values if channels in (1, 3) else values[:, None]
-    for name, (adjust, neutral) in _ADJUST.items():
-        reach = getattr(change, name)
-        if reach:
-            factor = rng.uniform(neutral - reach, neutral + reach)
-            values = values if grey and name in _COLOURS else adjust(values, factor)
-    if change.invert and rng.random() < change.invert:
-        values = F.invert(values)
-    values = values.view_as(image)
-    return values if is_uint8 else values * 255
