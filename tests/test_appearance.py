@@ -1,14 +1,12 @@
 """Augmentation of colour, intensity, stains and sharpness, and the range of intensities that it starts from."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from masklab.config.image import AugmentConfig, ImageConfig
 from masklab.images.intensity import intensity_range, rescale_intensity
-from masklab.training.data.appearance import change_appearance
+from masklab.training.data.appearance import _remix, change_appearance
 from masklab.training.data.transforms import sample_window
 from masklab.utils.errors import InputError
 
@@ -108,18 +106,22 @@ def test_grey_and_tint():
 
 
 def test_colour_needs_three_channels():
-    for name in ("stains", "grey", "tint"):
-        with pytest.raises(InputError, match="3 channels, not 5"):
-            changed(torch.zeros(5, 8, 8), **{name: 0.5})
+    for name in ("stains", "grey", "tint", "hue", "saturation"):
+        for channels in (1, 5):
+            with pytest.raises(InputError, match=f"image.augment.{name} needs .* 3 channels, not {channels}"):
+                changed(torch.zeros(channels, 8, 8), **{name: 0.5})
     assert changed(torch.zeros(5, 8, 8), noise=0.1, blur=1.0, gamma=0.2).shape == (5, 8, 8)
-    assert changed(torch.zeros(1, 8, 8), tint=1.0, grey=1.0, stains=0.5).shape == (1, 8, 8)
     assert changed(torch.zeros(3, 1, 1), blur=9.0, sharpen=2.0, illumination=0.5, noise=0.1).shape == (3, 1, 1)
 
 
-def test_stains_without_scikit_image(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.color", None)
-    with pytest.raises(InputError, match="masklab\\[results\\]"):
-        changed(tissue(), stains=0.5)
+def test_stains_are_those_of_scikit_image():
+    color = pytest.importorskip("skimage.color")
+    amounts = np.random.default_rng(0).uniform(0.02, 0.12, (12, 9, 3))
+    pixels, factors = color.hed2rgb(amounts), np.array([1.3, 0.6, 1.1])
+    assert 0.02 < pixels.min() < pixels.max() < 1
+    expected = color.hed2rgb(color.rgb2hed(pixels) * factors)
+    found = _remix(torch.from_numpy(pixels.transpose(2, 0, 1)).float(), factors)
+    np.testing.assert_allclose(found.permute(1, 2, 0), expected, atol=2e-3)
 
 
 def test_a_stretch_keeps_the_area():

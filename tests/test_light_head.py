@@ -137,10 +137,10 @@ def test_contradictions_are_refused_with_both_names(tiny_config, box, mask, word
 
 
 def test_cost_is_counted():
-    """The nuclei model: 1,500 crops of 5 x 5 x 64 through 256 outputs, and 65 x 65 cells through a 1 x 1 convolution."""
+    """The nuclei model: 1,500 crops of 5 x 5 x 64 through 256 outputs, and 65 x 65 cells of 160 channels through a 1 x 1 convolution."""
     config = load_recipe("nuclei", {"model": {"box": {"head": "light", "light_maps": 64, "light_hidden": 256}}})
     cost = model_cost(config, 1, (513, 513))
-    assert cost["box head maps"].macs == 65 * 65 * 256 * 64
+    assert cost["box head maps"].macs == 65 * 65 * 160 * 64
     assert cost["box head linear"].macs == 1500 * (5 * 5 * 64 * 256 + 256 * 2 + 256 * 4)
     assert "box head conv5" not in cost
     classes = build_model(config, ClassTable((1,), ("nucleus",))).box_head

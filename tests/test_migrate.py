@@ -67,7 +67,7 @@ def test_a_run_folder_of_version_01_is_loaded_and_its_recipe_read(old_file, tmp_
 
 def test_a_recipe_of_version_01_is_read_by_its_old_fields(tmp_path):
     old = {
-        "base": "nuclei",
+        "base": "masklab",
         "pictures": {"scale": 1.5, "augment": {"crop": 128}},
         "model": {
             "rpn": {"rate": 3},
@@ -85,7 +85,7 @@ def test_a_recipe_of_version_01_is_read_by_its_old_fields(tmp_path):
     assert (box.roi_size, box.dilations, box.deformable_lr_factor, box.iou_aware_score) == (8, [1, 2], 0.02, False)
     assert (mask.mask_size, mask.dilations) == (21, [2, 4])
     assert config.train.validate_images == 7
-    assert config.image.mean == load_recipe("nuclei").image.mean, "the rest is the base's"
+    assert config.image.mean == load_recipe("masklab").image.mean, "the rest is the base's"
 
 
 def test_every_old_field_is_tried():

@@ -44,7 +44,7 @@ class AugmentConfig(Section):
     gamma: float = Field(0.0, ge=0, le=4)
     """Gamma jitter g: intensities to the power of a random exponent, log-uniform from e^-g to e^g."""
     stains: float = Field(0.0, ge=0, lt=1)
-    """Stain jitter s: colour images on a light ground are separated into haematoxylin, eosin and DAB, and each is multiplied by a random factor from 1 - s to 1 + s. Needs scikit-image: the extra results."""
+    """Stain jitter s: colour images on a light ground are separated into haematoxylin, eosin and DAB, and each is multiplied by a random factor from 1 - s to 1 + s."""
     grey: float = Field(0.0, ge=0, le=1)
     """Probability of turning a colour image into a grey one, by random weights of its channels."""
     tint: float = Field(0.0, ge=0, le=1)
