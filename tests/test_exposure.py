@@ -1,4 +1,4 @@
-"""Images whose intensities are far from those that a model expects."""
+"""Images that are far from those that a model expects."""
 
 import dataclasses
 import json
@@ -16,14 +16,17 @@ from masklab.cli.app import main, parse
 from masklab.cli.options import prediction_options
 from masklab.config.image import ImageConfig
 from masklab.datasets.open import open_split
+from masklab.datasets.statistics import training_data
 from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.evaluation.evaluate import evaluate
-from masklab.images.exposure import IntensityCheck, stretched
+from masklab.images.exposure import InputCheck, appearance_of, stretched
 from masklab.images.intensity import rescale_intensity
 from masklab.inference.folder import predict_folder
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
 from masklab.model.build import build_model
+from masklab.structures import Looks, TrainingData
+from masklab.weights.checkpoint import load_model, save_model
 
 RNG = np.random.default_rng(0)
 
@@ -36,7 +39,7 @@ def cells(most, dtype=np.uint16, offset=0):
 
 
 def kinds(image, **config):
-    check = IntensityCheck(ImageConfig(**config))
+    check = InputCheck(ImageConfig(**config))
     check.add(image, "a.tif")
     return check.messages()
 
@@ -44,6 +47,115 @@ def kinds(image, **config):
 @pytest.fixture(scope="module")
 def model(tiny_config, classes):
     return build_model(tiny_config, classes).eval()
+
+
+# ---- images unlike those of the training
+
+FLUORESCENCE = TrainingData((60, 80), 8.0, 40.0, Looks(1.0, 0.0, 60.0))
+TISSUE = TrainingData((60, 80), 8.0, 40.0, Looks(0.0, 1.0, 20.0))
+MIXED = TrainingData((60, 80), 8.0, 40.0, Looks(0.8, 0.2, 20.0))
+
+
+def strange(image, known, **augment):
+    check = InputCheck(ImageConfig(scale=1.0, percentiles=(1, 99.8), augment=augment), known)
+    check.add(image, "a.tif")
+    return check.messages()
+
+
+def light(image):
+    return 255 - image
+
+
+def coloured(image):
+    return image * torch.tensor([1, 0.5, 0.8])[:, None, None]
+
+
+DARK = cells(220, np.uint8).float()
+
+
+@pytest.mark.parametrize(
+    ("image", "known", "augment", "words"),
+    [
+        (DARK, FLUORESCENCE, {}, []),
+        (coloured(DARK), FLUORESCENCE, {}, ["are of colour"]),
+        (coloured(DARK), FLUORESCENCE, {"tint": 0.1}, []),
+        (light(DARK), FLUORESCENCE, {}, ["have a light ground"]),
+        (light(DARK), FLUORESCENCE, {"invert": 0.1}, []),
+        (coloured(light(DARK)), TISSUE, {}, []),
+        (light(DARK), TISSUE, {}, ["are grey"]),
+        (light(DARK), TISSUE, {"grey": 0.1}, []),
+        (coloured(DARK), TISSUE, {}, ["have a dark ground"]),
+        (DARK, MIXED, {}, []),
+        (coloured(light(DARK)), MIXED, {}, []),
+        (light(coloured(DARK)), dataclasses.replace(MIXED, looks=None), {}, []),
+        (coloured(light(DARK)), None, {}, []),
+        (torch.zeros(3, 60, 80), FLUORESCENCE, {}, []),
+        (torch.full((3, 1, 1), np.nan), FLUORESCENCE, {}, []),
+    ],
+)
+def test_images_unlike_those_of_the_training_are_told(image, known, augment, words):
+    values = image.to(torch.uint8) if image.isfinite().all() else image
+    messages = strange(values, known, **augment)
+    assert len(messages) == len(words)
+    assert all(word in message and "1 of 1 images" in message for word, message in zip(words, messages, strict=True))
+    assert all("a.tif" in message for message in messages)
+
+
+def test_faint_images_are_told_by_their_noise():
+    rng = np.random.default_rng(3)
+    squares = np.kron(rng.random((8, 8)) > 0.6, np.ones((16, 16)))
+
+    def image(strength):
+        return torch.from_numpy((1000 + strength * 10 * squares + rng.normal(0, 10, (3, 128, 128))).astype(np.uint16))
+
+    known = dataclasses.replace(MIXED, looks=Looks(0.5, 0.5, appearance_of(image(100), ImageConfig()).contrast))
+    assert known.looks.contrast == pytest.approx(105, rel=0.1)
+    assert strange(image(60), known) == []
+    assert "less than half of the contrast" in strange(image(20), known)[0]
+
+
+def test_sizes_of_what_is_found_are_compared_with_the_training():
+    def told(side, size=(60, 80), count=3, **config):
+        check = InputCheck(ImageConfig(**config), MIXED)
+        check.add(DARK.to(torch.uint8), "a.tif")
+        check.add_boxes(np.array([[1.0, 2, 1 + side, 2 + side]] * count), size, "a.tif")
+        return check.messages()
+
+    assert told(20, scale=1.0) == told(39, scale=1.0) == told(9, scale=1.0) == told(99, scale=1.0, count=0) == []
+    for side in (5, 50):
+        assert f"a.tif: {side} pixels" in told(side, scale=1.0)[0]
+        assert "8 to 40 pixels" in told(side, scale=1.0)[0]
+    assert told(70, size=(120, 160)) == [], "a model of one input size knows large objects of large images"
+    assert "16 to 80 pixels" in told(90, size=(120, 160))[0]
+
+
+def test_what_a_training_set_looks_like_is_stored_with_the_weights(tiny_config, classes, shapes, tmp_path):
+    known = training_data(open_split(shapes, "train"), tiny_config)
+    assert known.looks.grey == 0
+    assert known.looks.contrast > 3
+    model = build_model(tiny_config, classes)
+    model.training_data = known
+    save_model(model, tmp_path / "a.safetensors")
+    assert load_model(tmp_path / "a.safetensors").training_data == known
+
+
+def test_folders_and_arrays_are_told_of_once_each(tiny_config, classes, tmp_path, caplog):
+    model = build_model(tiny_config, classes).eval()
+    model.training_data = dataclasses.replace(FLUORESCENCE, smallest_object=500.0, largest_object=600.0)
+    model.score_threshold = 0.0
+    image = coloured(light(DARK)).to(torch.uint8)
+    for name in "ab":
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
+    caplog.set_level(logging.WARNING, "masklab")
+    predict_folder(Predictor(model), [tmp_path / "a.png"], tmp_path / "out")
+    assert any("a.png" in line and "are of colour" in line for line in caplog.messages)
+    assert any("a.png: " in line and "500 to 600" in line for line in caplog.messages)
+    caplog.clear()
+    found = Predictor(model)
+    found.predict([image, image])
+    found.predict(image)
+    assert sum("are of colour" in line and "2 of 2" in line for line in caplog.messages) == 1
+    assert sum("500 to 600" in line for line in caplog.messages) == 1
 
 
 # ---- which images are far from what is expected
@@ -95,7 +207,7 @@ def test_values_that_are_not_finite_are_left_out():
 
 
 def test_one_sentence_counts_all_images_of_a_kind():
-    check = IntensityCheck(ImageConfig(value_range=(0, 4095)))
+    check = InputCheck(ImageConfig(value_range=(0, 4095)))
     for number, most in enumerate((100, 4095, 120, 65535, 90)):
         check.add(cells(most), f"{number}.tif")
     dim, bright = check.messages()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masklab.utils.errors import InputError
 
@@ -139,14 +139,28 @@ class ClassTable:
             )
 
 
+class Looks(NamedTuple):
+    """How the images of a training set look: see `masklab.images.exposure.Appearance` for the terms.
+
+    ``grey`` and ``light`` are the shares of images that are grey, and whose ground is light; all but one image in a
+    hundred have at least ``contrast``.
+    """
+
+    grey: float
+    light: float
+    contrast: float
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What a model was trained on, as far as its use depends on it; in pixels of the original images.
 
     ``image_size`` is the median (height, width) of the images; ``smallest_object`` and ``largest_object`` are sides of
-    boxes: the shorter side that one object in a hundred stays below, and the longest side of all.
+    boxes: the shorter side that one object in a hundred stays below, and the longest side of all.  ``looks`` is None in
+    weights of earlier versions.
     """
 
     image_size: tuple[int, int]
     smallest_object: float
     largest_object: float
+    looks: Looks | None = None

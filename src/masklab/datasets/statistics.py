@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from masklab.config.fields import MOST_COUNTED
 from masklab.config.image import ImageConfig
+from masklab.config.schema import Config
 from masklab.datasets.objects import MIN_SIDE
 from masklab.datasets.split import Split
+from masklab.images.exposure import appearance_of, looks_of, middle
 from masklab.images.resize import network_size
 from masklab.structures import TrainingData
 
@@ -19,7 +21,7 @@ _COVERED = (0.02, 0.98)  # quantiles of the objects' sides that the anchors cove
 _DETECTIONS_PER_OBJECT = 1.5  # of the image with the most objects
 _MIN_DETECTIONS, _MIN_PROPOSALS = 100, 300
 _PROPOSALS_PER_DETECTION = 2
-_SIZED_IMAGES = 500
+_SIZED_IMAGES, _SEEN_IMAGES = 500, 60
 _SMALLEST = 0.01  # quantile of the objects' shorter sides
 
 
@@ -79,8 +81,11 @@ def measure(split: Split, config: ImageConfig) -> Statistics:
     return Statistics(np.concatenate(sides), per_image, per_class)
 
 
-def training_data(split: Split) -> TrainingData | None:
-    """The sizes of images and objects of a split, from at most 500 images evenly spaced; None without objects."""
+def training_data(split: Split, config: Config) -> TrainingData | None:
+    """The sizes of images and objects of a split, from at most 500 images evenly spaced; None without objects.
+
+    How images look is measured on at most 60 of them, in their middles.
+    """
     chosen = min(_SIZED_IMAGES, len(split))
     rows = [k * len(split) // chosen for k in range(chosen)]
     sides = [split.objects(row).boxes for row in rows]
@@ -90,7 +95,11 @@ def training_data(split: Split) -> TrainingData | None:
     lengths = boxes[:, 2:] - boxes[:, :2]
     height, width = np.median([split.images[row].size for row in rows], axis=0).round().astype(int).tolist()
     smallest = float(np.quantile(lengths.min(axis=1), _SMALLEST))
-    return TrainingData((height, width), smallest, float(lengths.max()))
+    channels, looks = config.model.backbone.channels, []
+    for image in split.evenly_spaced(_SEEN_IMAGES):
+        values = split.read(split.images.index(image), channels, middle(image.size))
+        looks.append(appearance_of(values, config.image))
+    return TrainingData((height, width), smallest, float(lengths.max()), looks_of(looks))
 
 
 def proposals_for(max_detections: int) -> int:

@@ -15,7 +15,6 @@ from masklab.evaluation.coco import coco_metrics_of
 from masklab.evaluation.error_analysis import analyse_errors
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
 from masklab.evaluation.matching import Overlaps, matching_metrics, overlaps_of
-from masklab.images.exposure import IntensityCheck
 from masklab.images.intensity import is_grey
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
@@ -102,7 +101,7 @@ def evaluate_in_full(
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     at_max_detections = 0
-    check = IntensityCheck(predictor.config.image)
+    check = predictor.input_check()
     by_colour: dict[str, list[int | str]] = {"grey": [], "colour": []}
     max_detections = max(1, source.most_objects) if ground_truth_boxes else predictor.max_detections
     kept = {predictor.classes.ids[label] for label in known}

@@ -95,6 +95,17 @@ def channel_percentiles(sample: NDArray[Any], percentiles: tuple[float, float]) 
     return low, high
 
 
+def noise_of(channel: NDArray[Any]) -> float:
+    """Standard deviation of the noise of a channel (h, w), from the median difference of neighbouring pixels.
+
+    At least a hundredth of the smallest step between two values, as values that are rounded can differ by nothing.
+    """
+    steps = np.abs(np.diff(channel.astype(np.float32), axis=1)).ravel()
+    if not steps.size or not steps.any():
+        return 1e-2
+    return max(float(np.median(steps)), float(steps[steps > 0].min()) / 100) / (0.6745 * math.sqrt(2))
+
+
 def _widened(sample: NDArray[Any], low: list[float], high: list[float]) -> IntensityRange:
     """The range of each channel of ``sample`` (C, h, w), widened where it leaves out objects or holds noise alone.
 
@@ -110,7 +121,7 @@ def _widened(sample: NDArray[Any], low: list[float], high: list[float]) -> Inten
             values[~finite] = np.median(values[finite]) if finite.any() else 0
         dark, bright = np.percentile(_blocks(values), _BLOCK_PERCENTILES, axis=1)
         low[k], high[k] = min(low[k], float(dark.min())), max(high[k], float(bright.max()))
-        noise.append(_noise(values))
+        noise.append(noise_of(values))
     widest = max(above - below for below, above in zip(low, high, strict=True))
     least = [max(widest / _CHANNEL_SHARE, _NOISE_SPAN * own) for own in noise]
     return low, [max(above, below + span) for below, above, span in zip(low, high, least, strict=True)]
@@ -123,12 +134,6 @@ def _blocks(values: NDArray[np.float32]) -> NDArray[np.float32]:
     whole = np.pad(values, ((0, -height % side), (0, -width % side)), "symmetric")
     down, across = whole.shape[0] // side, whole.shape[1] // side
     return whole.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, -1)
-
-
-def _noise(values: NDArray[np.float32]) -> float:
-    """Standard deviation of the noise of a channel (h, w), from the median difference of neighbouring pixels."""
-    steps = np.abs(np.diff(values, axis=1))
-    return float(np.median(steps)) / (0.6745 * math.sqrt(2)) if steps.size else 0.0
 
 
 def _check_unit_range(values: NDArray[np.float32], name: str | Path) -> None:

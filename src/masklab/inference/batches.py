@@ -22,6 +22,11 @@ class Prepared(NamedTuple):
     size: Size
 
 
+def size_of(image: Tensor) -> Size:
+    """The (height, width) of an image ``(C, H, W)``."""
+    return image.shape[1], image.shape[2]
+
+
 def batches_of(images: Iterable[tuple[int, Prepared]], batch_size: int) -> Iterator[list[tuple[int, Prepared]]]:
     """Images with their positions in batches of one padded size, in the order in which batches fill up.
 
@@ -29,8 +34,7 @@ def batches_of(images: Iterable[tuple[int, Prepared]], batch_size: int) -> Itera
     """
     waiting: defaultdict[Size, list[tuple[int, Prepared]]] = defaultdict(list)
     for row, prepared in images:
-        height, width = prepared.inputs.shape[1:]
-        size = (height, width)
+        size = height, width = size_of(prepared.inputs)
         waiting[size].append((row, prepared))
         if len(waiting[size]) >= min(batch_size, max(1, BATCH_PIXELS // (height * width))):
             yield waiting.pop(size)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
-from masklab.images.exposure import IntensityCheck
+from masklab.images.exposure import InputCheck
 from masklab.images.reader import ImageReader
 from masklab.inference.options import PredictionOptions
 from masklab.structures import ClassTable
@@ -51,10 +51,13 @@ class ObjectFinder(Protocol):
 
     def image_config(self, image: NDArray[Any]) -> ImageConfig: ...
 
-    def predict(self, images: Any, batch_size: int = ..., check: IntensityCheck | None = ...) -> Any: ...
+    def input_check(self) -> InputCheck:
+        """A new check of images, and of what is found in them, against what the model was trained on."""
+
+    def predict(self, images: Any, batch_size: int = ..., check: InputCheck | None = ...) -> Any: ...
 
     def predict_reader(
-        self, image: ImageReader, check: IntensityCheck | None = ..., store: TileStore | None = ...
+        self, image: ImageReader, check: InputCheck | None = ..., store: TileStore | None = ...
     ) -> Instances: ...
 
     def measure_norms(self, images: Sequence[NDArray[Any]], config: ImageConfig) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from masklab.images.exposure import IntensityCheck
 from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader, check_level
 from masklab.inference.finder import ObjectFinder
@@ -50,7 +49,7 @@ def predict_folder(
     became black and white where the options stretch them.
 
     Images that cannot be read or drawn, or have another size than the JSON says, are reported and skipped; files that
-    are left out of a folder are named, and one warning counts the images whose intensities are far from what the model
+    are left out of a folder are named, and one warning of a kind counts the images that are far from what the model
     expects.  `InputError` is raised after all others are written.
     """
     check_level(pixel_size, magnification)
@@ -62,7 +61,7 @@ def predict_folder(
     level = {"pixel_size": pixel_size, "magnification": magnification}
     settings = settings_of(predictor) | {name: value for name, value in level.items() if value is not None}
     folder = ResultFolder(output, images, settings, predictor.threshold, formats, listing, resume)
-    check = IntensityCheck(predictor.config.image)
+    check = predictor.input_check()
 
     def find(path: Path, image: ImageReader) -> Instances:
         return predictor.predict_reader(image, check, folder.tiles(path))

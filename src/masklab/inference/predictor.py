@@ -14,10 +14,10 @@ from torch import Tensor
 
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
-from masklab.images.exposure import IntensityCheck, stretched
+from masklab.images.exposure import InputCheck, stretched
 from masklab.images.reader import ImageReader
 from masklab.images.resize import network_image, network_size
-from masklab.inference.batches import Prepared, batches_of
+from masklab.inference.batches import Prepared, batches_of, size_of
 from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room, opened, read_whole
 from masklab.inference.options import PredictionOptions
 from masklab.inference.test_time_augmentation import Detected, ViewFeatures, detect_in_views, mean_masks
@@ -43,10 +43,9 @@ from masklab.weights.identity import weights_id
 class Predictor:
     """A model with all that leads from images to `Instances`.
 
-    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`, and without ``in_tiles``
-    images of any size are taken as a whole.  Every method runs the model in
-    evaluation mode, without gradients and in the precision of the options, and puts its mode back, also where several
-    threads run it.
+    ``model`` is the `torch.nn.Module`, ``options`` are the `PredictionOptions`, and without ``in_tiles`` images of any size are
+    taken as a whole.  Every method runs the model in evaluation mode, without gradients and in the precision of the options,
+    and puts its mode back, also where several threads run it.
 
     Raises `InputError` for a precision that the model's device does not have.
     """
@@ -90,17 +89,21 @@ class Predictor:
         """The tiles for an image of ``size``, None for one that is taken as a whole (see `plan_tiles`)."""
         return plan_tiles(self.model, size) if self.in_tiles else None
 
+    def input_check(self) -> InputCheck:
+        """A new check of images, and of what is found in them, against what the model was trained on."""
+        return InputCheck(self.config.image, self.model.training_data)
+
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, images: ImageLike, batch_size: int = ..., check: IntensityCheck | None = ...
+        self, images: ImageLike, batch_size: int = ..., check: InputCheck | None = ...
     ) -> Instances: ...
 
     @overload
     def predict(
-        self, images: Sequence[ImageLike], batch_size: int = ..., check: IntensityCheck | None = ...
+        self, images: Sequence[ImageLike], batch_size: int = ..., check: InputCheck | None = ...
     ) -> list[Instances]: ...
 
-    def predict(self, images: Any, batch_size: int = 8, check: IntensityCheck | None = None) -> Any:
+    def predict(self, images: Any, batch_size: int = 8, check: InputCheck | None = None) -> Any:
         """Find the objects of an image, or of each image of a list.
 
         An image is a file, a Pillow image of any mode, uint8, uint16 or float32 values ``(C, H, W)``, or one that is open.
@@ -111,13 +114,13 @@ class Predictor:
         Images of a list whose padded network inputs have the same size share a forward pass, at most ``batch_size``
         of them and at most about one megapixel together.  With test-time augmentation there is one image at a time.
 
-        Images whose intensities are far from what the model expects are counted in ``check``, which the caller
-        reports; without one, a warning is logged after the first call with such images.
+        Images that are far from what the model expects, in intensity, colour or the size of what is found, are counted in
+        ``check``, which the caller reports; without one, a warning is logged after the first call with such images.
 
         Raises `InputError` for an image that cannot be read and for a ``batch_size`` below 1.
         """
         if check is None:
-            check = IntensityCheck(self.config.image)
+            check = self.input_check()
             found = self.predict(images, batch_size, check)
             self._warned = self._warned or check.warn()
             return found
@@ -126,7 +129,8 @@ class Predictor:
         if not isinstance(images, (list, tuple)):
             return self.predict([images], batch_size, check)[0]
         in_order: list[Instances | None] = [None] * len(images)
-        whole = self._whole_images(images, check, in_order)
+        names = [f"image {row + 1}" for row in range(len(images))]
+        whole = self._whole_images(images, check, in_order, names)
         if self.options.plain:
             for batch in batches_of(((row, self._prepare(values)) for row, values in whole), batch_size):
                 for row, instances in self._forward(batch):
@@ -134,10 +138,13 @@ class Predictor:
         else:
             for row, values in whole:
                 in_order[row] = self._predict_views(values)
+        for name, found in zip(names, in_order, strict=True):
+            if name and found is not None:
+                check.add_boxes(found.above(self.threshold).boxes, found.size, name)
         return in_order
 
     def predict_reader(
-        self, image: ImageReader, check: IntensityCheck | None = None, store: TileStore | None = None
+        self, image: ImageReader, check: InputCheck | None = None, store: TileStore | None = None
     ) -> Instances:
         """Find the objects of an image that is open, whole or in tiles (see `masklab.inference.tiles.predict`).
 
@@ -145,10 +152,9 @@ class Predictor:
         """
         plan = self.tile_plan(image.size)
         if plan is None:
-            return self.predict(read_whole(image), check=check)
-        if check is not None and self.options.intensity == "model":
-            check.add(image.overview(), image.path or "the image")
-        return predict_tiles(self, image, plan, store)
+            own = check if check is None or image.path is None else check.of(image.path)
+            return self.predict(read_whole(image), check=own)
+        return predict_tiles(self, image, plan, store, check)
 
     def segment(
         self,
@@ -173,7 +179,7 @@ class Predictor:
         corners, classes, probabilities = given[0].to(self.device), given[1].to(self.device), given[2]
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
-            masks = mean_masks(self.model, views, corners, classes, _size(values))
+            masks = mean_masks(self.model, views, corners, classes, size_of(values))
         return self._instances(values, (corners, probabilities, classes), masks)
 
     def propose(self, image: ImageLike) -> Tensor:
@@ -183,7 +189,7 @@ class Predictor:
             inputs, sizes = self.network_input(values)
             found = self.model.rpn.propose(self.model.rpn(self.model.backbone(inputs).conv4), sizes)
         height, width = sizes[0].tolist()
-        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], _size(values), (height, width)).cpu()
+        return PLAIN.to_image(found.boxes[0, : int(found.num_valid[0])], size_of(values), (height, width)).cpu()
 
     def network_input(self, image: Tensor, view: View = PLAIN) -> tuple[Tensor, Tensor]:
         """An image (C, H, W) of any dtype as a padded batch of one, (1, C, h, w), and its size before padding, (1, 2)."""
@@ -223,23 +229,24 @@ class Predictor:
         return as_tensor(image, self.config.model.backbone.channels)
 
     def _whole_images(
-        self, images: Sequence[ImageLike], check: IntensityCheck, results: list[Instances | None]
+        self, images: Sequence[ImageLike], check: InputCheck, results: list[Instances | None], names: list[str]
     ) -> Iterator[tuple[int, Tensor]]:
-        """The images that are predicted as a whole, with their positions; the results of others go to ``results``."""
+        """The images that are predicted as a whole, with their positions; the results of others go to ``results``, without a name."""
         for row, image in enumerate(images):
             with opened(image, self.config.model.backbone.channels) as reader:
                 if self.tile_plan(reader.size) is not None:
-                    results[row] = self.predict_reader(reader, check)
+                    names[row], results[row] = "", self.predict_reader(reader, check)
                     continue
                 values = self._read(image if isinstance(image, Tensor) else read_whole(reader))
+            names[row] = str(reader.path or names[row])
             if self.options.intensity == "model":
-                check.add(values, reader.path or f"image {row + 1}")
+                check.add(values, names[row])
             yield row, values
 
     def _prepare(self, image: Tensor, view: View = PLAIN) -> Prepared:
-        check_room(network_size(_size(image), self.config.image, view.scale), self.device.type)
+        check_room(network_size(size_of(image), self.config.image, view.scale), self.device.type)
         inputs = view.show(network_image(image, self.image_config(image), view.scale))
-        size = _size(inputs)
+        size = size_of(inputs)
         height, width = padded_size(size, self.model.stride)
         inputs = F.pad(inputs, (0, width - size[1], 0, height - size[0]))
         return Prepared(image, inputs.to(self.device), size)
@@ -252,7 +259,7 @@ class Predictor:
             found = self.model(inputs.to(memory_format=torch.channels_last), sizes, self.options.max_detections)
         for n, (row, (image, _, size)) in enumerate(batch):
             count = int(found.num_valid[n])
-            boxes = PLAIN.to_image(found.boxes[n, :count], _size(image), size)
+            boxes = PLAIN.to_image(found.boxes[n, :count], size_of(image), size)
             detected = (boxes, found.scores[n, :count], found.labels[n, :count])
             yield row, self._instances(image, detected, found.masks[n, :count])
 
@@ -260,8 +267,8 @@ class Predictor:
         """The result of test-time augmentation: fused boxes, and the mean of the masks that each view makes of them."""
         with self.inference():
             views = [self._view_features(image, view) for view in self.options.views]
-            fused = detect_in_views(self.model, views, _size(image), self.options.max_detections)
-            masks = mean_masks(self.model, views, fused[0], fused[2], _size(image))
+            fused = detect_in_views(self.model, views, size_of(image), self.options.max_detections)
+            masks = mean_masks(self.model, views, fused[0], fused[2], size_of(image))
         return self._instances(image, fused, masks)
 
     def _view_features(self, image: Tensor, view: View) -> ViewFeatures:
@@ -272,7 +279,7 @@ class Predictor:
         """What was found in an image, in its own pixels, with the masks (R, P, P) over the boxes."""
         boxes, scores, labels = found
         return Instances(
-            size=_size(image),
+            size=size_of(image),
             boxes=boxes.cpu().numpy(),
             scores=scores.cpu().numpy(),
             labels=labels.cpu().numpy(),
@@ -291,7 +298,3 @@ def load(
     `masklab.weights.checkpoint.load_model` does, and for a precision that the device does not have.
     """
     return Predictor(load_model(model, device), options)
-
-
-def _size(image: Tensor) -> Size:
-    return image.shape[1], image.shape[2]

@@ -12,7 +12,6 @@ import numpy as np
 from masklab.datasets.boxes.box_list import BoxList, describe
 from masklab.datasets.boxes.class_names import given_names
 from masklab.datasets.boxes.read import read_boxes
-from masklab.images.exposure import IntensityCheck
 from masklab.images.listing import left_out, list_images
 from masklab.images.reader import ImageReader
 from masklab.inference.folder import settings_of
@@ -64,7 +63,7 @@ def segment_folder(
     threshold = predictor.options.score_threshold or 0.0
     settings = settings_of(predictor) | {"threshold": threshold, "boxes": str(boxes), "content": _digest(given, labels)}
     folder = ResultFolder(output, images, settings, threshold, formats, listing, resume)
-    check, box_check = IntensityCheck(predictor.config.image), BoxCheck(predictor.model)
+    check, box_check = predictor.input_check(), BoxCheck(predictor.model)
 
     def find(path: Path, image: ImageReader) -> Instances:
         if predictor.options.intensity == "model":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
-from masklab.images.exposure import IntensityCheck, stretched
+from masklab.images.exposure import InputCheck, stretched
 from masklab.images.reader import ImageReader
 from masklab.images.resize import network_image, network_size
 from masklab.inference.inputs import ImageLike, as_pixels, check_room, is_tensor, opened, read_whole
@@ -108,13 +108,17 @@ class ExportedPredictor:
         """How the intensities of an image (C, H, W) are rescaled: as in training, or stretched if the options say so."""
         return self.config.image if self.options.intensity == "model" else stretched(image, self.config.image)
 
-    def predict(self, images: Any, batch_size: int = 1, check: IntensityCheck | None = None) -> Any:
+    def input_check(self) -> InputCheck:
+        """A new check of images against what the model was trained on."""
+        return InputCheck(self.config.image, self.facts.training_data)
+
+    def predict(self, images: Any, batch_size: int = 1, check: InputCheck | None = None) -> Any:
         """Find the objects of an image, or of each image of a list; see `Predictor.predict`.
 
         Each image has a run of its own, whatever ``batch_size`` is.
         """
         if check is None:
-            check = IntensityCheck(self.config.image)
+            check = self.input_check()
             found = self.predict(images, batch_size, check)
             self._warned = self._warned or check.warn()
             return found
@@ -123,16 +127,14 @@ class ExportedPredictor:
         return self._predict(images, check, "image 1")
 
     def predict_reader(
-        self, image: ImageReader, check: IntensityCheck | None = None, store: TileStore | None = None
+        self, image: ImageReader, check: InputCheck | None = None, store: TileStore | None = None
     ) -> Instances:
         """Find the objects of an image that is open, whole or in tiles; see `Predictor.predict_reader`."""
         plan = self.tile_plan(image.size)
         if plan is None:
-            found: Instances = self.predict(image, check=check)
-            return found
-        if check is not None and self.options.intensity == "model":
-            check.add(image.overview(), image.path or "the image")
-        return predict_tiles(self, image, plan, store)
+            whole: Instances = self.predict(image, check=check)
+            return whole
+        return predict_tiles(self, image, plan, store, check)
 
     def measure_norms(self, images: Sequence[NDArray[Any]], config: ImageConfig) -> Floats:
         """Statistics (2, T) of norms over parts ``(C, H, W)`` of one image; see `masklab.inference.finder.ObjectFinder`."""
@@ -147,7 +149,7 @@ class ExportedPredictor:
         norms = statistics if self.has_norms else None
         return ExportedPredictor(self.session, self.facts._replace(config=config), options, in_tiles=False, norms=norms)
 
-    def _predict(self, image: ImageLike, check: IntensityCheck, name: str) -> Instances:
+    def _predict(self, image: ImageLike, check: InputCheck, name: str) -> Instances:
         channels = self.config.model.backbone.channels
         with opened(image, channels) as reader:
             if self.tile_plan(reader.size) is not None:
@@ -159,8 +161,10 @@ class ExportedPredictor:
         check_room(network_size(size, self.config.image))
         inputs = network_image(values, self.image_config(values))[None]
         seen = (inputs.shape[2], inputs.shape[3])
-        found = self.session.run(self._padded(inputs), np.array([seen], np.int64), self._norms)
-        return self._instances(found, size, seen)
+        raw = self.session.run(self._padded(inputs), np.array([seen], np.int64), self._norms)
+        found = self._instances(raw, size, seen)
+        check.add_boxes(found.above(self.threshold).boxes, size, reader.path or name)
+        return found
 
     def _padded(self, inputs: Floats, mode: Any = "constant") -> Floats:
         """Network inputs (N, C, h, w), padded at the bottom and right to the sides that the network takes."""

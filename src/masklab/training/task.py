@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from masklab.config.schema import Config
 from masklab.datasets.split import Split
 from masklab.evaluation.coco import coco_metrics
-from masklab.images.exposure import IntensityCheck
+from masklab.images.exposure import InputCheck
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
 from masklab.model.masklab import MaskLab
@@ -102,7 +102,7 @@ class InstanceTask(Task):
     def validate(self, network: MaskLab, indices: Sequence[int]) -> dict[str, float]:
         channels, images = network.config.model.backbone.channels, self.val.images
         predictor = Predictor(network, PredictionOptions(precision=self.config.train.precision))
-        check = IntensityCheck(self.config.image)  # not reported: training and validation read images alike
+        check = InputCheck(self.config.image)  # not reported: training and validation read images alike
         results = [
             (i, predictor.predict(self.val.read(i, channels), check=check).to_coco(images[i].image_id)) for i in indices
         ]

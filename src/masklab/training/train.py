@@ -81,7 +81,7 @@ def train(
         torch.manual_seed(config.train.seed)
         model = initial_model(config, train_split.categories, load_pretrained)
         model = model.to(memory_format=torch.channels_last)
-        model.training_data = training_data(train_split)
+        model.training_data = training_data(train_split, config)
         if other is not None:
             if norms_to_freeze(other, config):
                 _freeze_norms(other, train_split)

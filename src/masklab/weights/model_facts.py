@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from masklab.config.fields import MOST_PIXELS
 from masklab.config.migrate import migrate_config
 from masklab.config.schema import DATA_AND_OUTPUT, Config, validate
-from masklab.structures import ClassTable, TrainingData
+from masklab.structures import ClassTable, Looks, TrainingData
 from masklab.utils.errors import InputError
 from masklab.weights.facts import class_table
 from masklab.weights.header import header_value
@@ -65,8 +65,9 @@ def training_data(header: Mapping[str, str], path: Path) -> TrainingData | None:
         numbers = [float(number) for number in (*size, *sides)]
         if len(size) != 2 or not all(0 < number < MOST_PIXELS * 64 for number in numbers):
             raise ValueError
+        looks = None if given.get("looks") is None else Looks(*(float(number) for number in given["looks"]))
     except (TypeError, KeyError, ValueError):
         raise InputError(
             f"{path}: the training_data of its header is damaged: use the file as it was written."
         ) from None
-    return TrainingData((int(size[0]), int(size[1])), *numbers[2:])
+    return TrainingData((int(size[0]), int(size[1])), numbers[2], numbers[3], looks)

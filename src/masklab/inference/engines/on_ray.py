@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from masklab.images.exposure import IntensityCheck
 from masklab.inference.engines.begun import Begun
 from masklab.inference.engines.places import Place, find_places
 from masklab.inference.engines.tables import Tables
@@ -194,7 +193,7 @@ class _Run:
 
     def __init__(self, cluster: _Cluster, predictor: Predictor, tables: Tables) -> None:
         self._cluster, self._tables = cluster, tables
-        self.check = IntensityCheck(predictor.config.image)
+        self.check = predictor.input_check()
         self.traces: list[str] = []
 
     def images(self, places: Sequence[Place]) -> None:

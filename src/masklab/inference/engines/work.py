@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from masklab.images.exposure import IntensityCheck
+from masklab.images.exposure import InputCheck
 from masklab.images.reader import ImageReader, open_reader
 from masklab.images.rescaled import ImageIntensities
 from masklab.inference.engines.places import Place, local_file
@@ -104,7 +104,7 @@ class Outcome:
     large: LargeImage | None = None
     tiles: tuple[tuple[Box, list[TileObjects]], ...] = ()
     cut: int = 0
-    check: IntensityCheck | None = None
+    check: InputCheck | None = None
     reason: str | None = None
     trace: str | None = None
 
@@ -163,7 +163,7 @@ class Worker:
     def _image(self, number: int, place: Place) -> Outcome:
         predictor = self._predictor
         image = self._opened(place)
-        check = IntensityCheck(predictor.config.image)
+        check = predictor.input_check()
         if predictor.options.intensity == "model":
             check.add(image.reader.overview(), place.address)
         plan = plan_tiles(predictor.model, image.reader.size)
@@ -171,7 +171,8 @@ class Worker:
             large = LargeImage(place, image.state, plan, image_facts(predictor, image.reader, plan))
             return Outcome(number, large=large, check=check)
         rule = ImageIntensities(image.reader, predictor.image_config).rule
-        instances = predictor.predict_reader(image.reader, IntensityCheck(predictor.config.image))
+        instances = predictor.predict_reader(image.reader, predictor.input_check())
+        check.add_boxes(instances.above(predictor.threshold).boxes, image.reader.size, place.address)
         found = results(place, image.state, instances, predictor.threshold, rule)
         return Outcome(number, replace(found, full=found.found == predictor.max_detections), check=check)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from masklab.config.image import ImageConfig
-from masklab.images.exposure import IntensityCheck
+from masklab.images.exposure import InputCheck
 from masklab.images.intensity import IntensityRange
 from masklab.images.reader import ImageReader
 from masklab.images.rescaled import ImageIntensities
@@ -57,20 +57,31 @@ def image_facts(predictor: ObjectFinder, image: ImageReader, plan: TilePlan) -> 
 
 
 def predict_tiles(
-    predictor: ObjectFinder, image: ImageReader, plan: TilePlan, store: TileStore | None = None
+    predictor: ObjectFinder,
+    image: ImageReader,
+    plan: TilePlan,
+    store: TileStore | None = None,
+    check: InputCheck | None = None,
 ) -> Instances:
     """The objects of an image, found tile by tile; best first, in pixels of the image.
 
     What belongs to the image is found first and is the same for all tiles: the range of intensities, and the statistics
     of norms.  A tile with as many objects as a model may find is divided into four, so an image may have any number.
     Objects that are cut by an edge of each tile that sees them are looked for again, in a tile around them.  What is
-    found in a tile goes to ``store``, and is taken from there where it is known.
+    found in a tile goes to ``store``, and is taken from there where it is known.  ``check`` looks at the image and at what
+    is found.
 
     The ``masks`` of the result are empty ``(n, 0, 0)``: the run lengths are kept alone, compressed.
     """
+    name = image.path or "the image"
+    if check is not None and predictor.options.intensity == "model":
+        check.add(image.overview(), name)
     merged = find_in_tiles(TileFinder(predictor, image, plan, store), plan, predictor.threshold)
     warn_of_cut(merged.cut, plan)
-    return joined(predictor.classes, merged.parts, plan.size)
+    found = joined(predictor.classes, merged.parts, plan.size)
+    if check is not None:
+        check.add_boxes(found.above(predictor.threshold).boxes, found.size, name)
+    return found
 
 
 class MergedTiles(NamedTuple):
@@ -148,7 +159,7 @@ class TileFinder:
         if self._on_tiles is None:  # not before it is needed: all tiles may be known
             self._on_tiles = self._prepare()
         predictor, intensities = self._on_tiles
-        unsaid = IntensityCheck(predictor.config.image)  # a tile of empty ground is no dim image
+        unsaid = InputCheck(predictor.config.image)  # a tile of empty ground is no dim image
         instances = predictor.predict(intensities.read(tile), check=unsaid)
         full = int((instances.scores >= predictor.threshold).sum()) >= predictor.max_detections
         if full and (parts := self._plan.divided(tile)):
