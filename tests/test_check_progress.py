@@ -196,13 +196,14 @@ def test_without_a_file_nothing_is_written(data, monkeypatch):
 def run(data, output, patch):
     """The verb in a process group of its own, whose workers run ``patch`` for each image."""
     code = (
-        "import multiprocessing, os, sys, time\n"
+        "import multiprocessing, os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell has its background jobs ignore it
         "from masklab.cli.app import main\n"
         "from masklab.datasets.check.work import Work\n"
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('fork')\n"
         "    inspect = Work.inspect\n"
-        f"    Work.inspect = lambda self, index: ({patch}, inspect(self, index))[1]\n"
+        f"    Work.inspect = lambda self, index: ({patch}, inspect(self, index))[-1]\n"
         f"    sys.exit(main(['data', 'check', {str(data)!r}, '--output', {str(output)!r}, '--workers', '2']))\n"
     )
     return subprocess.Popen(
