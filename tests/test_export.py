@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from masklab.export.export import compare, export
 from masklab.export.network import ExportedNetwork
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
+from masklab.masks.rle import rle_from_string
 from masklab.model.build import build_model
 from masklab.ops.crop import crop_and_resize
 from masklab.ops.crop_channels import crop_channels
@@ -26,18 +29,43 @@ from masklab.runtime.sessions import GIVEN, OWN, TOGETHER
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model, save_model
 
-BLOCKED = """
-import sys
+ROOT = Path(__file__).parents[1]
+NUCLEI = ROOT.parent / "shared/data/nuclei/val"
+RUNTIME_ALONE = """
+import re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
-class Blocked:
+def plain(name):
+    return re.sub("[-_.]+", "-", re.match(r"[\\w.-]+", name.strip())[0]).lower()
+
+wanted = [plain(line) for line in open(sys.argv[1]) if line[0] not in "#\\n"]
+there = {"masklab", "onnxruntime"}  # they are installed without their dependencies
+while wanted:
+    name = wanted.pop()
+    there.add(name)
+    try:
+        lines = [line for line in requires(name) or [] if "extra ==" not in line]
+    except PackageNotFoundError:
+        continue
+    wanted += {plain(line) for line in lines} - there
+missing = {module for module, owners in packages_distributions().items() if not there & set(map(plain, owners))}
+
+class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "timm", "lightning"):
-            raise ImportError(f"{name} is not installed")
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-sys.meta_path.insert(0, Blocked())
+sys.meta_path.insert(0, Missing())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in missing else found(name, package)
+if sys.argv[2] != "-":
+    import masklab.inference.tiles.plan
+    masklab.inference.tiles.plan.TILE = int(sys.argv[2])
 from masklab.cli.app import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[3:]))
 """
+"""The command line where only what the documents install for prediction can be imported."""
 
 
 def sentence(action, *arguments):
@@ -47,9 +75,33 @@ def sentence(action, *arguments):
     return str(caught.value)
 
 
-def without_torch(*words):
-    """The command line in a process that cannot import torch."""
-    return subprocess.run([sys.executable, "-c", BLOCKED, *map(str, words)], capture_output=True, text=True)
+def without_torch(*words, tile="-"):
+    """The command line in a process that can import nothing but the packages of requirements-runtime.txt."""
+    command = [sys.executable, "-c", RUNTIME_ALONE, ROOT / "requirements-runtime.txt", tile, *words]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def assert_agrees(wanted, entries, tolerance=EXACT):
+    """COCO results of one image are the objects of the model; returns how many there are."""
+    agreement = Agreement()
+    agreement.add("the image", wanted, read_back(entries, wanted), tolerance)
+    agreement.check(tolerance, "the file")
+    assert agreement.unmatched <= 1
+    return len(wanted)
+
+
+def read_back(entries, like):
+    """`Instances` of one image from its entries of a COCO file."""
+    boxes = np.array([entry["bbox"] for entry in entries], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return replace(
+        like,
+        boxes=boxes,
+        scores=np.array([entry["score"] for entry in entries], np.float32),
+        labels=np.array([like.category_ids.index(entry["category_id"]) for entry in entries], np.int64),
+        masks=np.zeros((len(entries), 0, 0), np.float32),
+        _rle=[rle_from_string(entry["segmentation"]["counts"]) for entry in entries],
+    )
 
 
 def inputs(count=2, height=97, width=113):
@@ -220,6 +272,8 @@ def test_predict_takes_the_file_where_torch_cannot_be_imported(exported, tmp_pat
     words = ["predict", exported / "model.onnx", tmp_path / "images", "--output", tmp_path / "out"]
     done = without_torch(*words, "--save", "coco", "overlay", "geojson", "labels", "yolo", "rois")
     assert done.returncode == 0, done.stderr
+    endings = [path.name[1:] for path in (tmp_path / "out").iterdir() if path.name[0] == "0"]
+    assert sorted(endings) == [".geojson", ".png", ".txt", ".zip", "_masks.tif"]
     found = json.loads((tmp_path / "out/predictions.json").read_text())
     agreement, model = Agreement(), eager(exported)
     runtime = load(exported / "model.onnx")
@@ -287,6 +341,122 @@ def test_what_cannot_be_done_is_said(exported, tmp_path):
     assert "ends in .onnx" in sentence(export, exported / "model.safetensors", "onnx", tmp_path / "model.pt")
     assert "--images" in sentence(export, exported / "model.safetensors", "onnx", tmp_path / "a.onnx", None, True)
     assert not list(tmp_path.glob("*.pt"))
+
+
+OTHER_HEADS = {
+    "light head, paper's refinement, no norm statistics": {
+        "model.backbone.norm": "frozen_batch",
+        "model.box.head": "light",
+        "model.box.light_maps": 6,
+        "model.box.light_hidden": 12,
+    },
+    "paper's head and refinement, group norm": {"model.box.max_detections": 12},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_HEADS.values(), ids=OTHER_HEADS)
+def test_large_images_in_tiles_without_torch(tiny_config, classes, tmp_path, monkeypatch, changes):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = made(tiny_config, classes, **changes)
+    save_model(model, tmp_path / "model.safetensors")
+    export(tmp_path / "model.safetensors", "onnx", tmp_path / "model.onnx")
+    values = image(5, 200, 290)
+    Image.fromarray(values.transpose(1, 2, 0)).save(tmp_path / "large.png")
+    words = ["predict", tmp_path / "model.onnx", tmp_path / "large.png", "--output", tmp_path / "out"]
+    done = without_torch(*words, "--save", "coco", tile=160)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("masklab.inference.tiles.plan.TILE", 160)
+    wanted = eager(tmp_path).predict(values)
+    assert eager(tmp_path).tile_plan((200, 290)) is not None
+    assert_agrees(wanted, json.loads((tmp_path / "out/predictions.json").read_text()))
+    assert len(set(wanted.labels.tolist())) > 1
+
+
+def test_the_released_model_on_real_images_without_torch(tmp_path):
+    """Of the paper's head, three crops of real images: all objects of the model, masks of IoU .99."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    if not NUCLEI.is_dir():
+        pytest.skip(f"the data set {NUCLEI} is not here")
+    files = sorted(NUCLEI.glob("*.png"))[::30]
+    (tmp_path / "images").mkdir()
+    for file in files:
+        Image.open(file).convert("RGB").crop((0, 0, 200, 170)).save(tmp_path / "images" / file.name)
+    export("nuclei", "onnx", tmp_path / "model.onnx", tmp_path / "images")
+    words = ["predict", tmp_path / "model.onnx", tmp_path / "images", "--output", tmp_path / "out"]
+    done = without_torch(*words, "--save", "coco")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/predictions.json").read_text())
+    model = Predictor(load_model("nuclei", "cpu"), PredictionOptions(precision="float32"))
+    count = 0
+    for file in files:
+        values = np.asarray(Image.open(tmp_path / "images" / file.name)).transpose(2, 0, 1)
+        entries = [entry for entry in found if entry["file_name"] == file.name]
+        count += assert_agrees(model.predict(values), entries)
+    assert count > 20
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "library"), [("openvino", ".xml", "openvino"), ("torch_export", ".pt2", "torch")]
+)
+@pytest.mark.parametrize(
+    "changes",
+    [{"model.box.soft_nms": 0.5}, OTHER_HEADS["light head, paper's refinement, no norm statistics"]],
+    ids=["group norm, Soft-NMS", "light"],
+)
+def test_other_formats_find_what_the_model_finds(tiny_config, classes, tmp_path, format, suffix, library, changes):
+    pytest.importorskip(library)
+    pytest.importorskip("onnxscript")
+    model = made(tiny_config, classes, **changes)
+    save_model(model, tmp_path / "model.safetensors")
+    assert export(tmp_path / "model.safetensors", format, tmp_path / f"model{suffix}").objects > 10
+    runtime, agreement = load(tmp_path / f"model{suffix}"), Agreement()
+    assert len(runtime.session.metadata["weights_sha256"]) == 64
+    assert runtime.classes == classes
+    for n, size in enumerate([(97, 64), (40, 210)]):
+        values = image(n, *size)
+        agreement.add(str(n), eager(tmp_path).predict(values), runtime.predict(values), EXACT)
+    agreement.check(EXACT, "the file")
+    assert agreement.objects > 10
+
+
+def test_a_faulty_export_is_not_written(exported, tmp_path, monkeypatch):
+    class Faulty(ExportedNetwork):
+        def forward(self, *inputs):
+            found = super().forward(*inputs)
+            return found._replace(boxes=found.boxes + 3)
+
+    monkeypatch.setattr("masklab.export.export.ExportedNetwork", Faulty)
+    text = sentence(export, exported / "model.safetensors", "onnx", tmp_path / "model.onnx")
+    assert "not written" in text
+    assert "its box is" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_eight_bits_are_in_the_convolutions_and_not_in_the_logits(exported, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from masklab.export.quantise import exact_layers, quantise
+
+    file = tmp_path / "model.onnx"
+    file.write_bytes((exported / "model.onnx").read_bytes())
+    exact = exact_layers(onnx.load(file))
+    quantise(file, [(images[None], size[None]) for images, size in zip(*inputs(), strict=True)])
+    made = onnx.load(file)
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    makers = {output: node for node in made.graph.node for output in node.output}
+    layers = [node for node in made.graph.node if node.op_type == "Conv"]
+    for node in layers:
+        maker = makers.get(node.input[1])
+        assert (maker is None) == (node.name in exact)
+        if maker is not None:
+            values = weights[maker.input[0]]
+            assert values.dtype == np.int8
+            assert np.abs(values.astype(int)).max() <= 64  # 7 bits
+            assert weights[maker.input[1]].shape == values.shape[:1]  # a scale for each filter
+    assert 0 < len(exact) < len(layers)
+    assert load(file).session.metadata == load(exported / "model.onnx").session.metadata
+    assert_instances(load(file).predict(image(0)))
 
 
 def test_fewer_detections_are_the_best(exported):

@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(str(error), 2)
         except (BrokenLossError, FailedRunsError, FaultyDataError) as error:
             return _fail(str(error), 1)
+        except ModuleNotFoundError as error:
+            library = (error.name or "masklab").split(".")[0]
+            if library == "masklab":
+                raise
+            return _fail(f"{library} is not installed, which this needs: pip install masklab.", 2)
         except KeyboardInterrupt as stop:
             return _fail(str(stop) or "stopped.", exit_code(stop))
         except BrokenPipeError:  # the reader of our output, such as `head`, has closed it

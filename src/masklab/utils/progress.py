@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sized
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def track(items: Iterable[T], description: str, total: float | None = None) -> I
     """Iterate over the items with a progress bar and the time left, removed at the end.
 
     Bars inside others stand below them; a terminal shows one group of bars at a time.  Without a bar where stdout is not a
-    terminal.
+    terminal, or where rich is not installed, as on a machine that only predicts with exported models.
     """
     on_terminal = bool(_shown) or sys.stdout.isatty()  # while bars are shown, rich stands in for stdout
-    return _tracked(items, description, total) if on_terminal else items
+    return _tracked(items, description, total) if on_terminal and find_spec("rich") else items
 
 
 def _tracked(items: Iterable[T], description: str, total: float | None) -> Iterator[T]:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from safetensors import SafetensorError, safe_open
-
 from masklab.utils.errors import InputError
 
 CHECKSUM = "sha256"
@@ -27,6 +25,8 @@ def open_weights(
     Raises `InputError` for a file that is missing, damaged, changed or of another format; it names ``verb``, the
     command that writes the right one.  A file without a checksum is accepted.
     """
+    from safetensors import SafetensorError, safe_open  # exported models are predicted with without it
+
     try:
         with safe_open(path, framework=framework) as opened:
             header: dict[str, str] = opened.metadata() or {}
