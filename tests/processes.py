@@ -4,6 +4,7 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import socket
 import sys
 
 import pytest
@@ -22,6 +23,17 @@ def in_another_process(task, *arguments, **environment):
     process = context.Process(target=_run, args=(task, arguments, environment))
     process.start()
     return process
+
+
+def torchrun(processes):
+    """The variables with which torchrun starts each of some processes of this machine, on a free port, in order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0"}
+    shared |= {"TORCHELASTIC_RESTART_COUNT": "0"}
+    shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def _run(task, arguments, environment):

@@ -9,7 +9,6 @@ import pickle
 import re
 import shutil
 import signal
-import socket
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ import yaml
 from contracts import broken_at, changed, fails
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
-from processes import in_another_process, needs_fork, recipe_file
+from processes import in_another_process, needs_fork, recipe_file, torchrun
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -623,16 +622,9 @@ def test_two_processes_are_one(shapes, tiny_config, tmp_path, one_thread):
     values["annotations"] = [a for a in values["annotations"] if a["image_id"] not in empty]
     (data / "train.json").write_text(json.dumps(values))
     words = ["train", recipe_file(config, tmp_path / "tiny.yaml"), "--data", str(data), "--output"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    torchrun |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
     both = [
-        in_another_process(
-            printing, tmp_path / rank, [*words, str(tmp_path / "two")], **torchrun, RANK=rank, LOCAL_RANK=rank
-        )
-        for rank in ("0", "1")
+        in_another_process(printing, tmp_path / each["RANK"], [*words, str(tmp_path / "two")], **each)
+        for each in torchrun(2)
     ]
     for process in both:
         process.join(100)

@@ -20,13 +20,22 @@ def add_shapes(parser: ArgumentParser) -> None:
     parser.add_argument("--train", type=int, default=160, help="training images")
     parser.add_argument("--val", type=int, default=40, help="validation images")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same images")
+    parser.add_argument(
+        "--style",
+        choices=["shapes", "crowd"],
+        default="shapes",
+        help="shapes are small; a crowd is of large, elongated, concave objects, of which those of one class overlap "
+        "and look alike",
+    )
 
 
 def shapes(arguments: Namespace) -> None:
-    """Draw a data set of dense, overlapping, textured shapes of several classes, and write it as a COCO folder."""
+    """Draw a data set of dense, overlapping, textured objects of four classes, and write it as a COCO folder. A mask
+    is the part of an object that is not covered by another."""
     from masklab.datasets.synthetic.shapes import draw_shapes
 
-    draw_shapes(arguments.folder, {"train": arguments.train, "val": arguments.val}, arguments.seed)
+    images = {"train": arguments.train, "val": arguments.val}
+    draw_shapes(arguments.folder, images, arguments.seed, style=arguments.style)
     print(f"{arguments.train} + {counted(arguments.val, 'image')} drawn into {arguments.folder}")
 
 

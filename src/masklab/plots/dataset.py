@@ -18,7 +18,7 @@ from masklab.config.schema import Config
 from masklab.datasets.open import open_split
 from masklab.datasets.source import Data
 from masklab.datasets.split import Split
-from masklab.datasets.statistics import Statistics, measure, proposals_for
+from masklab.datasets.statistics import SHARED, Statistics, measure, proposals_for, shared_boxes
 from masklab.images.intensity import displayed
 from masklab.plots import sheets
 from masklab.plots.charts import statistics_chart
@@ -44,7 +44,8 @@ def show_data(data: Data, output: str | Path, split: str = "train", recipe: str 
 
     The sheet's images are evenly spaced in the order of their numbers of objects.  Sizes are in pixels of the network's
     input, as ``recipe``, by default the paper's settings, scales images; the suggestion is a recipe on top of it, and is
-    logged.  Returns the paths.  Raises `InputError` for data, a recipe or a folder that cannot be used.
+    logged, as is the share of boxes that hold part of another object of the same class.  Returns the paths.  Raises
+    `InputError` for data, a recipe or a folder that cannot be used.
     """
     config = load_recipe(recipe) if recipe else Config()
     source = open_split(data, split)
@@ -63,6 +64,11 @@ def show_data(data: Data, output: str | Path, split: str = "train", recipe: str 
     text = suggestion(statistics, recipe, config.model.rpn.pre_nms_test)
     with atomic_write(written[-1]) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    shared = shared_boxes(source)
+    if shared is not None:
+        _log.info(
+            "boxes that hold at least %.0f %% of another object of their class: %.1f %%", 100 * SHARED, 100 * shared
+        )
     _log.info("written: %s, a recipe of these lines:\n%s", written[-1], text.rstrip())
     return written
 

@@ -1,23 +1,19 @@
-"""Synthetic data set: dense, overlapping, textured shapes of four classes.
+"""Synthetic data sets in two styles: dense, overlapping, textured shapes of four classes, and crowds of large ones.
 
-It needs no download, is equal byte by byte for one seed, and is learnt from random weights within minutes, so it
-serves for tests and experiments.
+They need no download, are equal byte by byte for one seed, and are learnt from random weights within minutes, so they
+serve for tests and experiments.
 """
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from masklab.masks import encode, rle
+from masklab.datasets.synthetic import crowd
+from masklab.datasets.synthetic.scene import DrawScene, Scene, background, colour_near, write_split
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_folder
 from masklab.utils.types import Doubles, Size
@@ -30,81 +26,45 @@ _MIN_RADIUS, _MAX_RADIUS = 0.12, 0.24  # as a share of the image's shorter side
 _MIN_VISIBLE = 0.6  # smallest share of an object that later ones leave visible
 
 
-@dataclass
-class _Scene:
-    """An image being drawn: colours ``(H, W, 3)`` in 0..1 and, at each pixel, the topmost object or -1."""
-
-    colours: Doubles
-    owner: NDArray[np.int64]
-    classes: list[int]
-    areas: list[int]
+Style = Literal["shapes", "crowd"]
 
 
 def draw_shapes(
-    folder: str | Path, images: Mapping[str, int] | None = None, seed: int = 0, size: Size = (96, 128)
+    folder: str | Path,
+    images: Mapping[str, int] | None = None,
+    seed: int = 0,
+    size: Size | None = None,
+    style: Style = "shapes",
 ) -> Path:
     """Draw a COCO data set into ``folder``: ``SPLIT.json`` and ``SPLIT/*.png`` for each split.
 
     ``images`` is the number of images of each split, by default 160 for train and 40 for val; ``size`` is
-    ``(height, width)``.  An image holds 3 to 10 objects, later ones over earlier ones; a mask is the visible part.
-    One image in 20 is empty.  Returns ``folder``.  Raises `InputError` if it exists and is not empty, for a negative
-    number of images or for images smaller than 32 pixels.
+    ``(height, width)``, by default 96 x 128, and 256 x 320 for a crowd.  Later objects lie over earlier ones, and a
+    mask is the visible part.  ``shapes`` has 3 to 10 objects an image, and none in one image of 20.  ``crowd`` has
+    large, elongated, concave objects, of which those of one class overlap and look alike (see
+    `masklab.datasets.synthetic.crowd`).  Returns ``folder``.  Raises `InputError` if it exists and is not empty, for a
+    negative number of images, for an unknown style, or for images smaller than 32 pixels, of a crowd 96.
     """
-    if min(size) < 32:
-        raise InputError(f"images of {size[0]} x {size[1]} are too small to draw on; use at least 32 x 32.")
+    if style not in _STYLES:
+        raise InputError(f"there is no style {style}: use one of {', '.join(_STYLES)}.")
+    classes, draw, least, usual = _STYLES[style]
+    size = size or usual
+    if min(size) < least:
+        raise InputError(f"images of {size[0]} x {size[1]} are too small to draw on; use at least {least} x {least}.")
     images = {"train": 160, "val": 40} if images is None else images
     for split, count in images.items():
         if count < 0:
             raise InputError(f"{split} is to have {count} images: give 0 or more.")
     with atomic_folder(folder) as temporary:
         for split, count in images.items():
-            _draw_split(temporary, split, count, seed, size)
+            write_split(temporary, split, count, seed, size, classes, draw)
     return Path(folder)
 
 
-def _draw_split(folder: Path, split: str, count: int, seed: int, size: Size) -> None:
-    (folder / split).mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for k in range(count):
-        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), k])
-        scene = _draw_scene(
-            rng, size, 0 if k % _EMPTY_EVERY == _EMPTY_EVERY // 2 else int(rng.integers(_MIN_OBJECTS, _MAX_OBJECTS + 1))
-        )
-        name = f"{k + 1:05d}.png"  # the number is the image id, as in COCO
-        Image.fromarray(np.rint(scene.colours.clip(0, 1) * 255).astype(np.uint8)).save(folder / split / name)
-        images.append({"id": k + 1, "file_name": name, "height": size[0], "width": size[1]})
-        for entry in _annotate(scene):
-            annotations.append({"id": len(annotations) + 1, "image_id": k + 1, **entry})
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    (folder / f"{split}.json").write_text(text, encoding="utf-8")
-
-
-def _annotate(scene: _Scene) -> list[dict[str, Any]]:
-    """COCO annotations of the visible parts, without ids."""
-    height, width = scene.owner.shape
-    boxes, bitmaps = [], []
-    for k in range(len(scene.classes)):
-        rows, columns = np.nonzero(scene.owner == k)
-        boxes.append((int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1))
-        x1, y1, x2, y2 = boxes[-1]
-        bitmaps.append(scene.owner[y1:y2, x1:x2] == k)
-    strings = rle.rle_to_strings(encode.encode_windows(bitmaps, boxes, (height, width)))
-    return [
-        {
-            "category_id": label + 1,
-            "iscrowd": 0,
-            "area": int(bitmap.sum()),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "segmentation": {"size": [height, width], "counts": counts},
-        }
-        for label, bitmap, (x1, y1, x2, y2), counts in zip(scene.classes, bitmaps, boxes, strings, strict=True)
-    ]
-
-
-def _draw_scene(rng: np.random.Generator, size: Size, objects: int) -> _Scene:
-    scene = _Scene(_background(rng, size), np.full(size, -1, np.int64), [], [])
+def _draw_scene(rng: np.random.Generator, size: Size, number: int) -> Scene:
+    empty = number % _EMPTY_EVERY == _EMPTY_EVERY // 2
+    objects = 0 if empty else int(rng.integers(_MIN_OBJECTS, _MAX_OBJECTS + 1))
+    scene = Scene.empty(background(rng, size))
     places: list[tuple[float, float, float]] = []
     for _ in range(40 * objects):
         if len(scene.classes) == objects:
@@ -121,14 +81,7 @@ def _draw_scene(rng: np.random.Generator, size: Size, objects: int) -> _Scene:
     return scene
 
 
-def _background(rng: np.random.Generator, size: Size) -> Doubles:
-    """Smooth coloured noise with fine grain, ``(H, W, 3)``."""
-    coarse = Image.fromarray(rng.integers(60, 150, (5, 6, 3), dtype=np.uint8))
-    clouds = np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC), np.float64) / 255
-    return clouds + rng.normal(0, 0.06, (*size, 1))
-
-
-def _draw_object(scene: _Scene, rng: np.random.Generator, y: float, x: float, radius: float) -> bool:
+def _draw_object(scene: Scene, rng: np.random.Generator, y: float, x: float, radius: float) -> bool:
     """Draw one object unless it would be too small or hide too much of another; returns whether it was drawn."""
     height, width = scene.owner.shape
     top, bottom = max(0, int(y - radius)), min(height, int(y + radius) + 2)
@@ -142,14 +95,12 @@ def _draw_object(scene: _Scene, rng: np.random.Generator, y: float, x: float, ra
     depth = _depth(label, u, v, radius, rng.uniform(0.55, 0.8))
     inside = depth > 0
     owner = scene.owner[top:bottom, left:right]
-    covered = np.bincount(owner[inside & (owner >= 0)], minlength=len(scene.areas))
-    seen = np.bincount(scene.owner[scene.owner >= 0], minlength=len(scene.areas)) - covered
-    if inside.sum() < 25 or (seen < _MIN_VISIBLE * np.array(scene.areas)).any():
+    if inside.sum() < 25 or not scene.leaves_visible(owner[inside], _MIN_VISIBLE):
         return False
     owner[inside] = len(scene.classes)
     scene.classes.append(label)
     scene.areas.append(int(inside.sum()))
-    colour = _colour(rng, label)
+    colour = colour_near(rng, _HUES[label])
     texture = 1 + 0.15 * np.sin(u * rng.uniform(0.6, 1.6) + rng.uniform(0, 6)) - 0.25 * np.hypot(u, v) / radius
     texture = np.where(depth < 1.2, 0.55, texture)
     scene.colours[top:bottom, left:right][inside] = (texture[:, :, None] * colour)[inside]
@@ -170,8 +121,16 @@ def _depth(label: int, u: Doubles, v: Doubles, radius: float, shape: float) -> D
     return np.minimum(np.minimum(sides[0], sides[1]), sides[2])
 
 
-def _colour(rng: np.random.Generator, label: int) -> Doubles:
-    """A bright colour ``(3,)`` with a hue near the class's."""
-    hue = _HUES[label] + rng.normal(0, 0.04)
-    pure = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
-    return (0.45 + 0.55 * pure) * rng.uniform(0.75, 1.0)
+class _Style(NamedTuple):
+    """Classes and scenes of a style, its smallest side of an image in pixels, and its usual ``(height, width)``."""
+
+    classes: tuple[str, ...]
+    draw: DrawScene
+    least: int
+    usual: Size
+
+
+_STYLES = {
+    "shapes": _Style(CLASSES, _draw_scene, 32, (96, 128)),
+    "crowd": _Style(crowd.CLASSES, crowd.draw_scene, crowd.MIN_SIDE, (256, 320)),
+}
