@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import ImageFont
 
+from masklab.utils.extras import installed
+
 _NEEDED = frozenset(map(ord, "U+0123456789ABCDEF "))  # of every font that is used, for letters that it lacks
 _BLANK = ("lastresort", "blank")  # fonts that have every letter, as a box or as nothing
 _LIKELY = ("noto", "cjk", "unicode", "droid", "wqy", "ming", "song", "hei", "gothic", "meiryo", "yahei", "malgun")
@@ -28,7 +30,8 @@ def drawable(text: str, size: int, lines: bool = False) -> tuple[str, Font]:
     """``text`` as it can be drawn, and a font of ``size`` pixels that has its letters.
 
     The font is Pillow's, or else DejaVu Sans, which comes with matplotlib (Latin, Greek, Cyrillic), or else one of the
-    system; searching those takes a moment, once.  Letters that the best of them lacks are written as ``U+7EC6``, and so
+    system; searching those takes a moment, once.  Without matplotlib, which reads what letters a font has, only the first
+    is used.  Letters that the best of them lacks are written as ``U+7EC6``, and so
     are control characters.  Line breaks stay only with ``lines``.
     """
     shown = _printable(text, lines)
@@ -67,6 +70,8 @@ def _code(letter: str) -> str:
 def _fonts() -> Iterator[str | None]:
     """Fonts in the order in which they are tried; None is Pillow's own."""
     yield None
+    if not installed("matplotlib"):
+        return
     import matplotlib
 
     yield str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
@@ -85,7 +90,9 @@ def _system_fonts() -> tuple[str, ...]:
 
 @cache
 def _letters(path: str | None) -> frozenset[int]:
-    """The code points that a font has; none if it cannot be read."""
+    """The code points that a font has; none if it cannot be read.  Without matplotlib, those of English."""
+    if not installed("matplotlib"):
+        return frozenset(range(0x20, 0x7F)) if path is None else frozenset()
     from matplotlib.ft2font import FT2Font
 
     source: Any = io.BytesIO(default_font(10).font_bytes) if path is None else path
