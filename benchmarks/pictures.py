@@ -1,4 +1,4 @@
-"""The pictures of the documents: a drawn field that is predicted in tiles, and its results in other formats.
+"""The pictures of the documents: dense masks and their directions, a field in tiles, its results in other formats.
 
 uv run python benchmarks/pictures.py [docs/images]
 """
@@ -22,6 +22,8 @@ from PIL import Image
 
 import masklab
 from masklab.datasets.synthetic.nuclei import draw_nuclei
+from masklab.plots.inspection import Inspection
+from masklab.plots.logit_maps import strongest_directions
 from masklab.results.colours import PALETTE
 from masklab.results.instances import Instances
 from masklab.results.overlay import overlay
@@ -29,6 +31,7 @@ from masklab.results.overlay import overlay
 SIZE, COUNT = (1300, 1900), 900
 PART = (700, 950, 400, 700)  # rows and columns of the part of the field that is shown enlarged
 PIXEL = 0.5  # micrometres
+DENSE = (140, 3, (256, 320))  # nuclei, seed and size of the picture of masks
 
 
 def main() -> None:
@@ -36,8 +39,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/images"))
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    image, _ = draw_nuclei(COUNT, 0, SIZE)
     predictor = masklab.load("nuclei", "cpu")
+    draw_masks(predictor, folder / "masks.png")
+    image, _ = draw_nuclei(COUNT, 0, SIZE)
     found = predictor.predict(image).above(predictor.threshold)
     plan = predictor.tile_plan(SIZE)
     assert plan is not None
@@ -45,6 +49,24 @@ def main() -> None:
     print(f"{len(found)} of {COUNT} objects in {len(tiles)} tiles")
     draw_tiles(image, found, tiles, folder / "tiles.png")
     draw_formats(image, found, folder / "formats.png")
+
+
+def draw_masks(predictor: masklab.Predictor, path: Path) -> None:
+    """A dense image, the strongest direction at each pixel inside its objects, and the masks found."""
+    image, _ = draw_nuclei(*DENSE)
+    inspection = Inspection.of(predictor, "drawn", image)
+    maps = inspection.logits("direction")
+    assert maps is not None
+    directions = np.asarray(strongest_directions(inspection, maps, inspection.found.size)[0]).copy()
+    directions[inspection.found.label_map() == 0] //= 6
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.55), dpi=100, layout="constrained")
+    titles = ("image", "direction to the centre, by colour", f"{len(inspection.found)} masks")
+    shown = (image[0], directions, overlay(image, inspection.found, 0.0, enlarge=False))
+    for each, title, values in zip(axes, titles, shown, strict=True):
+        each.imshow(values, cmap="gray")
+        each.set_title(title, fontsize=11)
+        each.axis("off")
+    save(figure, path, 256)
 
 
 def draw_tiles(image: Any, found: Instances, tiles: list[Any], path: Path) -> None:
@@ -97,11 +119,11 @@ def draw_formats(image: Any, found: Instances, path: Path) -> None:
     save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG of 64 colours, a third of the size."""
+def save(figure: Figure, path: Path, colours: int = 64) -> None:
+    """Write a figure as PNG of few colours, a third of the size."""
     drawn = io.BytesIO()
     figure.savefig(drawn)
-    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from masklab.cli.options import (
     required_data,
 )
 from masklab.utils.errors import InputError
+from masklab.utils.extras import require
 from masklab.utils.files import file_to_write
 from masklab.utils.words import counted
 
@@ -58,6 +59,8 @@ def evaluate(arguments: Namespace) -> None:
 
     output = arguments.output and file_to_write(arguments.output)
     page = arguments.report and file_to_write(arguments.report)
+    if page:
+        require("matplotlib", "report", "--report")
     data = required_data(arguments, "data")
     evaluation = evaluate_in_full(
         arguments.model,

@@ -58,8 +58,8 @@ class TrainConfig(Section):
     """Steps between two checkpoints to resume from; each validation also writes one."""
     log_every: int = Field(20, ge=1, le=1_000_000_000)
     """Steps between two lines of the log."""
-    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(["csv", "tensorboard"], max_length=4)
-    """Where losses and figures are written; csv is the file metrics.csv, wandb and mlflow need their packages."""
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(["csv"], max_length=4)
+    """Where losses and figures are written; csv is the file metrics.csv; tensorboard, wandb and mlflow need the packages of these names."""
     threads: int = Field(2, ge=1, le=4096)
     """On a CPU, parts of the batch that are computed in parallel threads."""
     workers: int = Field(2, ge=0, le=4096)

@@ -23,17 +23,13 @@ def check_probability(value: float, name: str) -> None:
 class PredictionOptions:
     """How a model is used on images; nothing here changes the model.
 
-    ===================  ==========================================================================================
-    name                 meaning
-    ===================  ==========================================================================================
-    ``flips``            flips of test-time augmentation: "none", "horizontal", "both" or "turns" (1, 2, 4, 8 views)
-    ``scales``           scales of test-time augmentation, as factors on the size that the model was trained for
-    ``max_detections``   largest number of objects per image; None takes the model's own number
-    ``score_threshold``  score from which an object counts as found; None takes the model's own threshold
-    ``intensity``        "model" rescales intensities as in training; "percentiles" stretches each image between its
-                         percentiles 0.1 and 99.9, all channels together, unless the model has percentiles of its own
-    ``precision``        number format of the convolutions; "auto" takes bf16 where the hardware has it
-    ===================  ==========================================================================================
+    - ``flips``: flips of test-time augmentation: "none", "horizontal", "both" or "turns" (1, 2, 4, 8 views)
+    - ``scales``: scales of test-time augmentation, as factors on the size that the model was trained for
+    - ``max_detections``: largest number of objects per image; None takes the model's own number
+    - ``score_threshold``: score from which an object counts as found; None takes the model's own threshold
+    - ``intensity``: "model" rescales intensities as in training; "percentiles" stretches each image between its
+      percentiles 0.1 and 99.9, all channels together, unless the model has percentiles of its own
+    - ``precision``: number format of the convolutions; "auto" takes bf16 where the hardware has it
 
     Time and memory grow with the number of views, which is flips times scales.
 

@@ -26,6 +26,7 @@ from masklab.training.auto import resolve_auto
 from masklab.training.record import RECORD, refuse_other_settings
 from masklab.training.train import train
 from masklab.utils.errors import FailedRunsError, InputError
+from masklab.utils.extras import require
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.words import counted
 from masklab.weights.segmentation import check_network
@@ -67,6 +68,7 @@ def ablate(
     Raises `InputError`, before anything is trained, for data that cannot be used, rows that do not fit the recipe, and
     runs in ``output`` with other settings; raises `FailedRunsError` at the end if a run failed.
     """
+    require("matplotlib", "report", "masklab ablate")
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}: give the number of runs of each row, at least 1.")
     chosen = _choose(table, rows)

@@ -28,6 +28,7 @@ from masklab.results.overlay import tinted
 from masklab.results.text import drawable
 from masklab.training.auto import resolve_image_fields
 from masklab.utils.errors import InputError
+from masklab.utils.extras import require
 from masklab.utils.files import atomic_write, make_folder
 from masklab.utils.leftout import LeftOut
 from masklab.utils.words import counted
@@ -47,6 +48,7 @@ def show_data(data: Data, output: str | Path, split: str = "train", recipe: str 
     logged, as is the share of boxes that hold part of another object of the same class.  Returns the paths.  Raises
     `InputError` for data, a recipe or a folder that cannot be used.
     """
+    require("matplotlib", "report", "masklab data show")
     config = load_recipe(recipe) if recipe else Config()
     source = open_split(data, split)
     if not len(source):

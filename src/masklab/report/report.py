@@ -24,6 +24,7 @@ from masklab.training.kept_results import KEPT, Results, read_results
 from masklab.training.record import fingerprint
 from masklab.utils.device import number_format
 from masklab.utils.errors import InputError
+from masklab.utils.extras import require
 from masklab.utils.files import file_to_write
 from masklab.weights.facts import find_weights, read_notes
 
@@ -45,6 +46,7 @@ def report(
     are used again; without ``predict`` there is no evaluation where there are none.  Raises `InputError` for a model or
     given data that cannot be used and for a file that cannot be written.
     """
+    require("matplotlib", "report", "a report")
     output = file_to_write(output)
     weights, run = find_weights(model), read_run(model)
     source = data or (None if run is None else run.data)

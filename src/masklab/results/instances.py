@@ -25,17 +25,15 @@ ImageSource = str | Path | NDArray[Any] | ImageReader | None
 class Instances:
     """The objects found in one image, best first.
 
-    ================  ==============  =========  ==================================================
-    name              shape           dtype      meaning
-    ================  ==============  =========  ==================================================
-    ``size``          ``(2,)``        int        the original image's ``(height, width)``
-    ``boxes``         ``(n, 4)``      float32    ``xyxy`` in pixels of the original image
-    ``scores``        ``(n,)``        float32    class probability
-    ``labels``        ``(n,)``        int64      ``0..K-1``, an index into the two tables below
-    ``masks``         ``(n, P, P)``   float32    probability of foreground over the box
-    ``class_names``   ``(K,)``        str        name of each class
-    ``category_ids``  ``(K,)``        int        the data set's own id of each class
-    ================  ==============  =========  ==================================================
+    | name             | shape         | dtype   | meaning                                        |
+    |------------------|---------------|---------|------------------------------------------------|
+    | ``size``         | ``(2,)``      | int     | the original image's ``(height, width)``       |
+    | ``boxes``        | ``(n, 4)``    | float32 | ``xyxy`` in pixels of the original image       |
+    | ``scores``       | ``(n,)``      | float32 | class probability                              |
+    | ``labels``       | ``(n,)``      | int64   | ``0..K-1``, an index into the two tables below |
+    | ``masks``        | ``(n, P, P)`` | float32 | probability of foreground over the box         |
+    | ``class_names``  | ``(K,)``      | str     | name of each class                             |
+    | ``category_ids`` | ``(K,)``      | int     | the data set's own id of each class            |
 
     The foreground of an object is where its mask, resized to the image's pixels, is above 0.5.  It is computed once,
     when it is first needed, and kept as run lengths.  Of an image that was predicted in tiles these are there from the

@@ -6,14 +6,14 @@ import io
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from PIL import ImageFont
 
+from masklab.utils.extras import installed
+
 _NEEDED = frozenset(map(ord, "U+0123456789ABCDEF "))  # of every font that is used, for letters that it lacks
-_ASCII = frozenset(range(32, 127))
 _BLANK = ("lastresort", "blank")  # fonts that have every letter, as a box or as nothing
 _LIKELY = ("noto", "cjk", "unicode", "droid", "wqy", "ming", "song", "hei", "gothic", "meiryo", "yahei", "malgun")
 _SELECTORS = range(0xFE00, 0xFE10)  # variants of the letter before
@@ -30,9 +30,9 @@ def drawable(text: str, size: int, lines: bool = False) -> tuple[str, Font]:
     """``text`` as it can be drawn, and a font of ``size`` pixels that has its letters.
 
     The font is Pillow's, or else DejaVu Sans, which comes with matplotlib (Latin, Greek, Cyrillic), or else one of the
-    system; searching those takes a moment, once.  Letters that the best of them lacks are written as ``U+7EC6``, and so
-    are control characters.  Line breaks stay only with ``lines``.  Where matplotlib is not installed, Pillow's font has the
-    letters of ASCII and no other is tried.
+    system; searching those takes a moment, once.  Without matplotlib, which reads what letters a font has, only the first
+    is used.  Letters that the best of them lacks are written as ``U+7EC6``, and so are control characters.  Line breaks stay
+    only with ``lines``.
     """
     shown = _printable(text, lines)
     wanted = frozenset(map(ord, shown)) - {ord("\n")}
@@ -70,7 +70,7 @@ def _code(letter: str) -> str:
 def _fonts() -> Iterator[str | None]:
     """Fonts in the order in which they are tried; None is Pillow's own."""
     yield None
-    if not _knows_letters():
+    if not installed("matplotlib"):
         return
     import matplotlib
 
@@ -89,16 +89,10 @@ def _system_fonts() -> tuple[str, ...]:
 
 
 @cache
-def _knows_letters() -> bool:
-    """Whether matplotlib is there to read the letters of a font; a machine that predicts with an exported model has none."""
-    return find_spec("matplotlib") is not None
-
-
-@cache
 def _letters(path: str | None) -> frozenset[int]:
-    """The code points that a font has; none if it cannot be read."""
-    if not _knows_letters():
-        return _ASCII
+    """The code points that a font has; none if it cannot be read.  Without matplotlib, those of English."""
+    if not installed("matplotlib"):
+        return frozenset(range(0x20, 0x7F)) if path is None else frozenset()
     from matplotlib.ft2font import FT2Font
 
     source: Any = io.BytesIO(default_font(10).font_bytes) if path is None else path

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from masklab.config.nested import flatten
 from masklab.config.schema import Config
 from masklab.utils.errors import InputError
+from masklab.utils.extras import installed
 from masklab.utils.files import atomic_write, naming
 from masklab.utils.lock import RunLock
 from masklab.utils.words import counted
 
 LOG = "metrics.csv"
-_EXTERNAL = ("wandb", "mlflow")  # loggers that need a package of the same name
+_EXTERNAL = {
+    "tensorboard": "masklab[tensorboard]",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+}  # what to install for a logger
 _SHOWN = ("loss", "mask", "box")
 
 _PACE_SEEN = 10  # steps after which the log says how long the run will take
@@ -105,9 +109,10 @@ class RunLog:
 def check_loggers(names: Sequence[str]) -> None:
     """Raise `InputError` for a logger whose package is not installed."""
     for name in names:
-        if name in _EXTERNAL and find_spec(name) is None:
+        if name in _EXTERNAL and not installed(name):
             raise InputError(
-                f"train.loggers names {name} but the package {name} is not installed: install it, or leave {name} out."
+                f"train.loggers names {name} but the package {name} is not installed: "
+                f'pip install "{_EXTERNAL[name]}", or leave it out, as --train.loggers [csv] does.'
             )
 
 
@@ -143,7 +148,7 @@ class _CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
         if set(row) <= set(self.columns):
-            with naming(self.path), open(self.path, "a", newline="") as file:
+            with naming(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         else:
             self._rewrite([*read_log(self.path, step or 0), row])
@@ -157,7 +162,7 @@ class _CSVLogger(Logger):
         if not rows:
             self.path.unlink(missing_ok=True)
             return
-        with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

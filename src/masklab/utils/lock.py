@@ -105,7 +105,7 @@ def _take_over(path: Path, descriptor: int, is_sure: bool) -> None:
 def _here() -> dict[str, Any]:
     """This process and its machine; containers of one machine have other hosts but the same boot."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         boot = socket.gethostname()
     since = datetime.now(timezone.utc).isoformat(timespec="seconds")
