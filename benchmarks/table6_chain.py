@@ -49,7 +49,7 @@ def small(name: str, steps: int, segmentation: Path | None, batch: int = 2) -> C
                     "segmentation_weights": starts,
                 },
                 "rpn": {
-                    "anchor_sizes": [side / SHRINK for side in config.model.rpn.anchor_sizes],
+                    "anchor_sizes": [float(side) / SHRINK for side in config.model.rpn.anchor_sizes],
                     "channels": 128,
                     "drop_crossing_anchors": False,
                 },
