@@ -5,7 +5,8 @@
 DIR is a COCO folder.  The rows are the paper's, with what a CPU can bear: images, anchors and scales divided by 5, a
 ResNet-50 (a ResNeXt-50 for the row named after JFT) of a quarter of the width with group norm, random weights in place
 of ImageNet's, and for "Seg" weights of `masklab pretrain` after as many steps.  It shows that each switch trains and
-what it costs, not what it is worth: that takes COCO and GPUs.  Prints a table in Markdown.
+what it costs, not what it is worth: that takes COCO and GPUs.  The seconds hold the
+whole run, with its start and the tuning of the threshold.  Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def small(name: str, steps: int, segmentation: Path | None, batch: int = 2) -> C
                     "segmentation_weights": starts,
                 },
                 "rpn": {
-                    "anchor_sizes": [side / SHRINK for side in config.model.rpn.anchor_sizes],
+                    "anchor_sizes": [float(side) / SHRINK for side in config.model.rpn.anchor_sizes],
                     "channels": 128,
                     "drop_crossing_anchors": False,
                 },

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
+from masklab.config.nested import flatten
 from masklab.config.recipe import load_recipe
 from masklab.datasets.image_table import ImageRecord
 from masklab.datasets.objects import Objects
@@ -94,3 +95,26 @@ def test_what_torchvision_is_taught_comes_back(peers, tmp_path, scale, least):
     exact, theirs = overlaps
     assert exact.mean() > least
     assert theirs.mean() < exact.mean() - 0.02
+
+
+def test_a_small_row_of_table_6_keeps_what_its_row_changes(monkeypatch, tmp_path):
+    """Each row differs from the one before by its switch alone."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    chain = importlib.import_module("table6_chain")
+    made = {name.removeprefix("table6-"): chain.small(name, 40, tmp_path / "weights") for name in chain.ROWS}
+    flat = {name: flatten(config.model_dump()) for name, config in made.items()}
+    switches = {
+        ("base", "bc"): {"model.box.from_imagenet"},
+        ("bc", "seg"): {"model.backbone.segmentation_weights"},
+        ("seg", "mg"): {"model.mask.dilations", "model.box.dilations"},
+        ("mg", "anc"): {"model.rpn.anchor_sizes", "image.min_side", "image.max_side"},
+        ("anc", "dc"): {"model.box.deformable"},
+        ("dc", "rs"): {"image.augment.min_sides"},
+        ("rs", "os16"): {"model.backbone.output_stride", "model.rpn.dilation", "model.mask.dilations"},
+        ("rs", "jft"): {"model.backbone.name"},
+    }
+    for (before, after), fields in switches.items():
+        assert {f for f, value in flat[after].items() if flat[before][f] != value} == fields
+    assert made["anc"].model.rpn.anchor_sizes == [6.4, 12.8, 25.6, 51.2, 102.4]
+    assert made["rs"].image.augment.min_sides == [96, 115, 137, 160, 186]

@@ -89,6 +89,7 @@ def fit(
             ):
                 if not state.out_of_patience:
                     _loop(fabric, task, batches, state, gradients, log, run / checkpoint)
+            fabric.barrier()  # until the first has written the weights, which all read next
 
 
 def _fix_steps(fabric: Fabric, task: Task, batches: DataLoader[Any]) -> None:

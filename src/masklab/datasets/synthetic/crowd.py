@@ -82,7 +82,8 @@ def _choose(rng: np.random.Generator, size: Size, places: list[_Place], longest:
         label, group = int(rng.integers(len(CLASSES))), max(groups, default=-1) + 1
         (y, x), length = (rng.uniform(0, side) for side in size), float(rng.uniform(_LENGTHS[0], longest))
     reach = length / 2 + 1
-    return _Place(label, *np.clip((y, x), reach, np.array(size) - reach).tolist(), length, group)
+    y, x = (min(max(middle, reach), side - reach) for middle, side in zip((y, x), size, strict=True))
+    return _Place(label, float(y), float(x), length, group)
 
 
 def _stroke(rng: np.random.Generator, label: int, length: float) -> _Stroke:
