@@ -77,7 +77,7 @@ def direction_figure(inspection: Inspection) -> Image.Image | str:
     table = inspection.table
     wheel = colour_maps.direction_wheel(table, mask.directions, mask.start_degrees, 300)
     size = inspection.fitted_size(560, (sheets.CONTENT_WIDTH - wheel.width - 130) // 2)
-    strongest, limit = _strongest(inspection, maps, size)
+    strongest, limit = strongest_direction(inspection, maps, size)
     top = sheets.row(
         [
             sheets.captioned(strongest, "strongest direction at each pixel"),
@@ -112,7 +112,7 @@ def _grid(inspection: Inspection, maps: Tensor) -> Image.Image:
     return sheets.row([sheets.stack(rows, gap=6), colour_maps.heat_bar(low, high, 240, "logit")])
 
 
-def _strongest(inspection: Inspection, maps: Tensor, size: Size) -> tuple[Image.Image, float]:
+def strongest_direction(inspection: Inspection, maps: Tensor, size: Size) -> tuple[Image.Image, float]:
     """The direction with the highest logit at each pixel, and the logit of full brightness."""
     best, which = np.full(size, -np.inf, np.float32), np.zeros(size, np.int64)
     count = inspection.model.config.model.mask.directions
