@@ -43,14 +43,15 @@ def serve(arguments: Namespace) -> None:
     check_installed()
     options = prediction_options(arguments, given_score(arguments))
     settings = Settings(
-        body=arguments.max_body,
-        pixels=arguments.max_pixels,
+        max_body=arguments.max_body,
+        max_pixels=arguments.max_pixels,
         seconds=arguments.seconds,
         waiting=arguments.waiting,
-        kept=arguments.keep,
+        keep=arguments.keep,
         token=token_for(arguments.host),
+        host=arguments.host,
     )
     from masklab.cli.predict import any_model
 
     name = Path(arguments.model).name or arguments.model
-    run(any_model(arguments.model, options), name, arguments.host, arguments.port, settings)
+    run(any_model(arguments.model, options), name, arguments.port, settings)

@@ -10,7 +10,6 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from masklab import __version__
 from masklab.results.colours import PALETTE
 from masklab.results.formats.base import check_packages
 from masklab.results.formats.registry import FORMATS
@@ -21,11 +20,13 @@ from masklab.serve.guard import Guard, problem
 from masklab.serve.refusals import Refusal
 from masklab.serve.service import Service
 from masklab.utils.errors import InputError
+from masklab.utils.versions import versions
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 _ABOUT = "Finds objects in images and gives their masks. Errors are JSON with one sentence."
 _MOST_LETTERS = 255  # of a name
@@ -36,17 +37,16 @@ Outlines = Annotated[bool, Query(description="In JSON, give masks as polygons in
 
 def create_app(service: Service, name: str) -> FastAPI:
     """The application of a service whose model is called ``name``."""
-    app = FastAPI(title="masklab", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    app = FastAPI(title="masklab", version=versions()["masklab"], description=_ABOUT, docs_url=None, redoc_url=None)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
-    token = service.settings.token
-    app.add_middleware(Guard, token=token, metrics=service.metrics)
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     _add_page(app)
     _add_state(app, service, name)
     _add_images(app, service)
     _add_results(app, service)
-    app.openapi = _described(app, token is not None)  # type: ignore[method-assign]
+    app.openapi = _described(app, service.settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -72,7 +72,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_state(app: FastAPI, service: Service, name: str) -> None:
     @app.get("/health", responses=schemas.answers(None, 503))
-    def health() -> schemas.Health:
+    async def health() -> schemas.Health:
         """Whether the server takes work."""
         if service.stopping:
             raise Refusal(503, "the server is stopping: try again when it is back.")
@@ -83,26 +83,26 @@ def _add_state(app: FastAPI, service: Service, name: str) -> None:
         response_class=Response,
         responses=schemas.answers(schemas.TEXT, 503),
     )
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Figures of the server in the text format of Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/model", responses=schemas.answers(None, 503))
-    def model() -> schemas.ServedModel:
+    async def model() -> schemas.ServedModel:
         """The model, and what the server takes and gives."""
         predictor, reason = pictures.layers_of(service.finder)
         mask = service.finder.config.model.mask
         return schemas.ServedModel(
             name=name,
-            version=__version__,
+            version=versions()["masklab"],
             classes=list(service.finder.classes.names),
             colours=["#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE],
             threshold=service.threshold,
             formats=_served_formats(),
             layers=[layer for layer in pictures.LAYERS if predictor is not None and getattr(mask, layer)],
             no_layers=reason,
-            max_bytes=service.settings.body,
-            max_pixels=service.settings.pixels,
+            max_bytes=service.settings.max_body,
+            max_pixels=service.settings.max_pixels,
             tile=pictures.TILE,
         )
 

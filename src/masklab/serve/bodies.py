@@ -20,7 +20,9 @@ IMAGE_TYPES = (
 
 
 def check_type(request: Request) -> None:
-    """Raise `Refusal` unless the body is said to be an image."""
+    """Raise `Refusal` unless the body is said to be an image, as it is."""
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Refusal(415, "the body is compressed: send the image's own bytes, without Content-Encoding.")
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in IMAGE_TYPES:
         said = "no media type" if not given else "a media type that is no image"
@@ -34,7 +36,7 @@ async def receive(request: Request, folder: Path, settings: Settings, order: Ord
     ``worker.check`` does.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > settings.body:
+    if declared.isdecimal() and int(declared) > settings.max_body:
         raise _too_long(settings)
     path = folder / secrets.token_hex(12)
     try:
@@ -54,7 +56,7 @@ async def _write(request: Request, path: Path, settings: Settings, worker: Worke
     with open(path, "xb") as file:
         async for chunk in request.stream():
             size += len(chunk)
-            if size > settings.body:
+            if size > settings.max_body:
                 raise _too_long(settings)
             worker.check()
             file.write(chunk)
@@ -63,4 +65,6 @@ async def _write(request: Request, path: Path, settings: Settings, worker: Worke
 
 
 def _too_long(settings: Settings) -> Refusal:
-    return Refusal(413, f"the body has over {settings.body} bytes: send a smaller file, or cut the image into tiles.")
+    return Refusal(
+        413, f"the body has over {settings.max_body} bytes: send a smaller file, or cut the image into tiles."
+    )

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from masklab.serve.metrics import Metrics
 from masklab.serve.refusals import Refusal
+from masklab.serve.settings import Settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,13 +53,15 @@ _HEADERS = {
 class Guard:
     """An ASGI application around another one.
 
-    Without a ``token`` only requests to a name of this machine itself are answered, so that no page of another site can
+    Without a token only requests to a name of this machine itself are answered, so that no page of another site can
     reach the server under a name of its own.
     """
 
-    def __init__(self, application: Application, token: str | None, metrics: Metrics) -> None:
+    def __init__(self, application: Application, settings: Settings, metrics: Metrics) -> None:
         self._application, self._metrics = application, metrics
-        self._token = None if token is None else token.encode()
+        self._token = None if settings.token is None else settings.token.encode()
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._hosts = re.compile("|".join(map(re.escape, (*_LOCAL, own.lower()))).join((r"(", r")(:\d+)?")))
         self._now = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,10 +96,7 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._token is None:
             host = headers.get(b"host", b"").decode("latin-1").lower()
-            if (
-                host.rpartition(":")[0 if host.rpartition(":")[2].isdecimal() else 2] not in _LOCAL
-                and host not in _LOCAL
-            ):
+            if not self._hosts.fullmatch(host):
                 raise Refusal(400, "the request names a host that is not this machine: ask for 127.0.0.1 or localhost.")
         elif scope["path"] not in OPEN_TO_ALL and not scope["path"].startswith(PAGE_FILES):
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

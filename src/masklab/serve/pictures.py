@@ -25,7 +25,7 @@ TILE = 512
 """Side of a tile in pixels of the screen."""
 LAYERS = ("semantic", "direction")
 _LAYER_SIDE = 1024  # pixels of the longer side of a layer
-_LEGEND_SIDE = 180
+_LEGEND_SIDE = 300
 
 
 class OpenImage:

@@ -43,6 +43,8 @@ def refusal_of(error: Exception, image: Path | None = None) -> Refusal:
     """What to answer where work on an ``image`` failed: nothing in it tells where the server keeps that."""
     if isinstance(error, Refusal):
         return error
+    if image is not None and not image.exists():
+        return Refusal(404, "this result is not kept any more: send the image again.")
     if isinstance(error, InputError):
         return Refusal(422, _without(str(error), image))
     if machine_error(error) is not None:

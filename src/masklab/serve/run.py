@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +20,6 @@ _log = logging.getLogger(__name__)
 TOKEN = "MASKLAB_TOKEN"
 """The variable of the environment that holds the token; a command line can be read by others on the machine."""
 _SHORTEST_TOKEN = 16  # letters
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MOST_CONNECTIONS = 1000
 
 
@@ -33,7 +33,7 @@ def check_installed() -> None:
 def token_for(host: str) -> str | None:
     """The token of the environment; `InputError` where a host that others reach needs one, or it is too short."""
     token = os.environ.get(TOKEN) or None
-    if token is None and host not in _LOOPBACK:
+    if token is None and not _is_loopback(host):
         raise InputError(
             f"the host {host} can be reached from other machines: set the variable {TOKEN} to a secret of at least "
             f"{_SHORTEST_TOKEN} letters, or leave --host out."
@@ -43,13 +43,14 @@ def token_for(host: str) -> str | None:
     return token
 
 
-def serve(finder: ObjectFinder, name: str, host: str, port: int, settings: Settings) -> None:
+def serve(finder: ObjectFinder, name: str, port: int, settings: Settings) -> None:
     """Answer requests until a signal asks to stop: what is being worked on is finished, what waits gets 503.
 
     A second Ctrl-C ends it at once.  Raises `InputError` for an address that cannot be listened at.
     """
     import uvicorn
 
+    host = settings.host
     from masklab.serve.app import create_app
     from masklab.serve.service import Service
 
@@ -79,6 +80,13 @@ def serve(finder: ObjectFinder, name: str, host: str, port: int, settings: Setti
         Server(config).run(sockets=[listener])
         service.stop()
     _log.info("stopped")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _listening(host: str, port: int) -> socket.socket:

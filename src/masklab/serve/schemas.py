@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -87,7 +87,7 @@ class Choice(BaseModel):
     """Objects of a kept result."""
 
     model_config = ConfigDict(extra="forbid")
-    objects: list[int] | None = Field(
+    objects: list[Annotated[int, Field(strict=True, ge=0)]] | None = Field(
         default=None, description="Their numbers; all of them by default.", max_length=1_000_000
     )
 

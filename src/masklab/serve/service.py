@@ -38,7 +38,7 @@ class Service:
         self.finder, self.settings, self.folder = finder, settings, folder
         self.model = Worker("model", settings.waiting)
         self.drawing = Worker("pictures", _PICTURES_WAITING)
-        self.kept = KeptResults(settings.kept, _KEPT_BYTES)
+        self.kept = KeptResults(settings.keep, _KEPT_BYTES)
         self.metrics = Metrics(lambda: self.model.unfinished, lambda: len(self.kept))
         self._open = pictures.OpenImage(finder)
 
@@ -82,7 +82,7 @@ class Service:
         self, path: Path, asked: Asked, name: str, score: float, outlines: bool, key: str | None, order: Order
     ) -> tuple[Instances, bytes]:
         """All detections of an image, and the answer, which has those of at least a score."""
-        check_pixels(path, self.settings.pixels)
+        check_pixels(path, self.settings.max_pixels)
         check = IntensityCheck(self.finder.config.image)
         with open_sent(path, self.finder.config.model.backbone.channels, order) as image:
             found = self.finder.predict_reader(image, check)
