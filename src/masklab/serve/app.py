@@ -109,7 +109,7 @@ def _add_state(app: FastAPI, service: Service, name: str) -> None:
     @app.get(
         "/model/directions",
         response_class=Response,
-        responses=schemas.answers(schemas.pictured(), 404, 503),
+        responses=schemas.answers(schemas.pictured(), 404, 500, 503),
     )
     def directions() -> Response:
         """The colours of the layer `direction` as a picture."""
@@ -133,7 +133,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         response_class=Response,
-        responses=schemas.answers(schemas.answered(), 400, 406, 408, 413, 415, 422, 429, 503),
+        responses=schemas.answers(schemas.answered(), 400, 406, 408, 413, 415, 422, 429, 500, 503),
         openapi_extra={"requestBody": schemas.IMAGE_BODY},
     )
     async def predict(
@@ -160,7 +160,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
     @app.post(
         "/results/{key}",
         response_class=Response,
-        responses=schemas.answers(schemas.answered(), 400, 404, 406, 408, 413, 422, 429, 503),
+        responses=schemas.answers(schemas.answered(), 400, 404, 406, 408, 413, 422, 429, 500, 503),
     )
     async def write(request: Request, key: Key, choice: schemas.Choice, polygons: Outlines = False) -> Response:
         """Write some objects of a kept result in any format."""
@@ -177,7 +177,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
     @app.get(
         "/results/{key}/tiles/{step}/{column}/{row}",
         response_class=Response,
-        responses=schemas.answers(schemas.pictured(), 400, 404, 422, 429, 503),
+        responses=schemas.answers(schemas.pictured(), 400, 404, 422, 429, 500, 503),
     )
     async def tile(
         request: Request,
@@ -193,7 +193,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
     @app.get(
         "/results/{key}/layers/{name}",
         response_class=Response,
-        responses=schemas.answers(schemas.pictured(), 400, 404, 422, 429, 503),
+        responses=schemas.answers(schemas.pictured(), 400, 404, 422, 429, 500, 503),
     )
     async def layer(
         request: Request,

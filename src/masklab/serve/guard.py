@@ -61,7 +61,8 @@ class Guard:
         self._application, self._metrics = application, metrics
         self._token = None if settings.token is None else settings.token.encode()
         own = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._hosts = re.compile("|".join(map(re.escape, (*_LOCAL, own.lower()))).join((r"(", r")(:\d+)?")))
+        names = "|".join(map(re.escape, (*_LOCAL, own.lower())))
+        self._hosts = re.compile(rf"({names})(:\d+)?")
         self._now = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

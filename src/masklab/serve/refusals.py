@@ -55,11 +55,11 @@ def refusal_of(error: Exception, image: Path | None = None) -> Refusal:
 
 
 def _without(sentence: str, image: Path | None) -> str:
-    """A sentence about an image that calls it so, in place of the path that it is kept at."""
+    """A sentence about an image that calls it a file, in place of the path that it is kept at."""
     if image is None:
         return sentence
     for name in (str(image), image.name):
-        sentence = sentence.replace(name, "the image")
+        sentence = sentence.replace(name, "the file")
     if str(image.parent) in sentence:
-        return "the image cannot be read: convert it to PNG, JPEG or TIFF."
+        return "the file cannot be read: convert it to PNG, JPEG or TIFF."
     return sentence

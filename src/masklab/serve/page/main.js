@@ -16,8 +16,9 @@ const pictures = [];
 let model = null;
 let current = null;
 let busy = false;
+let limit = 0.5;
 
-const threshold = () => Number(element("threshold").value);
+const threshold = () => limit; // the slider's, or the model's own, which may lie between two of its steps
 const byClass = () => document.querySelector('input[name="colour"]:checked').value === "class";
 const classColour = (label) => model.colours[label % model.colours.length];
 
@@ -168,7 +169,6 @@ function refresh() {
   const inner = document.activeElement.className;
   list.replaceChildren(...pictures.map(listed));
   if (place >= 0 && list.children[place]) list.children[place].querySelector(`.${inner}`)?.focus();
-  const limit = threshold();
   element("threshold-now").textContent = limit.toFixed(2);
   element("empty").hidden = Boolean(current?.size);
   element("more").hidden = !pictures.length;
@@ -270,7 +270,7 @@ function listen() {
     element("frame").classList.remove("over");
     add(await droppedFiles(event.dataTransfer));
   });
-  element("threshold").addEventListener("input", refresh);
+  element("threshold").addEventListener("input", ({ target }) => setThreshold(Number(target.value)));
   element("reset").addEventListener("click", () => setThreshold(model.threshold));
   element("keep-all").addEventListener("click", () => {
     for (const object of current.objects) object.removed = false;
@@ -286,6 +286,7 @@ function listen() {
 }
 
 function setThreshold(value) {
+  limit = value;
   element("threshold").value = value;
   refresh();
 }
