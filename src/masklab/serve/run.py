@@ -21,6 +21,7 @@ TOKEN = "MASKLAB_TOKEN"
 """The variable of the environment that holds the token; a command line can be read by others on the machine."""
 _SHORTEST_TOKEN = 16  # letters
 _MOST_CONNECTIONS = 1000
+_LAST_PORT = 2**16 - 1
 
 
 def check_installed() -> None:
@@ -90,12 +91,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= _LAST_PORT:  # the system would take the rest of a division
+        raise InputError(f"there is no port {port}: name a --port from 1 to {_LAST_PORT}, or 0 for a free one.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(
             f"{host}, port {port}, cannot be listened at ({error}): name another --port or --host."
         ) from None
