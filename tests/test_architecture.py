@@ -23,6 +23,7 @@ ROOMS = [
     {"training"},
     {"paper", "plots"},
     {"report"},
+    {"serve"},
     {"cli", ""},
 ]
 

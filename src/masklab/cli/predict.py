@@ -147,7 +147,7 @@ def predict(arguments: Namespace) -> None:
     if arguments.workers is not None:
         raise InputError("--workers is for --engine ray alone: leave it out.")
     predict_folder(
-        _any_model(arguments.model, options),
+        any_model(arguments.model, options),
         arguments.images,
         arguments.output,
         arguments.annotations,
@@ -158,7 +158,7 @@ def predict(arguments: Namespace) -> None:
     )
 
 
-def _any_model(model: str, options: PredictionOptions) -> ObjectFinder:
+def any_model(model: str, options: PredictionOptions) -> ObjectFinder:
     """A predictor with weights or, by the suffix, with an exported file, which needs no torch."""
     from masklab.runtime.sessions import is_exported
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from masklab.cli import data, export, model, predict, report, train
+from masklab.cli import data, export, model, predict, report, serve, train
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -57,6 +57,7 @@ VERBS = {
         "write a data set in COCO's format, YOLO's, or as label images", data.add_convert, data.convert
     ),
     "export": Verb("write a model as ONNX, OpenVINO or a PyTorch program", export.add_export, export.export),
+    "serve": Verb("answer over HTTP, with a page to see the objects of images", serve.add_serve, serve.serve),
     "share": Verb("write a model's weights at half the size, to give to others", model.add_share, model.share),
     "info": Verb("describe a model, or count the cost of a recipe's model", model.add_info, model.info),
     "recipes": Verb("list the recipes", model.add_nothing, model.recipes),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -42,14 +44,19 @@ def open_image_file(path: Path, channels: int | None) -> Iterator[Opened]:
 
 
 @contextmanager
-def opened_image(path: Path, channels: int | None, cache: TileCache | None = None) -> Iterator[Opened]:
-    """`open_image_file` with the errors of decoders as they are; ``cache`` keeps tiles for the next part."""
+def opened_image(
+    path: Path, channels: int | None, cache: TileCache | None = None, alone: bool = False
+) -> Iterator[Opened]:
+    """`open_image_file` with the errors of decoders as they are; ``cache`` keeps tiles for the next part.
+
+    ``alone`` opens no other files that a TIFF may name.
+    """
     if is_zarr(path):
         yield open_zarr(path, cache)
     elif not is_tiff(path):
         yield read_pillow(path, channels)
     else:
-        with open_tiff_file(path) as tiff:
+        with open_tiff_file(path, alone) as tiff:
             yield open_tiff(tiff, path, channels, cache)
 
 
@@ -155,11 +162,28 @@ def image_size(path: str | Path) -> Size:
         if is_tiff(path):
             with open_tiff_file(path) as tiff:
                 series = main_series(tiff)
-                sides = dict(zip(image_axes(series), series.shape, strict=True))
-                height, width = sides["Y"], sides["X"]
+                height, width = _sides(series)
                 orientation = int(series.keyframe.tags.valueof(ORIENTATION, 1))
         else:
             with open_pillow(path) as image:
                 width, height = image.size
                 orientation = image.getexif().get(ORIENTATION, 1)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def pixels_in_header(path: Path) -> int:
+    """The number of pixels that an image file claims; nothing is decoded, and no other file that it names is opened.
+
+    Raises `InputError` naming the file when its header cannot be read.
+    """
+    with decoding(path):
+        if is_tiff(path):
+            with open_tiff_file(path, alone=True) as tiff:
+                return math.prod(_sides(main_series(tiff)))
+        with open_pillow(path) as image:
+            return image.width * image.height
+
+
+def _sides(series: tifffile.TiffPageSeries) -> Size:
+    sides = dict(zip(image_axes(series), series.shape, strict=True))
+    return sides["Y"], sides["X"]

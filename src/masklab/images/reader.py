@@ -117,7 +117,11 @@ def _check_box(box: Box, size: Size) -> None:
 
 @contextmanager
 def open_reader(
-    path: str | Path, channels: int | None, pixel_size: float | None = None, magnification: float | None = None
+    path: str | Path,
+    channels: int | None,
+    pixel_size: float | None = None,
+    magnification: float | None = None,
+    alone: bool = False,
 ) -> Iterator[ImageReader]:
     """Open an image file, or a folder of OME-Zarr, to read windows of it; ``channels`` as for `read_image`.
 
@@ -128,6 +132,8 @@ def open_reader(
     objective of ``magnification``, and at most 1.5 times as large; without either, level 0.  Levels are read as they
     are: nothing is resampled, so that of an image without a pyramid the pixels may be smaller than asked for.
 
+    A TIFF may name other files as parts of it; with ``alone``, for files of strangers, they are not opened.
+
     Raises `InputError` naming the file where `read_image` does, and where the wanted pixels are smaller than those of
     the image or theirs are not known.
     """
@@ -135,7 +141,7 @@ def open_reader(
     check_level(pixel_size, magnification)
     with ExitStack() as stack:
         with decoding(path):
-            opened = stack.enter_context(opened_image(path, channels, TileCache()))
+            opened = stack.enter_context(opened_image(path, channels, TileCache(), alone))
             number = _level(opened, pixel_size, magnification, path)
             reader = _OpenedReader(opened.level(number), channels, path)
         yield reader

@@ -31,14 +31,14 @@ class _Tag(NamedTuple):
         return self.length * _BYTES.get(self.kind, 1)
 
 
-def open_tiff_file(path: Path) -> tifffile.TiffFile:
-    """Open a TIFF with tifffile.
+def open_tiff_file(path: Path, alone: bool = False) -> tifffile.TiffFile:
+    """Open a TIFF with tifffile; ``alone`` without the other files that it may name as parts of it.
 
     Raises `InputError` for one of too many pages, and `ValueError` for one of too many tags or strips.
     """
     with open(path, "rb") as file:
         _check_structure(file, path)
-    return tifffile.TiffFile(path)
+    return tifffile.TiffFile(path, _multifile=not alone)
 
 
 def _check_structure(file: IO[bytes], path: Path) -> None:

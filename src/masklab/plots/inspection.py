@@ -47,9 +47,12 @@ class Inspection:
     maps: Any  # the mask head's maps of the whole image
 
     @classmethod
-    def of(cls, predictor: Predictor, name: str, values: NDArray[Any]) -> Inspection:
-        """Run the model on an image ``(C, H, W)`` of any depth."""
-        detections = Predictor(predictor.model, predictor.options, in_tiles=False).predict(values)
+    def of(
+        cls, predictor: Predictor, name: str, values: NDArray[Any], detections: Instances | None = None
+    ) -> Inspection:
+        """Run the model on an image ``(C, H, W)`` of any depth; its ``detections`` are found unless they are given."""
+        if detections is None:
+            detections = Predictor(predictor.model, predictor.options, in_tiles=False).predict(values)
         with predictor.inference():
             inputs, size = predictor.network_input(torch.as_tensor(values))
             features = predictor.model.features(inputs)

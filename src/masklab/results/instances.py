@@ -83,7 +83,11 @@ class Instances:
         return self._rows(np.isin(self.labels, list(labels)))
 
     def _rows(self, wanted: NDArray[np.bool_]) -> Instances:
-        kept = np.flatnonzero(wanted)
+        return self.take(np.flatnonzero(wanted))
+
+    def take(self, rows: NDArray[np.int64] | Sequence[int]) -> Instances:
+        """The objects of some rows, in the order that they are given in."""
+        kept = np.asarray(rows, np.int64)
         return replace(
             self,
             boxes=self.boxes[kept],

@@ -47,7 +47,8 @@ class Format(NamedTuple):
     ``write(path, result)`` writes one image's.  In a folder of results, its file is called like the image, with
     ``ending``, unless there is ``combine(path, images)``, which writes the entries of all images into the one file
     ``combined``.  ``every`` says that a folder's results hold every detection, not only those of at least the threshold.
-    ``measures`` says that the image's own values or the size of its pixels are used, ``packages`` what must be installed besides masklab.
+    ``measures`` says that the image's own values or the size of its pixels are used, ``packages`` what must be installed besides masklab;
+    ``media_type`` is its name in HTTP.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Format(NamedTuple):
     every: bool = False
     measures: bool = False
     packages: tuple[str, ...] = ()
+    media_type: str = "application/octet-stream"
 
 
 def check_packages(format: Format) -> None:

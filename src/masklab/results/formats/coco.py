@@ -26,4 +26,5 @@ COCO = Format(
     combined="predictions.json",
     combine=_combine,
     every=True,
+    media_type="application/vnd.coco+json",
 )

@@ -36,4 +36,5 @@ CSV = Format(
     (".csv",),
     measures=True,
     packages=("skimage",),
+    media_type="text/csv",
 )

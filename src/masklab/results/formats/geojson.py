@@ -52,4 +52,11 @@ def _geometry(parts: list[Polygon]) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": coordinates}
 
 
-GEOJSON = Format("geojson", ".geojson", "NAME.geojson: outlines with holes, for QuPath", _write, (".geojson",))
+GEOJSON = Format(
+    "geojson",
+    ".geojson",
+    "NAME.geojson: outlines with holes, for QuPath",
+    _write,
+    (".geojson",),
+    media_type="application/geo+json",
+)

@@ -80,4 +80,5 @@ LABELS = Format(
     _write,
     (".tif", ".tiff"),
     measures=True,
+    media_type="image/tiff",
 )

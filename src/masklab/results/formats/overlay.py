@@ -84,4 +84,11 @@ def _visible(values: NDArray[Any]) -> NDArray[np.uint8]:
     return displayed(values, config if values.dtype == np.uint8 else stretched(values, config))
 
 
-OVERLAY = Format("overlay", ".png", "NAME.png: the image with the objects found drawn over it", _write, (".png",))
+OVERLAY = Format(
+    "overlay",
+    ".png",
+    "NAME.png: the image with the objects found drawn over it",
+    _write,
+    (".png",),
+    media_type="image/png",
+)

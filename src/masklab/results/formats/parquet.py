@@ -96,4 +96,5 @@ PARQUET = Format(
     combine=_combine,
     every=True,
     packages=("pyarrow",),
+    media_type="application/vnd.apache.parquet",
 )

@@ -98,4 +98,11 @@ def _printable(name: str) -> str:
     ]
 
 
-ROIS = Format("rois", ".zip", "NAME.zip: regions for the ROI manager of ImageJ and Fiji", _write, (".zip",))
+ROIS = Format(
+    "rois",
+    ".zip",
+    "NAME.zip: regions for the ROI manager of ImageJ and Fiji",
+    _write,
+    (".zip",),
+    media_type="application/zip",
+)

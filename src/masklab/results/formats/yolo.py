@@ -23,4 +23,11 @@ def _write(path: Path, result: Result) -> None:
                 file.write(f"{yolo_line(label, parts, found.size)} {score:.6g}\n")
 
 
-YOLO = Format("yolo", ".txt", "NAME.txt: class number, outline and score in YOLO's format", _write, (".txt",))
+YOLO = Format(
+    "yolo",
+    ".txt",
+    "NAME.txt: class number, outline and score in YOLO's format",
+    _write,
+    (".txt",),
+    media_type="text/plain",
+)
