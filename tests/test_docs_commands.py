@@ -30,8 +30,8 @@ SMALLER = {  # what the pages draw, so that it is drawn in no time
 }
 SHORT = shlex.split("--train.steps 1 --train.warmup_steps 0 --train.batch_size 1 --train.workers 0 --train.log_every 1")
 LENGTH = re.compile(r" --train\.(minutes|steps|warmup_steps|validate_every|batch_size) \S+")
-ELSEWHERE = (  # tested in test_export, test_many_machines, test_download, test_ablate, test_cli, test_long_runs
-    "export", "data download", "demo", "ablate", "pretrain", "--engine ray", "--train.devices", "resnet101", "wandb",
+ELSEWHERE = (  # tested in test_export, test_many_machines, test_download, test_ablate, test_cli, test_long_runs, test_serve
+    "export", "data download", "demo", "ablate", "pretrain", "--engine ray", "serve", "--train.devices", "resnet101", "wandb",
 )  # fmt: skip
 
 

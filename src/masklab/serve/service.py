@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 from starlette.requests import Request
 
-from masklab.images.exposure import IntensityCheck
 from masklab.inference.finder import ObjectFinder
 from masklab.results.instances import Instances
 from masklab.serve import pictures
@@ -83,9 +82,9 @@ class Service:
     ) -> tuple[Instances, bytes]:
         """All detections of an image, and the answer, which has those of at least a score."""
         check_pixels(path, self.settings.max_pixels)
-        check = IntensityCheck(self.finder.config.image)
+        check = self.finder.input_check()
         with open_sent(path, self.finder.config.model.backbone.channels, order) as image:
-            found = self.finder.predict_reader(image, check)
+            found = self.finder.predict_reader(image, check.of(name))
             found = replace(found, masks=np.zeros((len(found), 0, 0), np.float32), _rle=found.rle)
             self.metrics.pixels.inc(math.prod(found.size))
             self.metrics.objects.inc(len(found.above(self.threshold)))
