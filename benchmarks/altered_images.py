@@ -5,7 +5,7 @@
 
 DIR is a data set folder of colour or grey images of 8 bits.  Its images are changed in ways that leave their objects what they are: dim with
 noise, low contrast on a bright ground, gamma, blur, one colour alone, negative, another stain, uneven light, half and twice the size.
-Mask AP of each model is printed for each change and on average.  No model should need more than one row to tell that it was
+Mask AP of each model is printed for each change and on average, and the mean of the score thresholds that are best for each.  No model should need more than one row to tell that it was
 trained on images of one kind only.
 """
 
@@ -27,7 +27,8 @@ import masklab
 from masklab.datasets.open import open_split
 from masklab.datasets.split import Split
 from masklab.datasets.synthetic.nuclei import draw_nuclei
-from masklab.evaluation.evaluate import evaluate
+from masklab.evaluation.evaluate import evaluate_in_full
+from masklab.evaluation.matching import tune_score_threshold
 from masklab.masks import rle
 
 Change = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
@@ -105,14 +106,18 @@ def main() -> None:
         rows = sorted({k * len(split) // options.images for k in range(options.images)})
         predictors = [masklab.load(model) for model in options.models]
         table: dict[str, list[float]] = {}
+        thresholds: list[list[float]] = []
         print(f"{'mask AP':16}" + "".join(f"{Path(model).name[:18]:>20}" for model in options.models))
         for name, (change, factor) in CHANGES.items():
             folder = Path(scratch) / name.replace(" ", "_")
             write(split, rows, folder, change, factor)
-            table[name] = [evaluate(predictor, folder)["mask"]["AP"] for predictor in predictors]
+            found = [evaluate_in_full(predictor, folder) for predictor in predictors]
+            table[name] = [each.metrics["mask"]["AP"] for each in found]
+            thresholds.append([tune_score_threshold(each.overlaps) for each in found])
             print(as_line(name, table[name]), flush=True)
         changed = np.array([values for name, values in table.items() if name != "as it is"])
         print(as_line("mean of changed", changed.mean(axis=0).tolist()))
+        print(as_line("best threshold", np.mean(thresholds, axis=0).tolist()))
 
 
 def as_line(name: str, values: list[float]) -> str:
