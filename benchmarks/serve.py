@@ -89,7 +89,7 @@ def main() -> None:
 def _images(folder: Path | None) -> list[bytes]:
     if folder is not None:
         return [path.read_bytes() for path in sorted(folder.glob("*.png"))[:_IMAGES]]
-    return [_png(draw_nuclei(20, seed, (_SIDE, _SIDE))[0]) for seed in range(_IMAGES)]
+    return [_png(draw_nuclei(20, seed, (_SIDE, _SIDE))[0].transpose(1, 2, 0)) for seed in range(_IMAGES)]
 
 
 def _png(values: Any) -> bytes:
@@ -108,13 +108,13 @@ def _wanted(predictor: Any, content: bytes, folder: Path) -> list[Any]:
 def _start(model: str) -> tuple[subprocess.Popen[str], int]:
     code = "import sys; from masklab.cli.app import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, "serve", model, "--port", "0"]
-    server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert server.stdout is not None
     place = None
     while place is None:
-        place = re.search(r"127\.0\.0\.1:(\d+)", server.stderr.readline())
+        place = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())
         assert server.poll() is None, "the server has not started"
-    threading.Thread(target=server.stderr.read, daemon=True).start()
+    threading.Thread(target=server.stdout.read, daemon=True).start()
     return server, int(place[1])
 
 
@@ -130,17 +130,23 @@ class Load:
 
     def timed(self, content: bytes) -> float:
         """Seconds until an image is answered, without those of refusals before."""
-        while True:
-            began = time.perf_counter()
-            status, answer, pause = self._send(content)
-            seconds = time.perf_counter() - began
-            self.good[status] += 1
-            if status == 200:
-                found = json.loads(answer)["objects"]
-                rows = [[each[key] for each in found] for key in ("segmentation", "score", "box")]
-                self.wrong += rows != self.wanted[content]
-                return seconds
+        while (seconds := self.attempt(content)) is None:
+            pass
+        return seconds
+
+    def attempt(self, content: bytes) -> float | None:
+        """Send an image once; returns the seconds to its answer, or None after a refusal and the pause that it asks for."""
+        began = time.perf_counter()
+        status, answer, pause = self._send(content)
+        seconds = time.perf_counter() - began
+        self.good[status] += 1
+        if status != 200:
             time.sleep(pause * (0.5 + random.random()))
+            return None
+        found = json.loads(answer)["objects"]
+        rows = [[each[key] for each in found] for key in ("segmentation", "score", "box")]
+        self.wrong += rows != self.wanted[content]
+        return seconds
 
     def run(self, clients: int, seconds: float, server: int) -> tuple[int, int]:
         """Send from many threads; returns the server's memory in bytes after a tenth of the time and at the end."""
@@ -168,7 +174,9 @@ class Load:
                 self.bad[status] += 1
                 assert status not in (200,), name
             else:
-                self.times.append(self.timed(chance.choice(list(self.wanted))))
+                seconds = self.attempt(chance.choice(list(self.wanted)))
+                if seconds is not None:
+                    self.times.append(seconds)
 
     def _send(self, content: bytes, kind: str = "image/png", **headers: str) -> tuple[int, bytes, float]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)

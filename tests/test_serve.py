@@ -537,21 +537,21 @@ def test_the_program_stops_when_it_is_asked(weights, image):
     code = "import sys; from masklab.cli.app import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", str(weights), "--port", "0"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"MASKLAB_TOKEN": ""},
     )
-    line = process.stderr.readline()
+    line = process.stdout.readline()
     place = re.search(r"127\.0\.0\.1:(\d+)", line)
-    assert place, line + process.stderr.read()
+    assert place, line + process.stdout.read()
     done = subprocess.run(
         [sys.executable, "-c", ASKS, place[1], str(image)], capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == "200", done.stderr
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-    assert "stopped" in process.stderr.read()
+    assert "stopped" in process.stdout.read()
 
 
 ASKS = """

@@ -98,6 +98,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(128)  # so that the address that is told is answered
     except OSError as error:
         raise InputError(
             f"{host}, port {port}, cannot be listened at ({error}): name another --port or --host."
