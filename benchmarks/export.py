@@ -3,12 +3,13 @@
     uv run python benchmarks/export.py DIR [--model nuclei] [--images 16] [--threads 2] [--formats onnx onnx-int8 ...]
     uv run python benchmarks/export.py --quick
 
-Each format is exported with the first images of the val split of the data set ``DIR`` and then predicts them, with the
-number of ``--threads`` that eager float32 has; the rows are
+Each format is exported, compared with the model and for 8 bits calibrated on images of the train split of the data set
+``DIR``, and then predicts ``--images`` of the val split, evenly spaced, with the number of ``--threads`` that eager float32 has; the rows are
 
 - agreement with eager float32, for objects of the model's threshold: how many objects have no partner, the largest
   distance of a box in pixels, and the least IoU of the masks;
-- pictures per second, the whole way from pixels to `Instances`, and how many times that of eager;
+- pictures per second, the whole way from pixels to `Instances`, and how many times that of eager; seconds of processor time
+  a picture, which say more on a machine that does other work too;
 - mask AP on the images, and its difference from eager's; bar for 8 bits: .3 points, at 2 times the speed.
 
 ``--quick`` takes a small network with random weights and drawn images, without AP: whether all formats run.  Processors with
@@ -56,10 +57,10 @@ def main() -> None:
         model = _random_model(Path(folder)) if arguments.quick else arguments.model
         eager = Predictor(load_model(model, "cpu"), PredictionOptions(precision="float32"))
         images, score, files = _images(arguments, eager, Path(folder))
-        wanted, seconds = _timed(eager, images)
+        wanted, seconds, busy = _timed(eager, images)
         average = score(wanted)
         print(
-            f"{'':14s} {len(images) / seconds:6.2f} pictures/s  {'':5s} {_points(average)}  eager float32, {arguments.threads} threads"
+            f"{'':14s} {len(images) / seconds:6.2f} pictures/s {'':5s}  {busy / len(images):6.3f} s {'':5s}  {_points(average)}  eager float32, {arguments.threads} threads"
         )
         for name in arguments.formats:
             format, suffix, int8 = FORMATS[name]
@@ -69,7 +70,7 @@ def main() -> None:
             except InputError as error:
                 print(f"{name:14s} {error}")
                 continue
-            found, own = _timed(load(path, threads=arguments.threads), images)
+            found, own, own_busy = _timed(load(path, threads=arguments.threads), images)
             agreement = Agreement()
             for n, (first, second) in enumerate(zip(wanted, found, strict=True)):
                 threshold = 0.0 if arguments.quick else eager.threshold
@@ -77,7 +78,8 @@ def main() -> None:
             reached = score(found)
             lost = "" if average is None or reached is None else f" ({100 * (reached - average):+.2f})"
             print(
-                f"{name:14s} {len(images) / own:6.2f} pictures/s {seconds / own:5.2f}x {_points(reached)}{lost}  {agreement}",
+                f"{name:14s} {len(images) / own:6.2f} pictures/s {seconds / own:5.2f}x "
+                f"{own_busy / len(images):6.3f} s {busy / own_busy:5.2f}x  {_points(reached)}{lost}  {agreement}",
                 flush=True,
             )
 
@@ -86,11 +88,12 @@ def _points(average: float | None) -> str:
     return "" if average is None else f"mask AP {100 * average:.2f}"
 
 
-def _timed(predictor: Any, images: Sequence[Any]) -> tuple[list[Any], float]:
-    """Results of images, and the seconds that they took, without those of a first run."""
+def _timed(predictor: Any, images: Sequence[Any]) -> tuple[list[Any], float, float]:
+    """Results of images, and the seconds and processor seconds that they took, without those of a first run."""
     predictor.predict(images[0])
-    began = time.perf_counter()
-    return [predictor.predict(values) for values in images], time.perf_counter() - began
+    began, busy = time.perf_counter(), time.process_time()
+    found = [predictor.predict(values) for values in images]
+    return found, time.perf_counter() - began, time.process_time() - busy
 
 
 def _random_model(folder: Path) -> Path:
@@ -127,14 +130,16 @@ def _images(arguments: argparse.Namespace, eager: Any, folder: Path) -> tuple[li
     from masklab.evaluation.coco import coco_metrics
 
     source = open_for_model(eager.classes, arguments.data, "val")[0]
-    some = range(min(arguments.images, len(source.images)))
+    count = min(arguments.images, len(source.images))
+    some = [n * len(source.images) // count for n in range(count)]
     ids = [source.images[n].image_id for n in some]
 
     def score(found: Sequence[Any]) -> float:
         results = [entry for image_id, each in zip(ids, found, strict=True) for entry in each.to_coco(image_id)]
         return float(coco_metrics(source.truth, results, eager.max_detections, ids)["mask"]["AP"])
 
-    return [source.read(n, eager.config.model.backbone.channels) for n in some], score, source.images[0].path.parent
+    trained_on = open_for_model(eager.classes, arguments.data, "train")[0].images[0].path.parent
+    return [source.read(n, eager.config.model.backbone.channels) for n in some], score, trained_on
 
 
 def _arguments() -> argparse.Namespace:
