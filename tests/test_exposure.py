@@ -257,17 +257,14 @@ def deep(image, most):
 
 
 @pytest.mark.parametrize("most", [4095, 235])
-def test_the_shipped_model_finds_the_nuclei_of_a_dim_image_when_told_to(nuclei, caplog, most):
+def test_the_shipped_model_finds_the_nuclei_of_a_dim_image(nuclei, caplog, most):
     plain, image = nuclei
     told = Predictor(plain.model, PredictionOptions(intensity="percentiles"))
     expected = len(plain.predict(image).above(plain.threshold))
     assert expected > 5
-    assert not caplog.records, "a dark image of full range is none to warn of"
-    assert len(told.predict(deep(image, most)).above(told.threshold)) >= 0.9 * expected
+    for predictor in (plain, told):
+        assert len(predictor.predict(deep(image, most)).above(predictor.threshold)) >= 0.9 * expected
     assert not caplog.records
-    assert len(plain.predict(deep(image, most)).above(plain.threshold)) < 0.7 * expected
-    assert "1 of 1 images use less than a twelfth" in caplog.text
-    plain._warned = False
 
 
 def test_a_predictor_warns_once(model, caplog):
