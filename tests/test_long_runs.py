@@ -361,7 +361,7 @@ def test_loggers_come_by_naming_them(shapes, tiny_config, tmp_path, monkeypatch)
     monkeypatch.setattr(FakeLogger, "made", [])
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", FakeLogger)
     monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", FakeLogger)
-    monkeypatch.setattr("masklab.training.log.find_spec", lambda name: name)
+    monkeypatch.setattr("masklab.training.log.installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(get_tracking_uri=lambda: "uri"))
     run, names = tmp_path / "run", ["csv", "wandb", "mlflow"]
     config = changed(tiny_config, train={"loggers": names})
@@ -386,9 +386,9 @@ def test_loggers_come_by_naming_them(shapes, tiny_config, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_logger_without_its_package_is_refused(shapes, tiny_config, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("masklab.training.log.find_spec", lambda name: None)
+    monkeypatch.setattr("masklab.training.log.installed", lambda name: False)
     config = changed(tiny_config, train={"loggers": ["csv", name]})
-    fails([f"train.loggers names {name}", "not installed: install it"], train, config, shapes, tmp_path / "run")
+    fails([f"train.loggers names {name}", "not installed: pip install"], train, config, shapes, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir()), "before the training starts"
 
 
