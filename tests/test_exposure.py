@@ -262,8 +262,8 @@ def test_the_shipped_model_finds_the_nuclei_of_a_dim_image(nuclei, caplog, most)
     told = Predictor(plain.model, PredictionOptions(intensity="percentiles"))
     expected = len(plain.predict(image).above(plain.threshold))
     assert expected > 5
-    for predictor in (plain, told):
-        assert len(predictor.predict(deep(image, most)).above(predictor.threshold)) >= 0.9 * expected
+    for each in (plain, told):
+        assert len(each.predict(deep(image, most)).above(each.threshold)) >= 0.9 * expected
     assert not caplog.records
 
 

@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from masklab.config.migrate import _RENAMED_FIELDS, migrate_config
 from masklab.config.recipe import load_recipe
+from masklab.config.schema import validate
 from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.inference.predictor import Predictor, load
-from masklab.weights.checkpoint import load_model
-from masklab.weights.facts import describe, find_weights, read_notes
+from masklab.model.build import build_model
+from masklab.structures import ClassTable
+from masklab.weights.checkpoint import load_model, save_model
+from masklab.weights.facts import describe, read_notes
 from masklab.weights.migrate import migrate_tensors
 
 OLD = json.loads((Path(__file__).parent / "data/nuclei-0.1.json").read_text())
@@ -24,33 +27,45 @@ OLD = json.loads((Path(__file__).parent / "data/nuclei-0.1.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def old_file(tmp_path_factory):
-    """The shipped weights as version 0.1 wrote them: today's tensors under the names of then."""
-    shipped = load_file(find_weights("nuclei"))
-    present = {old: new for old in OLD["tensors"] for new in migrate_tensors({old: None})}
-    assert sorted(present.values()) == sorted(shipped), "the renaming is one to one"
-    assert sum(old != new for old, new in present.items()) > 10
-    path = tmp_path_factory.mktemp("old") / "best.safetensors"
-    save_file({old: shipped[new] for old, new in present.items()}, path, metadata=OLD["header"])
+def now_file(tmp_path_factory):
+    """A model of the configuration of then, as it is written now, with random weights."""
+    torch.manual_seed(0)
+    config = validate(migrate_config(json.loads(OLD["header"]["config"])), "then")
+    model = build_model(config, ClassTable(**json.loads(OLD["header"]["classes"])))
+    model.score_threshold = json.loads(OLD["header"]["score_threshold"])
+    path = tmp_path_factory.mktemp("now") / "best.safetensors"
+    save_model(model, path, json.loads(OLD["header"]["notes"]), half=True)
     return path
 
 
-def test_weights_of_version_01_are_the_same_model_bit_for_bit(old_file):
-    """The header's checksum is of the whole file, so reading it shows that the file is the one of then."""
+@pytest.fixture(scope="module")
+def old_file(now_file, tmp_path_factory):
+    """The same as version 0.1 wrote it: today's tensors under the names of then."""
+    now = load_file(now_file)
+    present = {old: new for old in OLD["tensors"] for new in migrate_tensors({old: None})}
+    assert sorted(present.values()) == sorted(now), "the renaming is one to one"
+    assert sum(old != new for old, new in present.items()) > 10
+    path = tmp_path_factory.mktemp("old") / "best.safetensors"
+    header = {name: value for name, value in OLD["header"].items() if name != "sha256"}
+    save_file({old: now[new] for old, new in present.items()}, path, metadata=header)
+    return path
+
+
+def test_weights_of_version_01_are_the_same_model_bit_for_bit(old_file, now_file):
     assert OLD["header"]["format"] == "masklab 1"
-    old, shipped = load_model(old_file, "cpu"), load_model("nuclei", "cpu")
-    for name, value in shipped.state_dict().items():
+    old, now = load_model(old_file, "cpu"), load_model(now_file, "cpu")
+    for name, value in now.state_dict().items():
         assert torch.equal(old.state_dict()[name], value), name
-    assert old.state_dict().keys() == shipped.state_dict().keys()
-    assert old.config == shipped.config
-    assert old.classes == shipped.classes
-    assert old.score_threshold == shipped.score_threshold == json.loads(OLD["header"]["score_threshold"])
-    assert read_notes(old_file)["step"] == read_notes("nuclei")["step"]
+    assert old.state_dict().keys() == now.state_dict().keys()
+    assert old.config == now.config
+    assert old.classes == now.classes
+    assert old.score_threshold == now.score_threshold == 0.65
+    assert read_notes(old_file)["step"] == read_notes(now_file)["step"] == 5600
 
 
-def test_weights_of_version_01_predict_the_same(old_file):
+def test_weights_of_version_01_predict_the_same(old_file, now_file):
     image, _ = draw_nuclei(size=(128, 128))
-    found, expected = (Predictor(load_model(file, "cpu")).predict(image) for file in (old_file, "nuclei"))
+    found, expected = (Predictor(load_model(file, "cpu")).predict(image) for file in (old_file, now_file))
     assert len(found) > 3
     for field in ("boxes", "scores", "labels", "masks"):
         np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
