@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUFFIXES = {".py", ".yaml", ".css", ".js", ".typed", ".safetensors", ".md"}
+SUFFIXES = {".py", ".yaml", ".html", ".svg", ".css", ".js", ".typed", ".safetensors", ".md"}
 DEVELOPMENT = {"matplotlib", "tensorboard", "pytest", "pycocotools", "ray", "onnx", "openvino", "mkdocs"}
 """Of extras and tools: a plain installation must not bring them."""
 
