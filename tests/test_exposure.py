@@ -21,6 +21,7 @@ from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.evaluation.evaluate import evaluate
 from masklab.images.exposure import InputCheck, appearance_of, stretched
 from masklab.images.intensity import rescale_intensity
+from masklab.images.reader import ArrayReader
 from masklab.inference.folder import predict_folder
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor
@@ -112,6 +113,22 @@ def test_faint_images_are_told_by_their_noise():
     assert known.looks.contrast == pytest.approx(105, rel=0.1)
     assert strange(image(60), known) == []
     assert "less than half of the contrast" in strange(image(20), known)[0]
+
+
+def test_pixels_that_lie_apart_say_nothing_of_noise():
+    y, x = np.mgrid[:1200, :1200]
+    image = (120 + 100 * np.sin(x / 6) * np.sin(y / 6))[None].repeat(3, 0).astype(np.float32)
+    image += np.random.default_rng(0).normal(0, 1, image.shape).astype(np.float32)
+    values = image.clip(0, 255).round().astype(np.uint8)
+    known = dataclasses.replace(MIXED, looks=Looks(0.5, 0.5, appearance_of(values, ImageConfig()).contrast))
+    reader = ArrayReader(values)
+    assert appearance_of(reader.overview(), ImageConfig()).contrast < known.looks.contrast / 2, "it would be told of"
+    check = InputCheck(ImageConfig(percentiles=(1, 99.8)), known)
+    check.add_overview(reader, "large.tif")
+    check.of("other.tif").add_overview(reader, "large.tif")
+    assert check.messages() == []
+    check.add_overview(ArrayReader(values[:, ::12, ::12]), "small.tif")
+    assert "less than half of the contrast" in check.messages()[0]
 
 
 def test_sizes_of_what_is_found_are_compared_with_the_training():

@@ -27,6 +27,8 @@ from masklab.utils.types import Box, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from masklab.images.reader import ImageReader
+
 _log = logging.getLogger(__name__)
 
 STRETCH = (0.1, 99.9)
@@ -57,10 +59,11 @@ def stretched(image: Tensor | NDArray[Any], config: ImageConfig) -> ImageConfig:
 
 
 class Appearance(NamedTuple):
-    """How an image looks: whether it is ``grey``, as good as, and its ground ``light``, and its ``contrast``.
+    """How an image looks: whether it is nearly ``grey``, whether its ground is ``light``, and its ``contrast``.
 
     The ground is light if the median of what the network is given is above the middle of its range.  Contrast is the
-    range from the 1st to the 99.8th percentile, in standard deviations of the noise between neighbouring pixels, and infinite for an image of one value.
+    range from the 1st to the 99.8th percentile, in standard deviations of the noise between neighbouring pixels, and
+    infinite for an image of one value.
     """
 
     grey: bool
@@ -74,9 +77,8 @@ def appearance_of(image: Tensor | NDArray[Any], config: ImageConfig) -> Appearan
     x1, y1, x2, y2 = middle((values.shape[1], values.shape[2]))
     part = values[:, y1:y2, x1:x2]
     grey = _nearly_grey(part)
-    part = part[
-        : 1 if grey else None, :: math.ceil(part[0].size / _SAMPLED)
-    ]  # whole rows, for the noise between neighbours
+    step = math.ceil(part[0].size / _SAMPLED)
+    part = part[: 1 if grey else None, ::step]  # whole rows, for the noise between neighbours
     finite = np.nan_to_num(part) if part.dtype == np.float32 else part
     low, high = channel_percentiles(finite, _CONTRAST)
     spans = [
@@ -84,9 +86,8 @@ def appearance_of(image: Tensor | NDArray[Any], config: ImageConfig) -> Appearan
         for own, below, above in zip(finite, low, high, strict=True)
         if own.min() < own.max()
     ]
-    rule = (
-        config if config.percentiles or config.value_range or finite.dtype != np.float32 else stretched(finite, config)
-    )
+    has_range = config.percentiles or config.value_range or finite.dtype != np.float32
+    rule = config if has_range else stretched(finite, config)
     light = float(np.median(as_array(rescale_intensity(finite, rule)))) > _MIDDLE_GREY
     return Appearance(grey, light, max(spans, default=math.inf))
 
@@ -133,8 +134,8 @@ class InputCheck:
     beyond four times that range.  Images of one value, and models that take percentiles, give no reason to warn of this.
 
     With ``known``, what the model was trained on, an image is also strange if it is grey, of colour, on a light or on a dark
-    ground as hardly an image of the training was, even after its augmentation; if it has less than half of their least contrast; or
-    if half of the objects found in it are smaller or larger than those of the training.
+    ground as hardly an image of the training was, even after its augmentation; if it has less than half of their least
+    contrast; or if half of the objects found in it are smaller or larger than those of the training.
     """
 
     def __init__(self, config: ImageConfig, known: TrainingData | None = None) -> None:
@@ -143,11 +144,14 @@ class InputCheck:
         self._found: dict[str, list[_Example]] = {}
         self._strange: dict[str, list[str]] = {}
 
-    def add(self, image: Tensor | NDArray[Any], name: str | Path) -> None:
-        """Look at an image ``(C, H, W)`` uint8, uint16 or float32."""
+    def add(self, image: Tensor | NDArray[Any], name: str | Path, is_sampled: bool = False) -> None:
+        """Look at an image ``(C, H, W)`` uint8, uint16 or float32, or at evenly spaced pixels of one."""
         self._images += 1
         if self._known is not None and self._known.looks is not None:
-            for kind in self._unlike(appearance_of(image, self._config), self._known.looks):
+            look = appearance_of(image, self._config)
+            if is_sampled:  # pixels that lie apart differ by more than their noise
+                look = look._replace(contrast=math.inf)
+            for kind in self._unlike(look, self._known.looks):
                 self._strange.setdefault(kind, []).append(str(name))
         if self._config.percentiles is not None:
             return
@@ -163,6 +167,11 @@ class InputCheck:
         else:
             return
         self._found.setdefault(kind, []).append(_Example(str(name), (low, high), (black, white)))
+
+    def add_overview(self, image: ImageReader, name: str | Path) -> None:
+        """Look at an image that is open, at about a million of its pixels."""
+        values = image.overview()
+        self.add(values, name, is_sampled=values.shape[1:] != image.size)
 
     def add_boxes(self, boxes: NDArray[Any], size: Size, name: str | Path) -> None:
         """Look at the boxes ``(n, 4)`` xyxy of what was found in an image of ``size``, in its pixels."""
@@ -227,8 +236,8 @@ class _Named(InputCheck):
     def __init__(self, all_images: InputCheck, name: str | Path) -> None:
         self._all, self._name = all_images, name
 
-    def add(self, image: Tensor | NDArray[Any], name: str | Path) -> None:
-        self._all.add(image, self._name)
+    def add(self, image: Tensor | NDArray[Any], name: str | Path, is_sampled: bool = False) -> None:
+        self._all.add(image, self._name, is_sampled)
 
     def add_boxes(self, boxes: NDArray[Any], size: Size, name: str | Path) -> None:
         self._all.add_boxes(boxes, size, self._name)

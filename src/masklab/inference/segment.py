@@ -67,7 +67,7 @@ def segment_folder(
 
     def find(path: Path, image: ImageReader) -> Instances:
         if predictor.options.intensity == "model":
-            check.add(image.overview(), path)
+            check.add_overview(image, path)
         mine = rows[path][labels[rows[path]] >= 0]
         height, width = image.size
         corners = given.boxes[mine] * ((width, height, width, height) if given.relative else 1)

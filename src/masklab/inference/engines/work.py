@@ -165,7 +165,7 @@ class Worker:
         image = self._opened(place)
         check = predictor.input_check()
         if predictor.options.intensity == "model":
-            check.add(image.reader.overview(), place.address)
+            check.add_overview(image.reader, place.address)
         plan = plan_tiles(predictor.model, image.reader.size)
         if plan is not None:
             large = LargeImage(place, image.state, plan, image_facts(predictor, image.reader, plan))

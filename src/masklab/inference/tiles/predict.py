@@ -75,7 +75,7 @@ def predict_tiles(
     """
     name = image.path or "the image"
     if check is not None and predictor.options.intensity == "model":
-        check.add(image.overview(), name)
+        check.add_overview(image, name)
     merged = find_in_tiles(TileFinder(predictor, image, plan, store), plan, predictor.threshold)
     warn_of_cut(merged.cut, plan)
     found = joined(predictor.classes, merged.parts, plan.size)
