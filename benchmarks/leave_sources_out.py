@@ -7,7 +7,7 @@ DIR is a data set folder; only its split train is used.  Its images are grouped 
 colour, brightness and the size of their objects (k-means, seed 0), and the sources shared out to folds of about as many
 images.  For each fold the recipe is trained on the other folds (``masklab train``; a finished run in OUTPUT is kept, one
 that was stopped goes on) and measured on this one.  Fields such as ``--train.seed 1`` or ``--image.augment.noise 0.1``
-are passed on to the training, ``--config FILE`` too.
+are passed on to the training.
 
 Printed for each fold and on average: mask AP and AP50 as COCO counts them, those of colour images alone, the Kaggle
 score at the threshold that was tuned on training images, and the best threshold for the images left out.  The average of

@@ -327,7 +327,7 @@ def test_what_cannot_be_written_is_said(name, options, said, tmp_path):
 
 @pytest.mark.parametrize(("name", "package"), [("x.csv", "skimage"), ("x.parquet", "pyarrow")])
 def test_a_missing_package_is_named_with_its_extra(name, package, tmp_path, monkeypatch):
-    monkeypatch.setattr("masklab.results.formats.base.find_spec", lambda wanted: None if wanted == package else 1)
+    monkeypatch.setattr("masklab.results.formats.base.installed", lambda wanted: wanted != package)
     with pytest.raises(InputError, match=rf'{package}.*pip install "masklab\[results\]"'):
         ALL.save(tmp_path / name)
 

@@ -171,7 +171,7 @@ def test_boxes_that_hold_another_object_by_hand(drawn, monkeypatch):
     images = [bars([(0, 0, 30, 30), (2, 2, 8, 8)], [0, 0]), bars([(40, 0, 50, 20), (40, 16, 50, 36)], [0, 1])]
     images.append(bars([(0, 0, 20, 20), (18, 0, 38, 20), (0, 16, 20, 36)], [2, 2, 2]))
     monkeypatch.setattr(split, "objects", lambda index: images[index % 3])
-    monkeypatch.setattr("masklab.datasets.statistics._some_images", lambda _: [0, 1, 2])
+    monkeypatch.setattr(split, "evenly_spaced_indices", lambda most: [0, 1, 2])
     assert shared_boxes(split) == pytest.approx((1 + 0 + 2) / 7)
     images[:] = [bars([], [])] * 3
     assert shared_boxes(split) is None

@@ -209,8 +209,12 @@ class Split:
 
     def evenly_spaced(self, most: int) -> list[ImageRecord]:
         """At most ``most`` images, evenly spaced over the split."""
+        return [self.images[index] for index in self.evenly_spaced_indices(most)]
+
+    def evenly_spaced_indices(self, most: int) -> list[int]:
+        """The numbers of the images of `evenly_spaced`."""
         count = min(most, len(self))
-        return [self.images[i * len(self) // count] for i in range(count)]
+        return [i * len(self) // count for i in range(count)]
 
     def _read(self, index: int) -> list[Annotation]:
         """Decode the annotations of an image, and keep its objects."""

@@ -89,7 +89,7 @@ def training_data(split: Split, config: Config) -> TrainingData | None:
 
     How images look is measured on at most 60 of them, in their middles.
     """
-    rows = _some_images(split)
+    rows = split.evenly_spaced_indices(_SIZED_IMAGES)
     sides = [split.objects(row).boxes for row in rows]
     boxes = np.concatenate(sides) if sides else np.zeros((0, 4), np.float32)
     if not len(boxes):
@@ -98,8 +98,8 @@ def training_data(split: Split, config: Config) -> TrainingData | None:
     height, width = np.median([split.images[row].size for row in rows], axis=0).round().astype(int).tolist()
     smallest = float(np.quantile(lengths.min(axis=1), _SMALLEST))
     channels, looks = config.model.backbone.channels, []
-    for image in split.evenly_spaced(_SEEN_IMAGES):
-        values = split.read(split.images.index(image), channels, middle(image.size))
+    for row in split.evenly_spaced_indices(_SEEN_IMAGES):
+        values = split.read(row, channels, middle(split.images[row].size))
         looks.append(appearance_of(values, config.image))
     return TrainingData((height, width), smallest, float(lengths.max()), looks_of(looks))
 
@@ -111,7 +111,7 @@ def shared_boxes(split: Split) -> float | None:
     spaced; None without objects.
     """
     shared, boxes = 0, 0
-    for row in _some_images(split):
+    for row in split.evenly_spaced_indices(_SIZED_IMAGES):
         objects = split.objects(row)
         holding = np.zeros(len(objects), bool)
         for part in BoxIndex(objects.boxes, objects.labels).pairs(objects.boxes, objects.labels):
@@ -122,12 +122,6 @@ def shared_boxes(split: Split) -> float | None:
                     holding[box] = inside >= SHARED * objects.areas[other]
         shared, boxes = shared + int(holding.sum()), boxes + len(objects)
     return shared / boxes if boxes else None
-
-
-def _some_images(split: Split) -> list[int]:
-    """At most 500 images of a split, evenly spaced."""
-    chosen = min(_SIZED_IMAGES, len(split))
-    return [k * len(split) // chosen for k in range(chosen)]
 
 
 def proposals_for(max_detections: int) -> int:

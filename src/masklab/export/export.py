@@ -21,6 +21,7 @@ from masklab.inference.predictor import Predictor
 from masklab.runtime.predictor import load as load_exported
 from masklab.runtime.sessions import FORMAT
 from masklab.utils.errors import InputError
+from masklab.utils.extras import require
 from masklab.utils.files import file_to_write
 from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
@@ -66,7 +67,7 @@ def export(
             if format == "torch_export"
             else "int8 is calibrated on images: name a folder like those of the training with --images."
         )
-    _check_packages(writer.packages + (("onnxruntime",) if int8 else ()))
+    require(writer.packages + (("onnxruntime",) if int8 else ()), "export", "export")
     predictor = Predictor(load_model(model, "cpu"), PredictionOptions(precision="float32"))
     network = ExportedNetwork(predictor.model)
     samples = _samples(predictor, images)
@@ -134,14 +135,6 @@ def _tensor(values: np.ndarray) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(values))
-
-
-def _check_packages(names: Sequence[str]) -> None:
-    from importlib.util import find_spec
-
-    for name in names:
-        if find_spec(name) is None:
-            raise InputError(f'export needs {name}, which is not installed: pip install "masklab[export]".')
 
 
 def _write_onnx(

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import tempfile
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -15,6 +14,7 @@ from types import FrameType
 from masklab.inference.finder import ObjectFinder
 from masklab.serve.settings import Settings
 from masklab.utils.errors import InputError
+from masklab.utils.extras import require
 
 _log = logging.getLogger(__name__)
 TOKEN = "MASKLAB_TOKEN"
@@ -26,9 +26,7 @@ _LAST_PORT = 2**16 - 1
 
 def check_installed() -> None:
     """Raise `InputError` where a package of the extra is missing."""
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise InputError(f'a server needs {", ".join(missing)}, which is not installed: pip install "masklab[serve]".')
+    require(("fastapi", "uvicorn", "prometheus_client"), "serve", "a server")
 
 
 def token_for(host: str) -> str | None:

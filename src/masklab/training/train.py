@@ -100,8 +100,8 @@ def _freeze_norms(start: MaskLab, split: Split) -> None:
     """Freeze the group norms of a model with the statistics of training images, or of the middle of large ones."""
     predictor, side = Predictor(start, PredictionOptions(precision="float32")), _NORM_SIDE
     inputs = []
-    for image in split.evenly_spaced(_NORM_IMAGES):
-        values = torch.from_numpy(split.read(split.images.index(image), start.config.model.backbone.channels))
+    for index in split.evenly_spaced_indices(_NORM_IMAGES):
+        values = torch.from_numpy(split.read(index, start.config.model.backbone.channels))
         top, left = (max(0, (length - side) // 2) for length in values.shape[1:])
         inputs.append(predictor.network_input(values[:, top : top + side, left : left + side]))
     with predictor.inference():

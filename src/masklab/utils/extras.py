@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from masklab.utils.errors import InputError
@@ -12,7 +13,9 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def require(package: str, extra: str, what: str) -> None:
-    """Raise `InputError` where a package of one of masklab's extras is missing; ``what`` begins the sentence."""
-    if not installed(package):
-        raise InputError(f'{what} needs {package}, which is not installed: pip install "masklab[{extra}]".')
+def require(packages: str | Sequence[str], extra: str, what: str) -> None:
+    """Raise `InputError` where packages of one of masklab's extras are missing; ``what`` begins the sentence."""
+    wanted = [packages] if isinstance(packages, str) else packages
+    missing = [package for package in wanted if not installed(package)]
+    if missing:
+        raise InputError(f'{what} needs {", ".join(missing)}, which is not installed: pip install "masklab[{extra}]".')

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sized
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
+
+from masklab.utils.extras import installed
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,7 +25,7 @@ def track(items: Iterable[T], description: str, total: float | None = None) -> I
     terminal, or where rich is not installed, as on a machine that only predicts with exported models.
     """
     on_terminal = bool(_shown) or sys.stdout.isatty()  # while bars are shown, rich stands in for stdout
-    return _tracked(items, description, total) if on_terminal and find_spec("rich") else items
+    return _tracked(items, description, total) if on_terminal and installed("rich") else items
 
 
 def _tracked(items: Iterable[T], description: str, total: float | None) -> Iterator[T]:

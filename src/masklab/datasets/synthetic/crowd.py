@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from masklab.datasets.synthetic.scene import Scene, background, colour_near
+from masklab.datasets.synthetic.scene import HUES, Scene, background, colour_near
 from masklab.utils.types import Doubles, Size
 
 CLASSES = ("bone", "crescent", "hook", "wave")
 MIN_SIDE = 96  # of an image, in pixels
-_HUES = (0.02, 0.30, 0.58, 0.82)
 _LENGTHS = (48.0, 200.0)  # longer side of an object's box in pixels, before later objects cover it
 _LONGEST = 0.78  # of the image's shorter side
 _OBJECTS = (4, 8)  # per image, where they fit
@@ -53,7 +52,7 @@ def draw_scene(rng: np.random.Generator, size: Size, number: int) -> Scene:
     object lies in the image.  Later objects lie over earlier ones, of which at least half stays visible.
     """
     scene = Scene.empty(_PALE * 0.4 + (1 - _PALE) * background(rng, size))
-    colours = np.stack([colour_near(rng, hue) for hue in _HUES])
+    colours = np.stack([colour_near(rng, hue) for hue in HUES])
     waves = [_wave(rng, size) for _ in CLASSES]
     longest = min(_LENGTHS[1], _LONGEST * min(size))
     objects = int(rng.integers(_OBJECTS[0], _OBJECTS[1] + 1))

@@ -13,13 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from masklab.datasets.synthetic import crowd
-from masklab.datasets.synthetic.scene import DrawScene, Scene, background, colour_near, write_split
+from masklab.datasets.synthetic.scene import HUES, DrawScene, Scene, background, colour_near, write_split
 from masklab.utils.errors import InputError
 from masklab.utils.files import atomic_folder
 from masklab.utils.types import Doubles, Size
 
 CLASSES = ("disc", "box", "triangle", "ring")
-_HUES = (0.02, 0.30, 0.58, 0.82)
 _MIN_OBJECTS, _MAX_OBJECTS = 3, 10  # per image
 _EMPTY_EVERY = 20  # one image of this number has no objects
 _MIN_RADIUS, _MAX_RADIUS = 0.12, 0.24  # as a share of the image's shorter side
@@ -100,7 +99,7 @@ def _draw_object(scene: Scene, rng: np.random.Generator, y: float, x: float, rad
     owner[inside] = len(scene.classes)
     scene.classes.append(label)
     scene.areas.append(int(inside.sum()))
-    colour = colour_near(rng, _HUES[label])
+    colour = colour_near(rng, HUES[label])
     texture = 1 + 0.15 * np.sin(u * rng.uniform(0.6, 1.6) + rng.uniform(0, 6)) - 0.25 * np.hypot(u, v) / radius
     texture = np.where(depth < 1.2, 0.55, texture)
     scene.colours[top:bottom, left:right][inside] = (texture[:, :, None] * colour)[inside]

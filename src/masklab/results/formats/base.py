@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masklab.results.pixels import ImageReader
 from masklab.utils.errors import InputError
+from masklab.utils.extras import installed
 from masklab.utils.words import listed
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Format(NamedTuple):
 
 def check_packages(format: Format) -> None:
     """Raise `InputError` where a package that a format needs is not installed."""
-    missing = [name for name in format.packages if find_spec(name) is None]
+    missing = [name for name in format.packages if not installed(name)]
     if missing:
         raise InputError(
             f"the format {format.name} needs {listed(missing)}, which is not installed: "
