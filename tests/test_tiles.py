@@ -420,7 +420,10 @@ def test_empty_ground_is_no_dim_image(monkeypatch, caplog):
     wide = np.full((3, 200, 600), 8, np.uint8)
     wide[:, :, :200] = image
     monkeypatch.setattr(plan_module, "TILE", 400)
-    model = predictor(masklab.load("nuclei", "cpu").model)
+    network = masklab.load("nuclei", "cpu").model
+    image_rule = network.config.image.model_copy(update={"percentiles": None})
+    network.config = network.config.model_copy(update={"image": image_rule})
+    model = predictor(network)
     assert len(model.tile_plan((200, 600)).tiles()) > 2
     model.predict(wide)
     assert "WARNING" not in caplog.text
