@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -110,6 +111,27 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradients(shapes, tiny_config, c
     rpn = [name for name in gradients[1] if "rpn" in name or name == "losses"]
     for name in rpn:
         torch.testing.assert_close(gradients[1][name], gradients[2][name], atol=1e-4, rtol=1e-3)
+
+
+def test_threads_that_begin_after_a_training_are_as_they_were(shapes, tiny_config, classes):
+    """What is predicted in another thread is what is predicted in this one, to the bit."""
+
+    def in_a_new_thread():
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    own = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert in_a_new_thread() == 3
+        config = changed(tiny_config, train={"threads": 2})
+        task = InstanceTask(build_model(config, classes).train(), Split.find(shapes, "val"))
+        gradients = BatchGradients(task, torch.device("cpu"))
+        gradients.add(batch(targets(OBJECTS[:1]), targets(OBJECTS[1:2])))
+        gradients.close()
+        assert torch.get_num_threads() == in_a_new_thread() == 3
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_the_only_coordinates_left_are_read_from_earlier_configurations(tiny_config):

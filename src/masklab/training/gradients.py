@@ -62,6 +62,8 @@ class BatchGradients:
                     add_gradients(self.task.network, gradients)
                     add_statistics(seen)
                     done.append(losses)
+                # the pool limited its threads to one each, and torch gives threads that begin later what was set last
+                torch.set_num_threads(torch.get_num_threads())
             first = positions[-1]
         return {name: torch.stack([losses[name] for losses in done]).sum() for name in done[0]}
 
