@@ -26,6 +26,7 @@ from masklab.ops.portable import aligned_crop, gathered_channels
 from masklab.ops.rois import Rois
 from masklab.runtime import load
 from masklab.runtime.sessions import GIVEN, OWN, TOGETHER
+from masklab.structures import Looks, TrainingData
 from masklab.utils.errors import InputError
 from masklab.weights.checkpoint import load_model, save_model
 
@@ -419,6 +420,15 @@ def test_other_formats_find_what_the_model_finds(tiny_config, classes, tmp_path,
         agreement.add(str(n), eager(tmp_path).predict(values), runtime.predict(values), EXACT)
     agreement.check(EXACT, "the file")
     assert agreement.objects > 10
+
+
+def test_the_drawn_images_of_the_comparison_are_not_told_of(tiny_config, classes, tmp_path, caplog):
+    pytest.importorskip("onnxscript")
+    model = made(tiny_config, classes)
+    model.training_data = TrainingData((64, 80), 1.0, 2.0, Looks(0.0, 1.0, 1e9))  # no drawn image is like these
+    save_model(model, tmp_path / "model.safetensors")
+    export(tmp_path / "model.safetensors", "onnx", tmp_path / "model.onnx")
+    assert "WARNING" not in caplog.text
 
 
 def test_a_faulty_export_is_not_written(exported, tmp_path, monkeypatch):

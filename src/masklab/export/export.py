@@ -104,9 +104,9 @@ def compare(
     Raises `InputError` where it is beyond the tolerance, and where the model finds nothing to compare.
     """
     exported = load_exported(path)
-    agreement = Agreement()
+    agreement, unsaid = Agreement(), predictor.input_check()  # two networks are compared, whatever the images are
     for name, values in samples:
-        wanted, found = predictor.predict(values), exported.predict(values)
+        wanted, found = predictor.predict(values, check=unsaid), exported.predict(values, check=unsaid)
         threshold = predictor.threshold if len(wanted.above(predictor.threshold)) else 0.0
         agreement.add(name, wanted.above(threshold), found.above(threshold), tolerance)
     if not agreement.objects:
