@@ -1,11 +1,12 @@
 """Images a second of a nuclei model against StarDist's, by turns on the same cores.
 
-    uv run python benchmarks/against_stardist.py DIR [--model nuclei] [--images 40] [--rounds 3]
+    uv run python benchmarks/against_stardist.py DIR [--model nuclei] [--images 40] [--rounds 3] [--keep FOLDER]
     uv run python benchmarks/against_stardist.py --quick
 
 DIR is a data set folder with the splits train and val.  StarDist runs in an environment of its own, which ``uv`` makes
 (``--python`` names a Python that has stardist and tensorflow instead): a StarDist2D of 32 rays on a grid of 2, trained here for
-``--steps`` steps and with the thresholds that it chooses itself, so that it finds objects as a trained network does.  Each side reads the same val images from memory and returns
+``--steps`` steps and with the thresholds that it chooses itself, so that it finds objects as a trained network does; ``--keep``
+names a folder that it is kept in for the next time.  Each side reads the same val images from memory and returns
 its masks: StarDist's ``predict_instances``, its suppression included, and ours to run lengths, one image after another, and
 as many images at the same time as there are threads, each in one thread.  Bar: at least as many as StarDist.
 
@@ -44,12 +45,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000, help="of StarDist's training")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where StarDist is kept once it is trained")
     parser.add_argument("--python", help="a Python with stardist and tensorflow")
     parser.add_argument("--quick", action="store_true", help="drawn images, two steps")
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        serve(options.side, options.steps)
+        serve(options.side, options.keep or options.side, options.steps)
     elif (options.data is None) != options.quick:
         parser.error("give either DIR, or --quick, which draws its own images")
     else:
@@ -77,6 +79,7 @@ def compare(options: argparse.Namespace) -> None:
 
     import masklab
     from masklab.datasets.synthetic.shapes import draw_shapes
+    from masklab.inference.options import PredictionOptions
     from masklab.utils.device import number_format
 
     if options.quick:
@@ -85,14 +88,14 @@ def compare(options: argparse.Namespace) -> None:
         folder = Path(scratch)
         data = options.data or draw_shapes(folder / "data", {"train": 4, "val": 2}, size=(SIDE, SIDE))
         images = write_arrays(data, options.images, folder)
-        predictor = masklab.load(options.model)
+        threshold = masklab.load(options.model).threshold
+        # objects that do not count are left out, as StarDist leaves them out
+        predictor = masklab.load(options.model, options=PredictionOptions(min_score=threshold))
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
         def find(image: NDArray[np.uint8]) -> int:
-            found = predictor.predict(image)
-            found = found.above(predictor.threshold)
-            return len(found.rles())
+            return len(predictor.predict(image).rles())
 
         with started(options, folder) as child:
             sides: dict[str, Callable[[], Turn]] = {
@@ -147,6 +150,7 @@ def started(options: argparse.Namespace, folder: Path) -> subprocess.Popen[str]:
         python = [uv, "run", "--no-project", "--python", "3.11"]
         python += [word for package in PACKAGES for word in ("--with", package)] + ["python"]
     command = [*python, __file__, "--side", str(folder), "--steps", str(options.steps)]
+    command += [] if options.keep is None else ["--keep", str(options.keep)]
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -172,18 +176,35 @@ def line(stream: IO[str] | None) -> str:
     raise SystemExit("StarDist's process has ended.")
 
 
-def serve(folder: Path, steps: int) -> None:
-    """StarDist's side: trains, then predicts all images each time it reads a line."""
+def serve(folder: Path, kept: Path, steps: int) -> None:
+    """StarDist's side: trains, unless it did into ``kept``, then predicts all images each time it reads a line."""
     from csbdeep.utils import normalize
-    from stardist.models import Config2D, StarDist2D
+    from stardist.models import StarDist2D
 
     with np.load(folder / "train.npz") as arrays:
         pixels, labels = [normalize(each, 1, 99.8, axis=(0, 1)) for each in arrays["pixels"]], list(arrays["labels"])
     with np.load(folder / "val.npz") as arrays:
         images = [arrays[name] for name in arrays.files]
+    done = (kept / "peer" / "thresholds.json").is_file()
+    model = StarDist2D(None, name="peer", basedir=str(kept)) if done else trained(kept, pixels, labels, steps)
+
+    def find(image: NDArray[np.uint8]) -> int:
+        labels, _ = model.predict_instances(normalize(image, 1, 99.8, axis=(0, 1)))
+        return int(labels.max())
+
+    print("> ready", flush=True)
+    for _ in sys.stdin:
+        turn = timed(lambda: sum(map(find, images)))
+        print(f"> {turn.seconds} {turn.processor} {turn.found}", flush=True)
+
+
+def trained(folder: Path, pixels: list[Any], labels: list[Any], steps: int) -> Any:
+    """A StarDist that is trained for ``steps`` steps."""
+    from stardist.models import Config2D, StarDist2D
+
     settings: dict[str, Any] = {"train_patch_size": (SIDE, SIDE), "train_batch_size": 4, "train_tensorboard": False}
     config = Config2D(n_rays=32, grid=(2, 2), n_channel_in=3, **settings)
-    model = StarDist2D(config, name="peer", basedir=str(folder / "stardist"))
+    model = StarDist2D(config, name="peer", basedir=str(folder))
     held = max(1, len(pixels) // 10)
     model.train(
         pixels[held:],
@@ -194,15 +215,7 @@ def serve(folder: Path, steps: int) -> None:
     )
     if steps >= 100:  # before, there is nothing to find
         model.optimize_thresholds(pixels[:held], labels[:held])
-
-    def find(image: NDArray[np.uint8]) -> int:
-        labels, _ = model.predict_instances(normalize(image, 1, 99.8, axis=(0, 1)))
-        return int(labels.max())
-
-    print("> ready", flush=True)
-    for _ in sys.stdin:
-        turn = timed(lambda: sum(map(find, images)))
-        print(f"> {turn.seconds} {turn.processor} {turn.found}", flush=True)
+    return model
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 
-from masklab.ops.crop import crop_and_resize
+from masklab.ops.crop import crop_and_resize, max_pool_2x2
 from masklab.ops.crop_channels import CHUNK, crop_channels
 from masklab.ops.direction import direction_table
 from masklab.ops.rois import Rois
@@ -100,6 +101,15 @@ def test_gradients_by_differences():
     assert torch.autograd.gradcheck(
         lambda f, b: crop_and_resize(f, replace(boxes, boxes=b), (4, 3)), (features, corners), eps=1e-7, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_maximum_without_gradients_is_that_with_them(dtype):
+    crops = torch.randn(3, 5, 6, 8).round(decimals=1).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found = max_pool_2x2(crops)
+    assert torch.equal(found, F.max_pool2d(crops, 2))
+    assert torch.equal(found, max_pool_2x2(crops))
 
 
 def test_no_boxes():

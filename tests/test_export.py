@@ -469,6 +469,14 @@ def test_eight_bits_are_in_the_convolutions_and_not_in_the_logits(exported, tmp_
     assert_instances(load(file).predict(image(0)))
 
 
+def test_objects_below_min_score_are_left_out(exported):
+    every = load(exported / "model.onnx").predict(image(0))
+    score = float(np.median(every.scores))
+    some = load(exported / "model.onnx", PredictionOptions(min_score=score)).predict(image(0))
+    assert 0 < len(some) < len(every)
+    assert np.array_equal(some.scores, every.scores[every.scores >= score])
+
+
 def test_fewer_detections_are_the_best(exported):
     few = load(exported / "model.onnx", PredictionOptions(max_detections=3)).predict(image(0))
     every = load(exported / "model.onnx").predict(image(0))

@@ -29,6 +29,21 @@ def model(tiny_config, classes):
     return build_model(tiny_config, classes)
 
 
+@pytest.fixture(params=[1, 2, 3], ids=["one thread", "two threads", "three threads"], autouse=True)
+def finding(request):
+    """The number of threads that torch has, in which images are predicted at the same time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    assert torch.get_num_threads() == request.param
+    seen = []
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    torch.set_num_threads(before)
+    assert seen == [request.param], "a thread that begins later has torch's usual number of threads"
+
+
 @pytest.fixture
 def images(tmp_path):
     rng = np.random.default_rng(0)
@@ -68,8 +83,9 @@ def test_any_part_of_a_folder_gives_the_same_bytes(options, model, images, tmp_p
     assert len(scores) > 5
 
 
-def test_stages_run_at_the_same_time_and_few_images_are_open(model, images, tmp_path, monkeypatch):
+def test_stages_run_at_the_same_time_and_few_images_are_open(model, images, tmp_path, monkeypatch, finding):
     """While an image is at the network, those behind it are read and those before it are written."""
+    both = threading.Barrier(min(finding, 2))
     threads, most_open, ahead = {}, [], threading.Event()
     opening, adding, read = pipeline.open_reader, ResultFolder.add, pipeline._Pipeline._read
     predict, written = Predictor.predict_reader, threading.Event()
@@ -84,10 +100,13 @@ def test_stages_run_at_the_same_time_and_few_images_are_open(model, images, tmp_
 
     def predicting(self, image, *others):
         threads.setdefault("predict", set()).add(threading.get_ident())
+        assert torch.get_num_threads() == 1, "threads share the processors"
+        if image.path in images[:2] and finding > 1:
+            both.wait(20)
         if image.path == images[0]:
             assert ahead.wait(20), "nothing is read while the first image is predicted"
-        if image.path == images[2]:
-            assert written.wait(20), "nothing is written while the third image is predicted"
+        if image.path == images[6]:
+            assert written.wait(20), "nothing is written while the seventh image is predicted"
         return predict(self, image, *others)
 
     def writing(self, path, *others, **named):
@@ -100,9 +119,11 @@ def test_stages_run_at_the_same_time_and_few_images_are_open(model, images, tmp_
     monkeypatch.setattr(ResultFolder, "add", writing)
     predict_folder(predictor(model), images, tmp_path / "out")
     assert pipeline.open_reader is opening
-    assert threads["predict"] == {threading.get_ident()}
-    assert len(set.union(*threads.values())) == 3
-    assert 4 <= max(most_open) <= pipeline._IMAGES_AHEAD + pipeline._RESULTS_WAITING + 3
+    assert (threads["predict"] == {threading.get_ident()}) == (finding == 1)
+    assert len(threads["predict"]) == finding
+    assert len(set.union(*threads.values())) == 2 + finding
+    under_way = pipeline._FOR_EACH_THREAD * finding if finding > 1 else 1
+    assert 4 <= max(most_open) <= pipeline._IMAGES_AHEAD + pipeline._RESULTS_WAITING + 2 + under_way
     assert_no_threads()
 
 

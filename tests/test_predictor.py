@@ -173,6 +173,28 @@ def test_at_most_max_detections_are_found_and_the_model_stays_as_it_is(model, ti
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"flips": "both"}])
+def test_objects_below_min_score_are_left_out_before_their_masks(model, options, monkeypatch):
+    images = [noise(40, 56, seed=seed) for seed in range(3)]
+    every = predictor(model, **options).predict(images)
+    score = float(np.median(np.concatenate([found.scores for found in every])))
+    computed = []
+    coarse = model.mask_head.coarse_masks
+    monkeypatch.setattr(
+        model.mask_head,
+        "coarse_masks",
+        lambda maps, rois, labels: computed.append(len(labels)) or coarse(maps, rois, labels),
+    )
+    some = predictor(model, min_score=score, **options)
+    for found, whole in zip(some.predict(images), every, strict=True):
+        wanted = whole.above(score)
+        assert 0 < len(wanted) < len(whole)
+        assert_same(found, wanted)
+    views = 4 if options else 1
+    assert sum(computed) == views * sum(len(whole.above(score)) for whole in every)
+    assert len(predictor(model, min_score=1.0, **options).predict(images[0])) == 0
+
+
 def test_the_threshold_is_the_options_the_models_or_one_half(tiny_config, classes):
     model = build_model(tiny_config, classes)
     assert Predictor(model).threshold == 0.5

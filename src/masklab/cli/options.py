@@ -64,7 +64,7 @@ def required_data(arguments: Namespace, name: str) -> Data:
 
 
 def add_prediction_options(parser: ArgumentParser) -> None:
-    """The options of `add_view_options`, and the number of detections."""
+    """The options of `add_view_options`, and how many detections are kept."""
     parser.add_argument(
         "--max_detections",
         type=int | None,
@@ -153,6 +153,7 @@ def prediction_options(arguments: Namespace, score_threshold: float | None = Non
         scales=tuple(arguments.scales),
         max_detections=arguments.get("max_detections"),
         score_threshold=score_threshold,
+        min_score=arguments.get("min_score") or 0.0,
         precision=arguments.precision,
         intensity=arguments.intensity,
     )

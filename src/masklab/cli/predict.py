@@ -115,6 +115,13 @@ def add_predict(parser: ArgumentParser) -> None:
         help="COCO JSON that lists the images: results get its image ids and, by class name, its category ids",
     )
     add_score(parser, "an object found")
+    parser.add_argument(
+        "--min_score",
+        type=float,
+        default=0.0,
+        help="leave detections of a lower score out before their masks are computed. The formats with every detection hold "
+        "those as well, for average precision; without them an image takes less time",
+    )
     add_results(parser)
     parser.add_argument(
         "--pixel_size",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from masklab.inference.tiles.plan import TilePlan
     from masklab.inference.tiles.store import TileStore
     from masklab.results.instances import Instances
+
+
+class ImageThreads(NamedTuple):
+    """How many images are best predicted at the same time, and what each thread that does so calls first."""
+
+    number: int = 1
+    begin: Callable[[], object] = bool
 
 
 class ObjectFinder(Protocol):
@@ -55,6 +63,9 @@ class ObjectFinder(Protocol):
         """A new check of images, and of what is found in them, against what the model was trained on."""
 
     def predict(self, images: Any, batch_size: int = ..., check: InputCheck | None = ...) -> Any: ...
+
+    def image_threads(self) -> AbstractContextManager[ImageThreads]:
+        """Entered while images are predicted at the same time."""
 
     def predict_reader(
         self, image: ImageReader, check: InputCheck | None = ..., store: TileStore | None = ...

@@ -61,12 +61,15 @@ def predict_folder(
     level = {"pixel_size": pixel_size, "magnification": magnification}
     settings = settings_of(predictor) | {name: value for name, value in level.items() if value is not None}
     folder = ResultFolder(output, images, settings, predictor.threshold, formats, listing, resume)
-    check = predictor.input_check()
+    checks = {path: predictor.input_check() for path in images}
 
     def find(path: Path, image: ImageReader) -> Instances:
-        return predictor.predict_reader(image, check, folder.tiles(path))
+        return predictor.predict_reader(image, checks[path], folder.tiles(path))
 
-    totals, left = write_results(predictor, folder, find, annotations, pixel_size, magnification)
+    totals, left = write_results(predictor, folder, find, annotations, pixel_size, magnification, in_threads=True)
+    check = predictor.input_check()
+    for path in images:
+        check.join(checks[path])
     check.warn()
     if totals.kept:
         _log.info(f"{counted(totals.kept, 'image')} of an earlier run kept")

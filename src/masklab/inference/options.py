@@ -27,6 +27,8 @@ class PredictionOptions:
     - ``scales``: scales of test-time augmentation, as factors on the size that the model was trained for
     - ``max_detections``: largest number of objects per image; None takes the model's own number
     - ``score_threshold``: score from which an object counts as found; None takes the model's own threshold
+    - ``min_score``: objects of a lower score are left out before their masks are computed, which saves time; average
+      precision needs them all
     - ``intensity``: "model" rescales intensities as in training; "percentiles" stretches each image between its
       percentiles 0.1 and 99.9, all channels together, unless the model has percentiles of its own
     - ``precision``: number format of the convolutions; "auto" takes bf16 where the hardware has it
@@ -40,6 +42,7 @@ class PredictionOptions:
     scales: tuple[float, ...] = (1.0,)
     max_detections: int | None = None
     score_threshold: float | None = None
+    min_score: float = 0.0
     precision: Precision = "auto"
     intensity: Intensity = "model"
 
@@ -50,6 +53,7 @@ class PredictionOptions:
             raise InputError(f"max_detections is {self.max_detections}: give 1 or more.")
         if self.score_threshold is not None:
             check_probability(self.score_threshold, "score_threshold")
+        check_probability(self.min_score, "min_score")
         for name, allowed in (("precision", get_args(Precision)), ("intensity", get_args(Intensity))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}.")

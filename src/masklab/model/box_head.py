@@ -15,7 +15,7 @@ from masklab.config.fields import resolved
 from masklab.config.model import BoxConfig
 from masklab.model.rpn import Proposals
 from masklab.ops.boxes import clip, decode
-from masklab.ops.crop import crop_and_resize
+from masklab.ops.crop import crop_and_resize, max_pool_2x2
 from masklab.ops.deformable import deformable_crop_and_resize
 from masklab.ops.fixed_shapes import class_boxes
 from masklab.ops.rois import Rois
@@ -35,6 +35,10 @@ class BoxDetections(NamedTuple):
     scores: Tensor
     labels: Tensor
     num_valid: Tensor
+
+    def above(self, score: float) -> BoxDetections:
+        """Those of at least ``score``: the others become padding, whose values do not count."""
+        return self._replace(num_valid=torch.minimum(self.num_valid, (self.scores >= score).sum(dim=1)))
 
 
 class BoxHeadBase(nn.Module):
@@ -67,7 +71,7 @@ class BoxHeadBase(nn.Module):
 
     def _plain_crop(self, features: Tensor, rois: Rois) -> Tensor:
         """The maximum over each 2 x 2 samples of a crop: (R, C, P / 2, P / 2)."""
-        return F.max_pool2d(crop_and_resize(features, rois, (self.config.roi_size, self.config.roi_size)), 2)
+        return max_pool_2x2(crop_and_resize(features, rois, (self.config.roi_size, self.config.roi_size)))
 
     @torch.no_grad()
     def detect(

@@ -69,15 +69,17 @@ class MaskLab(nn.Module):
         """Pixel boxes (R, 4) of the padded ``images`` (N, C, H, W) in the coordinates of feature maps."""
         return Rois.from_pixels(boxes, batch_index, (images.shape[-2], images.shape[-1]))
 
-    def forward(self, images: Tensor, sizes: Tensor, max_detections: int | None = None) -> Detections:
+    def forward(
+        self, images: Tensor, sizes: Tensor, max_detections: int | None = None, min_score: float = 0.0
+    ) -> Detections:
         """Detect and segment.
 
         ``images`` is ``(N, C, H, W)``, normalised and padded at the bottom and right; ``sizes`` ``(N, 2)``
-        is (height, width) before padding.  Returns `Detections`, padded to ``max_detections``, by default the
-        configuration's.
+        is (height, width) before padding.  Returns `Detections` of a score of at least ``min_score``, padded to
+        ``max_detections``, by default the configuration's.
         """
         features = self.features(images)
-        boxes = self.detect(features, images, sizes, max_detections)
+        boxes = self.detect(features, images, sizes, max_detections).above(min_score)
         masks = self.masks(self.mask_maps(features), boxes.boxes, boxes.labels, boxes.num_valid, images)
         return Detections(boxes.boxes, boxes.scores, boxes.labels, masks, boxes.num_valid)
 

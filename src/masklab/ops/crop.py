@@ -89,6 +89,14 @@ def sample_map(features: Tensor, rois: Rois, x: Tensor, y: Tensor) -> Tensor:
     return samples.view(*index.shape[:3], channels).permute(0, 3, 1, 2)
 
 
+def max_pool_2x2(crops: Tensor) -> Tensor:
+    """The maximum over each 2 x 2 cells of crops (R, C, 2 P, 2 Q): (R, C, P, Q); `F.max_pool2d`, faster without gradients."""
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return F.max_pool2d(crops, 2)
+    rows = torch.maximum(crops[:, :, ::2], crops[:, :, 1::2])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
 class _WeightedRows(torch.autograd.Function):
     """Weighted sums (S, C) of four rows each of a matrix (L, C), given their ``index`` and ``weight`` (S, 4).
 

@@ -17,7 +17,7 @@ from masklab.ops.overlaps import columns_of, iou_of_pairs
 from masklab.ops.suppression import nms
 from masklab.utils.types import Integers
 
-_BLOCK = {"cpu": 4096, "cuda": 16384}  # boxes that torchvision compares with each other
+_BLOCK = {"cpu": 1024, "cuda": 16384}  # boxes that torchvision compares with each other
 _STORED = 1 << 22  # pairs whose factors Soft-NMS holds, at least
 _STORED_EACH = 64  # and for each box
 _LEAST_ROWS = 16  # boxes whose pairs are found together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from masklab.config.schema import Config
 from masklab.images.exposure import InputCheck, stretched
 from masklab.images.reader import ImageReader
 from masklab.images.resize import network_image, network_size
+from masklab.inference.finder import ImageThreads
 from masklab.inference.inputs import ImageLike, as_pixels, check_room, is_tensor, opened, read_whole
 from masklab.inference.options import PredictionOptions
 from masklab.inference.tiles.plan import TilePlan, plan_tiles
@@ -126,6 +128,10 @@ class ExportedPredictor:
             return [self._predict(image, check, f"image {row + 1}") for row, image in enumerate(images)]
         return self._predict(images, check, "image 1")
 
+    def image_threads(self) -> AbstractContextManager[ImageThreads]:
+        """One: the library that runs the file shares an image out among all processors."""
+        return nullcontext(ImageThreads())
+
     def predict_reader(
         self, image: ImageReader, check: InputCheck | None = None, store: TileStore | None = None
     ) -> Instances:
@@ -174,7 +180,7 @@ class ExportedPredictor:
 
     def _instances(self, found: RawDetections, size: Size, seen: Size) -> Instances:
         """What was found in an image, in its own pixels."""
-        some = slice(0, self.max_detections)
+        some = slice(0, min(self.max_detections, int((found.scores >= self.options.min_score).sum())))
         factors = np.array([size[1] / seen[1], size[0] / seen[0]] * 2, np.float32)
         return Instances(
             size=size,

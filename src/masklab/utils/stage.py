@@ -16,12 +16,12 @@ class Stage(Generic[T, R]):
 
     One thread gives items and takes results; ``waiting`` counts those given and not yet taken.  After an error of
     ``work`` no other item is worked on.  Signals may raise in the thread that uses a stage, at any point: it holds no lock
-    there, so that the stage can always be closed.
+    there, so that the stage can always be closed.  ``begin`` is called in the thread first.
     """
 
-    def __init__(self, work: Callable[[T], R]) -> None:
+    def __init__(self, work: Callable[[T], R], begin: Callable[[], object] = bool) -> None:
         self.waiting = 0
-        self._work = work
+        self._work, self._begin = work, begin
         self._closed = False
         self._given: SimpleQueue[Any] = SimpleQueue()
         self._done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
@@ -67,6 +67,7 @@ class Stage(Generic[T, R]):
 
     def _work_on_all(self) -> None:
         error: BaseException | None = None
+        self._begin()
         while error is None:
             item = self._given.get()
             if self._closed:
