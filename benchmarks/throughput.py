@@ -1,10 +1,12 @@
-"""`masklab predict` on a folder of images: in three stages at the same time, against one image after another.
+"""`masklab predict` on a folder of images: stages and images at the same time, against one image after another.
 
     uv run python benchmarks/throughput.py [--quick] [--images 200] [--network_ms MS]
 
 Images of 256 x 256 in PNG, copies of 20 from ../shared/data/nuclei where that is there, else drawn; `nuclei`, with overlays and
-predictions.json. Both sides read, predict and write the same files in the same order, and their files must be equal
-byte by byte; they take turns in parts of 10 images. Bar: 1.5 times as many images a second.
+predictions.json. Both sides read, predict and write the same files in the same order, and take turns in parts of 10 images. One image after
+another has all threads to itself, images at the same time share them. As the number of threads changes last digits, the files are
+compared with those of one image after another in one thread, which must be equal byte by byte. Bar: 1.5 times as
+many images a second.
 
 ``--network_ms`` puts a wait of so many milliseconds, without use of the processor, in the place of the network, whose results are
 taken from a first run: what remains is what stages gain around a network on another device.  The last line is the ratio.
@@ -19,7 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from side_by_side import arguments, ratio, show
 import masklab.inference.pipeline as pipeline
 from masklab.datasets.synthetic.nuclei import draw_nuclei
 from masklab.images.reader import ImageReader
+from masklab.inference.finder import ImageThreads
 from masklab.inference.folder import predict_folder
 from masklab.inference.predictor import Predictor, load
 from masklab.results.instances import Instances
@@ -41,7 +45,7 @@ SIDE, PART, DIFFERENT = 256, 10, 20
 class _AtOnce:
     """A stage that works in the caller's thread: one image after another."""
 
-    def __init__(self, work: Callable[[Any], Any]) -> None:
+    def __init__(self, work: Callable[[Any], Any], begin: Callable[[], object] = bool) -> None:
         self._work, self._results = work, []  # type: ignore[var-annotated]
 
     @property
@@ -66,22 +70,40 @@ def main() -> None:
         if options.network_ms:
             waits_instead(options.network_ms / 1000, predictor, images)
         print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {len(images)} images")
-        seconds = {"one after another": 0.0, "three stages": 0.0}
-        stage, ahead = pipeline.Stage, pipeline._IMAGES_AHEAD
+        threads = torch.get_num_threads()
+        seconds = {"one after another": 0.0, "at the same time": 0.0}
         for turn, first in enumerate(range(0, len(images), PART)):
-            part, written = images[first : first + PART], []
+            part, output = images[first : first + PART], Path(folder) / str(turn)
             for name in (list(seconds), list(seconds)[::-1])[turn % 2]:
-                plain = name == "one after another"
-                pipeline.Stage = _AtOnce if plain else stage  # type: ignore[assignment, misc]
-                pipeline._IMAGES_AHEAD = 0 if plain else ahead
-                output = Path(folder) / f"{turn} {name}"
                 began = time.perf_counter()
-                predict_folder(predictor, part, output)
+                with one_after_another() if name == "one after another" else nullcontext():
+                    predict_folder(predictor, part, output / name)
                 seconds[name] += time.perf_counter() - began
-                written.append({path.name: path.read_bytes() for path in output.rglob("*") if path.is_file()})
-            assert written[0] == written[1], "the files differ"
+            with one_after_another():
+                torch.set_num_threads(1)
+                predict_folder(predictor, part, output / "in one thread")
+                torch.set_num_threads(threads)
+            same = files_of(output / "at the same time") == files_of(output / "in one thread")
+            assert same or options.network_ms, "the files differ"
     show("folder of images", ["", "images / s"], [(name, len(images) / value) for name, value in seconds.items()])
-    ratio(seconds["one after another"] / seconds["three stages"])
+    ratio(seconds["one after another"] / seconds["at the same time"])
+
+
+@contextmanager
+def one_after_another() -> Iterator[None]:
+    """All stages and images in the caller's thread."""
+    before = pipeline.Stage, pipeline._IMAGES_AHEAD, Predictor.image_threads
+    pipeline.Stage, pipeline._IMAGES_AHEAD = _AtOnce, 0  # type: ignore[assignment, misc]
+    Predictor.image_threads = lambda _: nullcontext(ImageThreads())  # type: ignore[method-assign, assignment, return-value]
+    try:
+        yield
+    finally:
+        pipeline.Stage, pipeline._IMAGES_AHEAD, Predictor.image_threads = before  # type: ignore[misc, method-assign]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of the files of a folder by their names."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def squares(count: int, folder: Path) -> list[Path]:
