@@ -94,7 +94,7 @@ def one_after_another() -> Iterator[None]:
     """All stages and images in the caller's thread."""
     before = pipeline.Stage, pipeline._IMAGES_AHEAD, Predictor.image_threads
     pipeline.Stage, pipeline._IMAGES_AHEAD = _AtOnce, 0  # type: ignore[assignment, misc]
-    Predictor.image_threads = lambda _: nullcontext(ImageThreads())  # type: ignore[method-assign, assignment, return-value]
+    Predictor.image_threads = lambda _: nullcontext(ImageThreads())  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

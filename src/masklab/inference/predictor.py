@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,11 +17,11 @@ from masklab.config.schema import Config
 from masklab.images.exposure import InputCheck, stretched
 from masklab.images.reader import ImageReader
 from masklab.images.resize import network_image, network_size
-from masklab.inference.batches import Prepared, batches_of, size_of
+from masklab.inference.batches import Prepared, batches_of, image_threads, instances_of, size_of
 from masklab.inference.finder import ImageThreads
 from masklab.inference.inputs import ImageLike, as_tensor, check_boxes, check_room, opened, read_whole
 from masklab.inference.options import PredictionOptions
-from masklab.inference.test_time_augmentation import Detected, ViewFeatures, detect_in_views, mean_masks
+from masklab.inference.test_time_augmentation import ViewFeatures, detect_in_views, mean_masks
 from masklab.inference.tiles.plan import TilePlan, plan_tiles
 from masklab.inference.tiles.predict import predict_tiles
 from masklab.inference.tiles.segment import segment_tiles
@@ -39,9 +39,6 @@ from masklab.utils.types import Size
 from masklab.utils.words import counted
 from masklab.weights.checkpoint import load_model
 from masklab.weights.identity import weights_id
-
-_IMAGES_AT_ONCE = 4
-"""Images that may be in memory together with their maps."""
 
 
 class Predictor:
@@ -89,15 +86,9 @@ class Predictor:
         """The most objects that are found in an image."""
         return self.options.max_detections or self.model.box_head.max_detections
 
-    @contextmanager
-    def image_threads(self) -> Iterator[ImageThreads]:
-        """On a CPU, several images at the same time: its threads gain more apart than within an image."""
-        threads = torch.get_num_threads()
-        count = min(threads, _IMAGES_AT_ONCE) if self.device.type == "cpu" else 1
-        try:
-            yield ImageThreads(count, lambda: torch.set_num_threads(threads // count))
-        finally:
-            torch.set_num_threads(threads)  # torch gives threads that begin later what was set last
+    def image_threads(self) -> AbstractContextManager[ImageThreads]:
+        """How images are best predicted at the same time (see `image_threads`)."""
+        return image_threads(self.device)
 
     def tile_plan(self, size: Size) -> TilePlan | None:
         """The tiles for an image of ``size``, None for one that is taken as a whole (see `plan_tiles`)."""
@@ -195,7 +186,7 @@ class Predictor:
         with self.inference():
             views = (self._view_features(values, view) for view in self.options.views)
             masks = mean_masks(self.model, views, corners, classes, size_of(values))
-        return self._instances(values, (corners, probabilities, classes), masks)
+        return instances_of(values, (corners, probabilities, classes), masks, self.classes)
 
     def propose(self, image: ImageLike) -> Tensor:
         """Region proposals ``(R, 4)`` for an image, in its own pixels, best first; without test-time augmentation."""
@@ -277,34 +268,19 @@ class Predictor:
             count = int(found.num_valid[n])
             boxes = PLAIN.to_image(found.boxes[n, :count], size_of(image), size)
             detected = (boxes, found.scores[n, :count], found.labels[n, :count])
-            yield row, self._instances(image, detected, found.masks[n, :count])
+            yield row, instances_of(image, detected, found.masks[n, :count], self.classes)
 
     def _predict_views(self, image: Tensor) -> Instances:
         """The result of test-time augmentation: fused boxes, and the mean of the masks that each view makes of them."""
         with self.inference():
             views = [self._view_features(image, view) for view in self.options.views]
-            fused = detect_in_views(self.model, views, size_of(image), self.options.max_detections)
-            wanted = fused[1] >= self.options.min_score
-            fused = (fused[0][wanted], fused[1][wanted], fused[2][wanted])
+            fused = detect_in_views(self.model, views, size_of(image), self.options)
             masks = mean_masks(self.model, views, fused[0], fused[2], size_of(image))
-        return self._instances(image, fused, masks)
+        return instances_of(image, fused, masks, self.classes)
 
     def _view_features(self, image: Tensor, view: View) -> ViewFeatures:
         inputs, sizes = self.network_input(image, view)
         return ViewFeatures(view, inputs, (int(sizes[0, 0]), int(sizes[0, 1])), self.model.features(inputs))
-
-    def _instances(self, image: Tensor, found: Detected, masks: Tensor) -> Instances:
-        """What was found in an image, in its own pixels, with the masks (R, P, P) over the boxes."""
-        boxes, scores, labels = found
-        return Instances(
-            size=size_of(image),
-            boxes=boxes.cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            labels=labels.cpu().numpy(),
-            masks=masks.cpu().numpy(),
-            class_names=self.classes.names,
-            category_ids=self.classes.ids,
-        )
 
 
 def load(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from masklab.inference.options import PredictionOptions
 from masklab.inference.views import View
 from masklab.model.backbone import Features
 from masklab.model.masklab import MaskLab
@@ -57,22 +58,22 @@ class ViewFeatures(NamedTuple):
     features: Features
 
 
-def detect_in_views(
-    model: MaskLab, views: Sequence[ViewFeatures], size: Size, max_detections: int | None = None
-) -> Detected:
+def detect_in_views(model: MaskLab, views: Sequence[ViewFeatures], size: Size, options: PredictionOptions) -> Detected:
     """The objects of an image of ``size`` (height, width), found in each of its views and fused.
 
-    At most ``max_detections`` are found, by default the configuration's number.
+    At most ``max_detections`` of the options are found, of a score of at least their ``min_score``.
     """
     found: list[Detected] = []
     for view, inputs, seen, features in views:
         sizes = torch.tensor([seen], device=inputs.device)
-        boxes, scores, labels, num_valid = model.detect(features, inputs, sizes, max_detections)
+        boxes, scores, labels, num_valid = model.detect(features, inputs, sizes, options.max_detections)
         count = int(num_valid[0])
         found.append((view.to_image(boxes[0, :count], size, seen), scores[0, :count], labels[0, :count]))
     rules = model.config.model.box
-    most = max_detections or model.box_head.max_detections
-    return fuse_boxes(found, min(rules.nms_iou, SAME_OBJECT), rules.score_threshold, most)
+    most = options.max_detections or model.box_head.max_detections
+    boxes, scores, labels = fuse_boxes(found, min(rules.nms_iou, SAME_OBJECT), rules.score_threshold, most)
+    wanted = scores >= options.min_score
+    return boxes[wanted], scores[wanted], labels[wanted]
 
 
 def mean_masks(model: MaskLab, views: Iterable[ViewFeatures], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
