@@ -522,7 +522,9 @@ def test_help(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
     assert ended.value.code == 0
-    assert len(capsys.readouterr().out) > 100
+    said = capsys.readouterr().out
+    assert len(said) > 100
+    assert not re.search(r"type: |<class|Annotated\[", said), "types in words"
 
 
 def test_the_readmes_commands_are_understood(tmp_path, monkeypatch):

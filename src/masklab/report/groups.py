@@ -44,9 +44,10 @@ def groups_section(evaluation: Evaluation) -> Html:
         )
         for name, part in kinds
     ]
-    head = ["images", "number", "objects", "mask AP", "mask AP50", "TP / (TP + FP + FN) at 0.5"]
+    head = ["images", "number", "objects", "mask AP", "mask AP50", "TP / (TP + FP + FN)"]
     caption = (
-        "By number of objects in the image, by its size where there are few sizes, and by colour where both occur."
+        "By number of objects in the image, by its size where there are few sizes, and by colour where both occur. "
+        "TP / (TP + FP + FN): at the model's threshold, at IoU 0.5."
     )
     return joined([*tables, table(head, rows, caption)])
 
