@@ -1,6 +1,7 @@
 """Reports: their figures are those of an evaluation, names stay text, odd cases are said, and the page works in a browser."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import torch
 import yaml
 from contracts import fails, predictor
 from PIL import Image
+from processes import in_another_process, needs_fork, recipe_file, torchrun
 
 from masklab.cli.app import main
 from masklab.config.schema import validate
@@ -411,6 +413,32 @@ def test_train_writes_a_report_from_what_it_found(run, shapes, monkeypatch, tmp_
     assert again.overlaps.pair_ious.tolist() == truth.overlaps.pair_ious.tolist()
     for part in ("mask", "box", "per_class", "matching"):
         assert again.metrics[part] == metrics[part]
+
+
+def train_and_count(words, folder):
+    """The command line, which leaves a file for each report that it writes."""
+
+    def counted(*arguments, **options):
+        (folder / f"by {os.getpid()}").touch()
+        return report(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masklab.report.report.report", counted)
+        return main(words)
+
+
+@needs_fork
+def test_one_of_several_processes_writes_the_report(shapes, tiny_config, tmp_path):
+    recipe = recipe_file(tiny_config.model_copy(update={"data": None, "output": None}), tmp_path / "tiny.yaml")
+    words = ["train", recipe, "--data", str(shapes), "--output", str(tmp_path / "run"), "--train.devices", "2"]
+    both = [in_another_process(train_and_count, words, tmp_path, **each) for each in torchrun(2)]
+    for process in both:
+        process.join(100)
+        assert process.exitcode == 0
+    assert len(list(tmp_path.glob("by *"))) == 1
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert {"losses-", "validation-", "rate-"} <= set(re.findall(r'id="(\w+-)', text))
+    assert "seconds per image" not in text, "nothing was predicted for it"
 
 
 def test_kept_results_of_other_images_weights_or_options_are_not_used(run, shapes, monkeypatch, tmp_path):

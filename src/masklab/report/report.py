@@ -163,7 +163,7 @@ def _measured(evaluation: Evaluation) -> Html:
     for key, value in evaluation.metrics["measured"].items():
         if value in (None, [], False) or key == "versions":
             continue
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else "yes" if value is True else value
         rows.append((key.replace("_", " "), named(shown)))
     versions = ", ".join(f"{name} {number}" for name, number in evaluation.metrics["measured"]["versions"].items())
     return joined([table(["", ""], [*rows, ("versions", versions)], class_="words")])
