@@ -43,12 +43,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep options within lines of text whole: browsers break a line after each hyphen."""
+    """Keep options whole, in text and in commands: browsers break a line after each hyphen."""
 
     def kept(code: re.Match[str]) -> str:
-        return re.sub(r"(?<![^\s>])-[\w.-]{1,28}(?![^\s<])", r'<span class="option">\g<0></span>', code[0])
+        return re.sub(r"(?<![^\s>])-[\w.-]{1,40}(?![^\s<])", r'<span class="option">\g<0></span>', code[0])
 
-    return re.sub(r"<code>[^<\n]+</code>", kept, html)
+    return re.sub(r'<code>[^<\n]+</code>|<div class="language-sh highlight">.*?</code>', kept, html, flags=re.DOTALL)
 
 
 def beside(name: str) -> str:
