@@ -59,9 +59,9 @@ def evaluate(arguments: Namespace) -> None:
     from masklab.report.page import page_to_write
 
     output = arguments.output and file_to_write(arguments.output)
-    page = arguments.report and page_to_write(arguments.report)
-    if page:
+    if arguments.report:
         require("matplotlib", "report", "--report")
+    page = arguments.report and page_to_write(arguments.report)
     data = required_data(arguments, "data")
     evaluation = evaluate_in_full(
         arguments.model,
