@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -295,6 +296,36 @@ def test_doctor_names_builds_that_do_not_fit(monkeypatch, capsys):
     assert "different indexes" in fails(capsys, "doctor")
 
 
+@pytest.mark.parametrize(
+    ("environment", "url", "command"),
+    [
+        (None, None, "`pip install X`"),
+        ("home = /usr/bin\n", None, "`pip install X`"),
+        ("home = /usr/bin\nuv = 0.5.1\n", None, "`uv pip install X`"),
+        ("home = /usr/bin\nuv = 0.5.1\n", '{"url": "file:///a.whl", "archive_info": {}}', "`uv pip install X`"),
+        ("uv = 0.5.1\n", '{"url": "file:///a", "dir_info": {"editable": true}}', "`uv sync`"),
+        ("home = /usr/bin\n", '{"url": "file:///a", "dir_info": {"editable": true}}', "`pip install X`"),
+    ],
+)
+def test_doctor_names_the_command_of_this_installation(environment, url, command, monkeypatch, tmp_path):
+    doctor = importlib.import_module("masklab.cli.doctor")
+    if environment is not None:
+        (tmp_path / "pyvenv.cfg").write_text(environment)
+    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(doctor, "distribution", lambda name: SimpleNamespace(read_text=lambda file: url))
+    assert doctor._install("X", "uv sync") == command
+
+
+def test_doctor_names_the_extra_that_is_missing(monkeypatch, capsys):
+    doctor = importlib.import_module("masklab.cli.doctor")
+    monkeypatch.setattr(doctor, "_installed", lambda package: package != "matplotlib")
+    monkeypatch.setattr(doctor, "_install", lambda words, in_clone: f"install {words}")
+    assert main(["doctor"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert 'extra report no matplotlib: install "masklab[report]"' in said
+    assert "extra serve installed" in said
+
+
 def test_doctor_says_that_torch_is_missing():
     script = (
         "import sys, importlib.metadata as m; sys.modules['torch'] = None; found = m.version\n"
@@ -491,7 +522,9 @@ def test_help(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
     assert ended.value.code == 0
-    assert len(capsys.readouterr().out) > 100
+    said = capsys.readouterr().out
+    assert len(said) > 100
+    assert not re.search(r"type: |<class|Annotated\[", said), "types in words"
 
 
 def test_the_readmes_commands_are_understood(tmp_path, monkeypatch):

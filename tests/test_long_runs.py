@@ -384,6 +384,34 @@ def test_loggers_come_by_naming_them(shapes, tiny_config, tmp_path, monkeypatch)
     assert not list(run.glob("events*")), "TensorBoard was not named"
 
 
+def test_a_training_goes_on_without_a_logger_that_fails(shapes, tiny_config, tmp_path, monkeypatch, caplog):
+    """One that cannot be opened is refused before the first step; one that fails later, or at the end, is left."""
+
+    class Failing(FakeLogger):
+        failing = "log_metrics"
+
+        def __getattribute__(self, name):
+            if name == type(self).failing:
+                raise ConnectionError("no\nserver.")
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(FakeLogger, "made", [])
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", Failing)
+    monkeypatch.setattr("masklab.training.log.installed", lambda name: True)
+    config = changed(tiny_config, train={"loggers": ["csv", "wandb"]})
+    for failing in ("log_metrics", "finalize"):
+        caplog.clear()
+        Failing.failing = failing
+        train(config, shapes, tmp_path / failing)
+        said = [record.message for record in caplog.records if "wandb" in record.message]
+        assert said == ["train.loggers: wandb failed (no server): the training goes on without it."]
+        assert [row["step"] for row in rows_of(tmp_path / failing)][-1] == "4"
+    Failing.failing = "log_hyperparams"
+    fails(["wandb, which cannot be opened (no server)"], train, config, shapes, tmp_path / "run")
+    Failing.failing = "experiment"
+    fails(["wandb, which cannot be opened"], train, config, shapes, tmp_path / "log_metrics", True)
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_logger_without_its_package_is_refused(shapes, tiny_config, tmp_path, monkeypatch, name):
     monkeypatch.setattr("masklab.training.log.installed", lambda name: False)

@@ -1,6 +1,7 @@
 """Reports: their figures are those of an evaluation, names stay text, odd cases are said, and the page works in a browser."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ import torch
 import yaml
 from contracts import fails, predictor
 from PIL import Image
+from processes import in_another_process, needs_fork, recipe_file, torchrun
 
 from masklab.cli.app import main
 from masklab.config.schema import validate
 from masklab.datasets.open import open_split
+from masklab.evaluation.coco import ap_of_groups
 from masklab.evaluation.confusion import confusion
 from masklab.evaluation.evaluate import evaluate_in_full
 from masklab.evaluation.groups import image_kinds, object_groups
@@ -235,11 +238,39 @@ def test_what_mending_brings_by_hand(measured):
 def test_groups_by_hand(measured):
     near = (15, 2, 27, 14)  # beside A, which has one neighbour; C stands alone
     one = measured([[(A, 0), (near, 0), (C, 0)], []], [[(A, 0, 0.9), (C, 0, 0.8)], []])
-    groups = object_groups(one.inputs, one.overlaps, 0.5)
-    assert [(g.objects, g.found) for g in groups["neighbours"]] == [(1, 1), (2, 0.5), (0, None), (0, None)]
+    groups = object_groups(one.inputs, one.overlaps, 0.5, 20)
+    assert [(g.name, g.objects, g.found) for g in groups["neighbours"]] == [("none", 1, 1), ("1 or 2", 2, 0.5)]
     assert sum(g.objects for g in groups["size"]) == 3
     assert groups["size"][-1].found == groups["size"][-1].iou == 1
     assert image_kinds(one.inputs) == [("without objects", [2]), ("3 objects", [1])]
+
+
+def test_average_precision_of_groups_by_hand(measured):
+    """Wrong with higher scores: one beside the two that have neighbours, and a piece of C, which has none."""
+    near, alone = (15, 2, 27, 14), (2, 34, 12, 44)
+    wrong = (28, 3, 38, 13)  # 1 away from `near`, on no object
+    piece = (40, 20, 48, 40)  # of C, IoU 0.4: it has no neighbour, as C has none
+    detections = [(wrong, 0, 0.95), (A, 0, 0.9), (near, 0, 0.8), (piece, 0, 0.75), (C, 0, 0.7), (alone, 0, 0.6)]
+    one = measured([[(A, 0), (near, 0), (C, 0), ((44, 2, 60, 12), 0, True)]], [detections])
+    none, some = object_groups(one.inputs, one.overlaps, 0.1, 20)["neighbours"]
+    assert (none.objects, none.ap, none.ap50) == pytest.approx((1, 1 / 2, 1 / 2))
+    assert (some.objects, some.ap, some.ap50) == pytest.approx((2, 2 / 3, 2 / 3)), "at 1/2, 2/3: the envelope is 2/3"
+    sizes = object_groups(one.inputs, one.overlaps, 0.1, 20)["size"]
+    assert [(g.name, g.objects) for g in sizes] == [("12 to 16 pixels", 2), ("16 or more pixels", 1)]
+    assert [g.ap50 for g in sizes] == pytest.approx([1, 1]), "the wrong ones are of 10 pixels"
+    whole = object_groups(one.inputs, one.overlaps, 0.1, 1)["neighbours"]
+    assert [g.ap50 for g in whole] == [0, 0], "only the first detection counts"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_average_precision_of_one_group_is_that_of_all(seed, measured):
+    one = measured(*random_scenes(seed), names=("a", "b", "c"))
+    objects, detections = (np.zeros(len(each), np.int64) for each in (one.inputs.objects, one.inputs.detections))
+    mask = one.metrics["mask"]
+    assert ap_of_groups(one.inputs, one.max_detections, objects, detections, 1) == [(mask["AP"], mask["AP50"])]
+    apart = ap_of_groups(one.inputs, one.max_detections, objects, detections + 1, 2)
+    assert apart[0][1] >= mask["AP50"], "wrong detections of another group cost nothing"
+    assert apart[1] == (None, None)
 
 
 # ---------------------------------------------------------------- the page
@@ -384,6 +415,32 @@ def test_train_writes_a_report_from_what_it_found(run, shapes, monkeypatch, tmp_
         assert again.metrics[part] == metrics[part]
 
 
+def train_and_count(words, folder):
+    """The command line, which leaves a file for each report that it writes."""
+
+    def counted(*arguments, **options):
+        (folder / f"by {os.getpid()}").touch()
+        return report(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masklab.report.report.report", counted)
+        return main(words)
+
+
+@needs_fork
+def test_one_of_several_processes_writes_the_report(shapes, tiny_config, tmp_path):
+    recipe = recipe_file(tiny_config.model_copy(update={"data": None, "output": None}), tmp_path / "tiny.yaml")
+    words = ["train", recipe, "--data", str(shapes), "--output", str(tmp_path / "run"), "--train.devices", "2"]
+    both = [in_another_process(train_and_count, words, tmp_path, **each) for each in torchrun(2)]
+    for process in both:
+        process.join(100)
+        assert process.exitcode == 0
+    assert len(list(tmp_path.glob("by *"))) == 1
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert {"losses-", "validation-", "rate-"} <= set(re.findall(r'id="(\w+-)', text))
+    assert "seconds per image" not in text, "nothing was predicted for it"
+
+
 def test_kept_results_of_other_images_weights_or_options_are_not_used(run, shapes, monkeypatch, tmp_path):
     asked = []
     predict = Predictor.predict
@@ -450,6 +507,12 @@ def test_the_command_line(run, shapes, tmp_path, capsys):
     assert main(["compare", str(run), str(run / "last.safetensors"), "--output", str(tmp_path / "c.html")]) == 0
     assert "of 4 images the second model does" in capsys.readouterr().out
     assert Page((tmp_path / "c.html").read_text()).tags.count("table") >= 1
+    capsys.readouterr()
+    for words in (["evaluate", str(run), "--data", str(shapes), "--report"], ["report", str(run), "--output"]):
+        assert main([*words, str(tmp_path / "true")]) == 2
+        assert "true.html" in capsys.readouterr().err
+    assert main(["compare", str(run), str(run), "--output", str(tmp_path / "c.json")]) == 2
+    assert not (tmp_path / "true").exists()
     assert main(["report", str(run), "--data", str(tmp_path / "none"), "--output", str(tmp_path / "x.html")]) == 2
     assert not (tmp_path / "x.html").exists()
 

@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
 import masklab
+from masklab.cli.parser import new_parser
 from masklab.cli.registry import GROUPS, VERBS
 from masklab.config import Config
 from masklab.config.recipe import read_recipe, recipe_names
@@ -41,6 +42,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep options whole, in text and in commands: browsers break a line after each hyphen."""
+
+    def kept(code: re.Match[str]) -> str:
+        return re.sub(r"(?<![^\s>])-[\w.-]{1,40}(?![^\s<])", r'<span class="option">\g<0></span>', code[0])
+
+    return re.sub(r'<code>[^<\n]+</code>|<div class="language-sh highlight">.*?</code>', kept, html, flags=re.DOTALL)
+
+
 def beside(name: str) -> str:
     """A document that stands beside ``docs``, with links that hold inside it."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
@@ -54,15 +64,14 @@ def api() -> str:
         "[conventions](conventions.md).\n"
     )
     names = [f"masklab.{name}" for name in sorted(masklab.__all__, key=str.lower) if name != "Config"]
-    parts = [f"::: {name}\n    options: {{heading_level: 2}}\n" for name in [*names, "masklab.runtime.load"]]
+    parts = [f"::: {name}\n    options: {{heading_level: 2}}\n" for name in names]
+    parts.append("::: masklab.runtime.load\n    options: {heading_level: 2, show_root_full_path: true}\n")
     config = "## Config\n\nA frozen pydantic model; its fields are those of [the configuration](configuration.md).\n"
     return "\n".join([head, *parts, config])
 
 
 def command_line() -> str:
     """What ``--help`` of each verb says; of verbs that take the configuration, without its fields."""
-    from jsonargparse import ArgumentParser
-
     os.environ["COLUMNS"] = WIDTH
     parts = [
         "# Command line\n\n`masklab VERB --help` prints the same. Verbs that end with other codes than 0: "
@@ -70,12 +79,13 @@ def command_line() -> str:
     ]
     parts += [f"`masklab {group} ...`: {text}.\n" for group, text in GROUPS.items() if group]
     for name, verb in VERBS.items():
-        parser = ArgumentParser(prog=f"masklab {name}", description="", exit_on_error=False)
+        parser = new_parser(name, "")
         verb.add_arguments(parser)
         fields = (
             "Every field of [the configuration](configuration.md) is an option too, such as `--train.steps 1000`.\n"
         )
-        about = re.sub(r"(?<!`)(--[\w.]+)(?!`)", r"`\1`", inspect.getdoc(verb.run) or "")
+        # options as code, but for those that stand in code already
+        about = re.sub(r"(`[^`]*`)|(--[\w.]+)", lambda m: m[1] or f"`{m[2]}`", inspect.getdoc(verb.run) or "")
         parts += [f"## masklab {name}\n", f"{about}\n", fields if verb.config else ""]
         parts.append(f"```text\n{parser.format_help().strip()}\n```\n")
     return "\n".join(parts)

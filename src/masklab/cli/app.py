@@ -74,13 +74,14 @@ def parse(words: list[str]) -> tuple[Verb, Namespace]:
 
 
 def _parse_arguments(name: str, verb: Verb, words: list[str]) -> Namespace:
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     from masklab.cli.errors import explain, field_fault
     from masklab.cli.options import add_fields, field_defaults
+    from masklab.cli.parser import new_parser
     from masklab.config import Config
 
-    parser = ArgumentParser(prog=f"masklab {name}", description=inspect.getdoc(verb.run), exit_on_error=False)
+    parser = new_parser(name, inspect.getdoc(verb.run) or "")
     verb.add_arguments(parser)
     try:
         if verb.config is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from masklab.utils.errors import InputError
@@ -26,13 +30,15 @@ def doctor() -> None:
             found = version(name)
         except PackageNotFoundError:
             found = "missing"
-            faults.append(f"{name} is not installed: run `uv sync`")
+            faults.append(f"{name} is not installed: run {_install('masklab', 'uv sync')}")
         if found in _KNOWN_BAD.get(name, ()):
-            faults.append(f"{name} {found} is a known bad version: run `uv sync --upgrade-package {name}`")
+            remedy = _install(f"--upgrade {name}", f"uv sync --upgrade-package {name}")
+            faults.append(f"{name} {found} is a known bad version: run {remedy}")
         table.add_row(name, found)
     for name, packages in extras().items():
         missing = [package for package in packages if not _installed(package)]
-        table.add_row(f"extra {name}", f"without {', '.join(missing)}" if missing else "installed")
+        remedy = _install(f'"masklab[{name}]"', "uv sync")
+        table.add_row(f"extra {name}", escape(f"no {', '.join(missing)}: {remedy}") if missing else "installed")
     for name, check in CHECKS.items():
         try:
             table.add_row(name, check())
@@ -45,11 +51,25 @@ def doctor() -> None:
         raise InputError(f"{faults[0]}.")
 
 
+def _install(words: str, in_clone: str) -> str:
+    """The command that installs ``words`` into this environment, ``in_clone`` where uv keeps it for a clone."""
+    try:
+        by_uv = re.search(r"^uv\s*=", Path(sys.prefix, "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:  # no virtual environment
+        by_uv = None
+    if by_uv and json.loads(distribution("masklab").read_text("direct_url.json") or "{}").get("dir_info"):
+        return f"`{in_clone}`"
+    return f"`{'uv pip' if by_uv else 'pip'} install {words}`"
+
+
 def extras() -> dict[str, list[str]]:
     """The packages of each of masklab's extras, as its own installation names them."""
     found: dict[str, list[str]] = {}
     for line in requires("masklab") or []:
         package, _, condition = line.partition(";")
+        least = re.search(r"python_version >= ['\"](\d+)\.(\d+)", condition)
+        if least and sys.version_info < tuple(map(int, least.groups())):
+            continue
         if named := re.search(r"extra == ['\"]([\w-]+)", condition):
             name = re.match(r"[\w.-]+", package.strip())
             assert name is not None
@@ -70,7 +90,7 @@ def _diagnose(error: Exception) -> str:
     if "torchvision::" in text or ("torchvision" in text and "undefined symbol" in text):
         return (
             "torch and torchvision come from different indexes (for example a CPU-only build and a CUDA build) and do not fit "
-            "together: install both from one index, as `uv sync` does"
+            f"together: install both from one index, as {_install('--force-reinstall torch torchvision', 'uv sync')} does"
         )
     return text or type(error).__name__
 

@@ -56,11 +56,12 @@ def evaluate(arguments: Namespace) -> None:
     """Measure a model on a split of a data set folder and print the figures."""
     from masklab.evaluation.evaluate import evaluate_in_full
     from masklab.evaluation.report import print_report, write_metrics
+    from masklab.report.page import page_to_write
 
     output = arguments.output and file_to_write(arguments.output)
-    page = arguments.report and file_to_write(arguments.report)
-    if page:
+    if arguments.report:
         require("matplotlib", "report", "--report")
+    page = arguments.report and page_to_write(arguments.report)
     data = required_data(arguments, "data")
     evaluation = evaluate_in_full(
         arguments.model,

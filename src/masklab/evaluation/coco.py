@@ -11,9 +11,10 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
-from masklab.datasets.ground_truth import GroundTruth
+from masklab.datasets.ground_truth import GroundTruth, Region
 from masklab.evaluation.inputs import EvaluationInputs, read_inputs
 from masklab.utils.errors import InputError
+from masklab.utils.types import Integers
 
 _COCO_MAX_DETECTIONS = 100
 # axes of the precision array: IoU threshold, recall, class, area range, max_detections
@@ -88,7 +89,29 @@ def ap_by_iou(inputs: EvaluationInputs, max_detections: int) -> dict[float, floa
     return {round(0.5 + 0.05 * n, 2): _mean(precision[n, ..., 0, 0]) for n in range(len(precision))}
 
 
+def ap_of_groups(
+    inputs: EvaluationInputs, max_detections: int, objects: Integers, detections: Integers, count: int
+) -> list[tuple[float | None, float | None]]:
+    """Mask AP and AP50 of each of ``count`` groups of objects, counted as COCO counts objects of a range of areas.
+
+    ``objects`` and ``detections`` are the groups, ``0..count-1``, of ``inputs.objects`` and ``inputs.detections``.
+    Objects of other groups need not be found, a detection of one is not counted, and a wrong detection counts in its
+    own group.  A value is None where a group has no object.
+    """
+    truth = _dataset(inputs, inputs.objects, (objects + 1).tolist())  # COCO's area is the number of the group
+    evaluation = COCOeval(truth, _dataset(inputs, inputs.detections, (detections + 1).tolist()), "segm")
+    evaluation.params.max_dets = [max_detections]
+    evaluation.params.area_rng = [[0, count + 1], *([n + 0.5, n + 1.5] for n in range(count))]
+    evaluation.params.area_rng_lbl = ["all", *map(str, range(count))]
+    precision = _accumulated(evaluation)
+    return [(_mean(precision[..., n, 0]), _mean(precision[0, ..., n, 0])) for n in range(1, count + 1)]
+
+
 def _hotcoco_ground_truth(inputs: EvaluationInputs) -> COCO:
+    return _dataset(inputs, inputs.objects, [region.area for region in inputs.objects])
+
+
+def _dataset(inputs: EvaluationInputs, regions: Sequence[Region], areas: Sequence[float]) -> COCO:
     images = [
         {"id": n, "height": height, "width": width, "file_name": ""}
         for n, (height, width) in enumerate(inputs.sizes, 1)
@@ -100,10 +123,11 @@ def _hotcoco_ground_truth(inputs: EvaluationInputs) -> COCO:
             "category_id": region.label + 1,
             "bbox": region.box,
             "segmentation": region.mask,
-            "area": region.area,
+            "area": area,
             "iscrowd": int(region.crowd),
+            "score": region.score,
         }
-        for n, region in enumerate(inputs.objects, 1)
+        for n, (region, area) in enumerate(zip(regions, areas, strict=True), 1)
     ]
     categories = [{"id": n, "name": name} for n, name in enumerate(inputs.class_names, 1)]
     return COCO({"images": images, "annotations": annotations, "categories": categories})
@@ -124,6 +148,10 @@ def _precision(
     ]
     evaluation = COCOeval(truth, truth.load_res(results), iou_type)
     evaluation.params.max_dets = all_max_detections
+    return _accumulated(evaluation)
+
+
+def _accumulated(evaluation: COCOeval) -> _PrecisionArray:
     evaluation.evaluate()
     evaluation.accumulate()
     accumulated = evaluation.eval

@@ -155,7 +155,7 @@ def evaluate_in_full(
         "intensity": predictor.options.intensity,
         "precision": number_format(predictor.device, predictor.options.precision),
         "score_threshold_tuned": predictor.model.score_threshold is not None,
-        "seconds_per_image": round(seconds / max(1, len(inputs.images)), 3),
+        "seconds_per_image": None if known_results else round(seconds / max(1, len(inputs.images)), 3),
         "versions": versions(),
     }
     return Evaluation(predictor, source, inputs, shared, metrics)

@@ -14,11 +14,10 @@ from masklab.evaluation.matching import image_counts
 from masklab.inference.options import PredictionOptions
 from masklab.report.errors import key
 from masklab.report.markup import DASH, Html, joined, named, number, paragraph, signed, table, tag
-from masklab.report.page import note, page, write_page
+from masklab.report.page import note, page, page_to_write, write_page
 from masklab.report.pictures import Budget, Gallery
 from masklab.report.training import read_run
 from masklab.utils.errors import InputError
-from masklab.utils.files import file_to_write
 from masklab.utils.types import Doubles, Integers
 from masklab.utils.words import counted
 
@@ -75,7 +74,7 @@ def compare(
     ``data`` is by default what the first run was trained on.  Images that one of them cannot use are left out of both.
     Raises `InputError` for models and data that cannot be used, and for a file that cannot be written.
     """
-    output = file_to_write(output)
+    output = page_to_write(output)
     if data is None:
         run = read_run(first)
         data = None if run is None else run.data

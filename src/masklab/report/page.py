@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from masklab.report.markup import Html, joined, paragraph, shown, tag
-from masklab.utils.files import atomic_write
+from masklab.utils.errors import InputError
+from masklab.utils.files import atomic_write, file_to_write
 from masklab.utils.versions import versions
 
 # No page of this kind loads anything, whatever a name in it says.
@@ -51,6 +52,16 @@ def data_block(identifier: str, values: Any) -> Html:
     """Values for the script; nothing in them can end the element."""
     text = json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return tag("script", Html(text), type="application/json", id=identifier)
+
+
+def page_to_write(path: str | Path) -> Path:
+    """The path of a page to write later; creates its folder.
+
+    Raises `InputError` for a name that a browser would not take for a page, and as `file_to_write` does.
+    """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"a report is an HTML file, and {path} is no name of one: name it {path}.html.")
+    return file_to_write(path)
 
 
 def write_page(path: str | Path, text: str) -> Path:

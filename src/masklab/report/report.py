@@ -16,8 +16,9 @@ from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import Predictor, load
 from masklab.report import errors, scores
 from masklab.report.data_sheet import Facts, data_sheet, facts_of, facts_of_split
+from masklab.report.groups import groups_section
 from masklab.report.markup import Html, joined, named, paragraph, table
-from masklab.report.page import note, page, write_page
+from masklab.report.page import note, page, page_to_write, write_page
 from masklab.report.pictures import Budget, Gallery
 from masklab.report.training import Run, read_run, training_section
 from masklab.training.kept_results import KEPT, Results, read_results
@@ -25,7 +26,6 @@ from masklab.training.record import fingerprint
 from masklab.utils.device import number_format
 from masklab.utils.errors import InputError
 from masklab.utils.extras import require
-from masklab.utils.files import file_to_write
 from masklab.weights.facts import find_weights, read_notes
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def report(
     given data that cannot be used and for a file that cannot be written.
     """
     require("matplotlib", "report", "a report")
-    output = file_to_write(output)
+    output = page_to_write(output)
     weights, run = find_weights(model), read_run(model)
     source = data or (None if run is None else run.data)
     evaluation, reason = None, "No data are named: give --data DIR to measure the model on a split of a data set."
@@ -125,7 +125,7 @@ def _evaluation_sections(evaluation: Evaluation) -> list[tuple[str, str, Html]]:
         ("score", "The score threshold", scores.threshold_section(evaluation, swept)),
         ("curves", "Curves", scores.curves(evaluation, swept)),
         ("figures", "Figures", scores.figures(evaluation)),
-        ("groups", "Which objects and images", scores.groups_section(evaluation)),
+        ("groups", "Which objects and images", groups_section(evaluation)),
         ("kinds", "Kinds of errors", errors.kinds_section(evaluation, mixed)),
         ("confusion", "Confusion of classes", errors.confusion_section(evaluation, mixed)),
         ("images", "Worst and best images", errors.images_section(evaluation, gallery, budget)),
@@ -163,7 +163,7 @@ def _measured(evaluation: Evaluation) -> Html:
     for key, value in evaluation.metrics["measured"].items():
         if value in (None, [], False) or key == "versions":
             continue
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else "yes" if value is True else value
         rows.append((key.replace("_", " "), named(shown)))
     versions = ", ".join(f"{name} {number}" for name, number in evaluation.metrics["measured"]["versions"].items())
     return joined([table(["", ""], [*rows, ("versions", versions)], class_="words")])

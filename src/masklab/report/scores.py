@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from masklab.evaluation.coco import ap_by_iou
-from masklab.evaluation.evaluate import Evaluation, part_metrics
-from masklab.evaluation.groups import Group, image_kinds, object_groups
+from masklab.evaluation.evaluate import Evaluation
 from masklab.evaluation.report import COCO_COLUMNS, SHOWN_THRESHOLDS, WAYS
 from masklab.evaluation.sweep import STEPS, Curve, Sweep, best_threshold, calibration, curve, stored
 from masklab.report.charts import Line, line_chart
@@ -20,7 +18,6 @@ from masklab.utils.words import counted
 _MOST_CLASSES = 30  # rows of a table
 _MOST_CURVES = 80  # classes with a curve
 _SLIDER_STEP = 0.005
-_COLOURS = {"grey": "grey images", "colour": "images in colour"}
 _COUNTS = ("found", "wrong", "missed")
 _SHARES = ("precision", "recall", "f1", "ap")
 
@@ -255,46 +252,3 @@ def _shares(found: int, wrong: int, missed: int) -> tuple[float | None, float | 
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def groups_section(evaluation: Evaluation) -> Html:
-    """What is found by size and by number of neighbours, and figures by kind of image."""
-    inputs, metrics = evaluation.inputs, evaluation.metrics
-    groups = object_groups(inputs, evaluation.overlaps, evaluation.threshold)
-    tables = [
-        _group_table(
-            "side of the mask",
-            groups["size"],
-            "Four groups of about as many objects; the side is the root of the mask's area.",
-        ),
-        _group_table(
-            "neighbours", groups["neighbours"], "Other objects whose box is at most half of the object's side away."
-        ),
-    ]
-    kinds = [
-        (name, part_metrics(inputs.subset(ids), evaluation.max_detections, evaluation.threshold))
-        for name, ids in image_kinds(inputs)
-    ]
-    kinds += [(_COLOURS[name], part) for name, part in metrics.get("by_colour", {}).items()]
-    rows = [
-        (
-            name,
-            part["images"],
-            part["objects"],
-            *(number(part["mask"][key]) for key in ("AP", "AP50")),
-            number(part["matching"]["stardist"]["0.50"]),
-        )
-        for name, part in kinds
-    ]
-    head = ["images", "number", "objects", "mask AP", "mask AP50", "TP / (TP + FP + FN) at 0.5"]
-    caption = (
-        "By number of objects in the image, by its size where there are few sizes, and by colour where both occur."
-    )
-    return joined([*tables, table(head, rows, caption)])
-
-
-def _group_table(title: str, groups: Sequence[Group], caption: str) -> Html:
-    if not groups:
-        return Html("")
-    rows = [(each.name, each.objects, number(each.found), number(each.iou)) for each in groups]
-    return table([title, "objects", "share found", "mean IoU of those"], rows, caption)

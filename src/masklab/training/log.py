@@ -7,7 +7,8 @@ import importlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _EXTERNAL = {
     "wandb": "wandb",
     "mlflow": "mlflow",
 }  # what to install for a logger
+_SERVED = ("wandb", "mlflow")  # loggers whose server may be out of reach
 _SHOWN = ("loss", "mask", "box")
 
 _PACE_SEEN = 10  # steps after which the log says how long the run will take
@@ -46,7 +48,9 @@ class RunLog:
 
     def __init__(self, run: Path, config: Config, step: int, ids: dict[str, str], lock: RunLock) -> None:
         settings, self.lock = config.train, lock
-        self.loggers = {name: _open_logger(name, run, config, step, ids) for name in settings.loggers}
+        self.loggers: dict[str, Logger] = {
+            name: _open_logger(name, run, config, step, ids) for name in settings.loggers
+        }
         self.first, self.steps, self.began = step, settings.steps, time.monotonic()
         self.bar = Progress(
             "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[shown]}"
@@ -87,17 +91,30 @@ class RunLog:
         """End the progress bar and the loggers."""
         if self.in_terminal:
             self.bar.stop()
-        for name, each in self.loggers.items():
-            each.finalize("failed" if error else "success")
-            if name == "wandb":  # Lightning's logger leaves its run open, and the next run would go on in it
-                each.experiment.finish(int(error is not None))  # type: ignore[attr-defined]
+        for name, each in list(self.loggers.items()):
+            with self._parting_with(name):
+                each.finalize("failed" if error else "success")
+                if name == "wandb":  # Lightning's logger leaves its run open, and the next run would go on in it
+                    each.experiment.finish(int(error is not None))  # type: ignore[attr-defined]
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         self.lock.check()
         with naming(self.lock.folder):
-            for each in self.loggers.values():
-                each.log_metrics(row, step)
-                each.save()
+            for name, each in list(self.loggers.items()):
+                with self._parting_with(name):
+                    each.log_metrics(row, step)
+                    each.save()
+
+    @contextmanager
+    def _parting_with(self, name: str) -> Iterator[None]:
+        """Go on without a logger whose server fails: figures are not worth a training."""
+        try:
+            yield
+        except Exception as error:
+            if name not in _SERVED:
+                raise
+            del self.loggers[name]
+            _log.warning(f"train.loggers: {name} failed ({_reason(error)}): the training goes on without it.")
 
     def _show(self, line: str, in_bar: str) -> None:
         if self.in_terminal:
@@ -121,6 +138,22 @@ def _open_logger(name: str, run: Path, config: Config, step: int, ids: dict[str,
         return _CSVLogger(run / LOG, step)
     if name == "tensorboard":
         return TensorBoardLogger(run, "", "", purge_step=step + 1 if step else None)
+    try:
+        return _open_served(name, run, config, ids)
+    except Exception as error:
+        raise InputError(
+            f"train.loggers names {name}, which cannot be opened ({_reason(error)}): correct its settings, or leave it "
+            "out, as --train.loggers [csv] does."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line without its last stop."""
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+
+
+def _open_served(name: str, run: Path, config: Config, ids: dict[str, str]) -> Logger:
+    """W&B or MLflow, by Lightning's loggers."""
     loggers = importlib.import_module("lightning.pytorch.loggers")
     made: Any
     if name == "wandb":
@@ -128,7 +161,9 @@ def _open_logger(name: str, run: Path, config: Config, step: int, ids: dict[str,
     else:
         uri = importlib.import_module("mlflow").get_tracking_uri()  # Lightning's default is one that MLflow 3 refuses
         made = loggers.MLFlowLogger("masklab", run_name=run.name, tracking_uri=uri, run_id=ids.get(name))
-    if name not in ids:
+    if name in ids:
+        _ = made.experiment  # opened now, not at the first figures
+    else:
         made.log_hyperparams(flatten(config.model_dump(mode="json")))
         ids[name] = str(made.version if name == "wandb" else made.run_id)
     return made
