@@ -110,6 +110,13 @@ def test_classes_are_known_by_their_names(trained, tiny_config, drawn_classes):
     assert started(tiny_config, trained, ClassTable(ids, drawn_classes.names))[1] == []
 
 
+def test_a_lone_class_is_the_same_whatever_it_is_called(tiny_config, tmp_path):
+    torch.manual_seed(0)
+    save_model(build_model(tiny_config, ClassTable((1,), ("nucleus",))), tmp_path / "one.safetensors")
+    assert started(tiny_config, tmp_path / "one.safetensors", ClassTable((7,), ("object",)))[1] == []
+    assert started(tiny_config, tmp_path / "one.safetensors", ClassTable((1, 2), ("nucleus", "cell")))[1] != []
+
+
 @pytest.mark.parametrize("head", ["masklab", "mask_rcnn", "fcis"])
 def test_the_layers_of_classes_are_those_that_grow_with_them(tiny_config, head):
     fields = {"head": head, "mask_size": 14} | ({} if head == "masklab" else {"refine_levels": []})

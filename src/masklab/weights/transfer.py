@@ -49,7 +49,8 @@ def load_matching(model: MaskLab, start: MaskLab) -> list[str]:
     """Copy the weights of matching layers from ``start`` into ``model``; returns the layers that do not match.
 
     Layers match if they have the same name, shapes and meaning.  Outputs per class have the same meaning if the class
-    names are equal, outputs per direction if the direction settings are.
+    names are equal or there is one class on both sides, whatever it is called; outputs per direction if the direction
+    settings are equal.
     """
     own, theirs = model.state_dict(), start.state_dict()
     meanings, other = _meaning(model), _meaning(start)
@@ -70,9 +71,10 @@ def load_matching(model: MaskLab, start: MaskLab) -> list[str]:
 def _meaning(model: MaskLab) -> dict[str, Any]:
     """The meaning of the outputs of layers, as far as it is not in their shapes."""
     mask = model.config.model.mask
+    classes = model.classes.names if len(model.classes) > 1 else ("object",)
     return {
-        **dict.fromkeys(OF_CLASSES, model.classes.names),
-        **dict.fromkeys(("box_head.classes", "box_head.deltas"), (model.config.model.box.head, model.classes.names)),
+        **dict.fromkeys(OF_CLASSES, classes),
+        **dict.fromkeys(("box_head.classes", "box_head.deltas"), (model.config.model.box.head, classes)),
         "mask_head.direction": (mask.directions, mask.distance_bins, mask.distance_metric, mask.start_degrees),
         "refinement": mask.refinement,
     }
