@@ -3,7 +3,8 @@
     uv run python benchmarks/growth.py [--quick] [--plot docs/images/growth.png]
 
 Time is processor time of this process, so that other work on the machine weighs little, and memory is what was held at
-most beyond what was held before.  The exponent is that of a power of the size, fitted to the upper half of the sizes
+most beyond what was held before.  Python's garbage collector is off while time is measured: it looks at all objects of the process
+now and then, so that what it takes jumps with the number of records that are alive.  The exponent is that of a power of the size, fitted to the upper half of the sizes
 (least squares of the logarithms); 1 is linear.  A row is at most linear if both exponents are at most 1.1.
 
 Objects are 10 to 20,000 in an image that grows with them.  Images of 0.25 to 400 megapixels are predicted in tiles with a
@@ -18,6 +19,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -97,9 +99,12 @@ def measure(row: Row) -> tuple[list[float], list[float]]:
         memory.append(peak_memory(work) or 0.0)
         least, spent = np.inf, 0.0
         for _ in range(5):
+            gc.collect()
+            gc.disable()
             began = time.process_time()
             work()
             took = time.process_time() - began
+            gc.enable()
             least, spent = min(least, took), spent + took
             if spent > 1:
                 break
