@@ -44,7 +44,7 @@ def main() -> None:
         os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     import torch
 
-    from masklab.export.compare import EXACT, Agreement
+    from masklab.export.compare import EXACT, QUANTISED, Agreement
     from masklab.export.export import export
     from masklab.inference.options import PredictionOptions
     from masklab.inference.predictor import Predictor
@@ -74,7 +74,7 @@ def main() -> None:
             agreement = Agreement()
             for n, (first, second) in enumerate(zip(wanted, found, strict=True)):
                 threshold = 0.0 if arguments.quick else eager.threshold
-                agreement.add(str(n), first.above(threshold), second.above(threshold), EXACT)
+                agreement.add(str(n), first.above(threshold), second.above(threshold), QUANTISED if int8 else EXACT)
             reached = score(found)
             lost = "" if average is None or reached is None else f" ({100 * (reached - average):+.2f})"
             print(

@@ -431,6 +431,20 @@ def test_the_drawn_images_of_the_comparison_are_not_told_of(tiny_config, classes
     assert "WARNING" not in caplog.text
 
 
+def test_a_tolerance_may_leave_out_a_share_of_the_objects(exported):
+    model = eager(exported)
+    wanted = model.predict(image(0))
+    moved = replace(wanted, boxes=wanted.boxes + np.eye(len(wanted), 4, dtype=np.float32))  # four objects
+    for share, allowed in ((3.5, False), (4, True)):
+        tolerance, agreement = replace(EXACT, beyond=share / len(wanted)), Agreement()
+        agreement.add("cells.png", wanted, moved, tolerance)
+        assert agreement.beyond == 4
+        if allowed:
+            agreement.check(tolerance, "the file")
+        else:
+            assert "object" in sentence(agreement.check, tolerance, "the file")
+
+
 def test_a_faulty_export_is_not_written(exported, tmp_path, monkeypatch):
     class Faulty(ExportedNetwork):
         def forward(self, images, sizes, norm_mode=None, norm_statistics=None):

@@ -35,6 +35,8 @@ def quantise(path: Path, inputs: Sequence[Any]) -> None:
             return {"images": np.ascontiguousarray(given[0].numpy()), "sizes": given[1].numpy()}
 
     original = onnx.load(path)
+    facts = {entry.key: entry.value for entry in original.metadata_props}
+    original.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # norms are folded already
     onnxruntime.set_default_logger_severity(_ERRORS_ALONE)
     quantize_static(
         original,
@@ -50,7 +52,8 @@ def quantise(path: Path, inputs: Sequence[Any]) -> None:
     )
     made = onnx.load(path)
     del made.metadata_props[:]
-    made.metadata_props.extend(original.metadata_props)
+    for key, text in facts.items():
+        made.metadata_props.add(key=key, value=text)
     onnx.save(made, path)
 
 
