@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-_EXACT = ("backbone.conv1.", "objectness", "deltas", "semantic", "direction", "predict", "coarse")
-"""Words in the names of layers that stay exact: the first, which sees the image, and those of logits and deltas."""
+_EXACT = ("objectness", "deltas", "semantic", "direction", "predict", "coarse")
+"""Words in the names of layers that stay exact: those of logits and deltas."""
 _ERRORS_ALONE = 3
 
 
@@ -17,8 +17,8 @@ def quantise(path: Path, inputs: Sequence[Any]) -> None:
     """Rewrite a file so that its convolutions compute in 8 bits, with the ranges of values that ``inputs`` show.
 
     ``inputs`` are pairs of network inputs (1, C, H, W) and their sizes (1, 2).  Weights have a scale for each filter, and 7
-    bits: sums of products of 8 bits overflow in the instructions of processors that have AVX2 alone.  The first layer and
-    those that make deltas of boxes and logits stay in float32.
+    bits: sums of products of 8 bits overflow in the instructions of processors that have AVX2 alone.  The layers
+    that make deltas of boxes and logits stay in float32.
     """
     import onnx
     import onnxruntime
