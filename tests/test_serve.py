@@ -313,6 +313,8 @@ def test_unknown_addresses_and_methods(served):
     assert client.get("/page/%2e%2e%2fapp.py").status_code == 404
     assert client.get("/predict").status_code == 405
     assert client.get("/docs").status_code == 404
+    assert client.post("/predict/", follow_redirects=False).status_code == 404
+    assert client.put("/results/key").headers["allow"] == "DELETE, POST"
 
 
 def test_an_error_of_the_server_tells_nothing(served, finder, image, monkeypatch, caplog):
@@ -579,7 +581,16 @@ def test_kept_results_are_written_in_part(served, finder, image, tmp_path):
         assert answer.content == wanted.read_bytes(), format.name
     rows = client.post(f"/results/{key}", json={}).json()["objects"]
     assert [row["object"] for row in rows] == list(range(len(found)))
-    for wrong in ({"objects": [len(found)]}, {"objects": [-1]}, {"objects": ["1"]}, {"objects": [True]}, {"other": 1}):
+    one = client.post(f"/results/{key}", json={"objects": [1.0]}).json()["objects"]  # an integer in JSON
+    assert [row["object"] for row in one] == [1]
+    for wrong in (
+        {"objects": [len(found)]},
+        {"objects": [-1]},
+        {"objects": ["1"]},
+        {"objects": [True]},
+        {"objects": [1.5]},
+        {"other": 1},
+    ):
         assert client.post(f"/results/{key}", json=wrong).status_code == 422, wrong
     assert client.post(f"/results/{key}", content=b"{", headers={"Content-Type": "application/json"}).status_code == 422
     assert client.post(f"/results/{key}", json={}, headers={"Accept": "text/html"}).status_code == 406

@@ -25,7 +25,7 @@ def add_serve(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--waiting",
         type=int,
-        default=2,
+        default=1,
         help="requests that may wait while one is worked on; others are told to come again",
     )
     parser.add_argument("--keep", type=int, default=16, help="results that are kept for the page, with their images")

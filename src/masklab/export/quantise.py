@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-_EXACT = ("backbone.conv1.", "objectness", "deltas", "semantic", "direction", "predict", "coarse")
-"""Words in the names of layers that stay exact: the first, which sees the image, and those of logits and deltas."""
+_EXACT = ("objectness", "deltas", "semantic", "direction", "predict", "coarse")
+"""Words in the names of layers that stay exact: those of logits and deltas."""
 _ERRORS_ALONE = 3
 
 
@@ -17,8 +17,8 @@ def quantise(path: Path, inputs: Sequence[Any]) -> None:
     """Rewrite a file so that its convolutions compute in 8 bits, with the ranges of values that ``inputs`` show.
 
     ``inputs`` are pairs of network inputs (1, C, H, W) and their sizes (1, 2).  Weights have a scale for each filter, and 7
-    bits: sums of products of 8 bits overflow in the instructions of processors that have AVX2 alone.  The first layer and
-    those that make deltas of boxes and logits stay in float32.
+    bits: sums of products of 8 bits overflow in the instructions of processors that have AVX2 alone.  The layers
+    that make deltas of boxes and logits stay in float32.
     """
     import onnx
     import onnxruntime
@@ -35,6 +35,8 @@ def quantise(path: Path, inputs: Sequence[Any]) -> None:
             return {"images": np.ascontiguousarray(given[0].numpy()), "sizes": given[1].numpy()}
 
     original = onnx.load(path)
+    facts = {entry.key: entry.value for entry in original.metadata_props}
+    original.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # norms are folded already
     onnxruntime.set_default_logger_severity(_ERRORS_ALONE)
     quantize_static(
         original,
@@ -50,7 +52,8 @@ def quantise(path: Path, inputs: Sequence[Any]) -> None:
     )
     made = onnx.load(path)
     del made.metadata_props[:]
-    made.metadata_props.extend(original.metadata_props)
+    for key, text in facts.items():
+        made.metadata_props.add(key=key, value=text)
     onnx.save(made, path)
 
 

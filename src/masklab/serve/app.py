@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from masklab.results.colours import PALETTE
 from masklab.results.formats.base import check_packages
@@ -37,7 +38,14 @@ Outlines = Annotated[bool, Query(description="In JSON, give masks as polygons in
 
 def create_app(service: Service, name: str) -> FastAPI:
     """The application of a service whose model is called ``name``."""
-    app = FastAPI(title="masklab", version=versions()["masklab"], description=_ABOUT, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="masklab",
+        version=versions()["masklab"],
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
@@ -217,8 +225,15 @@ async def _refused(request: Request, error: Exception) -> Response:
     sentences = {404: "there is no such address.", 405: "this address has no such method."}
     if not isinstance(error, Refusal):
         said = sentences.get(error.status_code, "the request cannot be read: send it as the description says.")
-        error = HTTPException(error.status_code, said, error.headers)
+        allowed = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
+        error = HTTPException(error.status_code, said, allowed)
     return problem(error)
+
+
+def _methods(request: Request) -> str:
+    """The methods of an address: each has a route of its own, and the first alone would name only its own."""
+    fitting = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
+    return ", ".join(sorted(method for route in fitting for method in route.methods))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

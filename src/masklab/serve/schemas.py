@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from masklab.serve.answers import DOCUMENT, KINDS
 from masklab.serve.bodies import IMAGE_TYPES
@@ -83,11 +83,16 @@ class ServedModel(BaseModel):
     tile: int = Field(description="Side of a tile of a picture.")
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Choice(BaseModel):
     """Objects of a kept result."""
 
     model_config = ConfigDict(extra="forbid")
-    objects: list[Annotated[int, Field(strict=True, ge=0)]] | None = Field(
+    objects: list[Annotated[int, Field(strict=True, ge=0), BeforeValidator(_whole)]] | None = Field(
         default=None, description="Their numbers; all of them by default.", max_length=1_000_000
     )
 
