@@ -6,6 +6,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equality bit for bit is a promise of 
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -69,3 +70,12 @@ def classes():
     from masklab.structures import ClassTable
 
     return ClassTable((2, 5, 9), ("disc", "box", "ring"))
+
+
+@pytest.fixture
+def one_thread():
+    """One thread for each operation: how many there are changes the last digits, and a folder has one for each image."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -137,7 +137,7 @@ def test_polygons_are_those_of_the_masks(served, finder, image):
     assert "segmentation" not in answer["objects"][0]
 
 
-def test_every_format_is_what_predict_writes(served, finder, image, tmp_path):
+def test_every_format_is_what_predict_writes(served, finder, image, tmp_path, one_thread):
     predict_folder(finder, [image], tmp_path / "out", formats=list(FORMATS))
     client = served()
     for format in FORMATS.values():
@@ -224,6 +224,7 @@ REFUSED = {
     "a long name": (b"x", PNG, {"name": "x" * 300}, 422, "name"),
     "many bytes": (bytes(100_001), PNG, {}, 413, "bytes"),
     "many pixels": (by_pillow(np.zeros((101, 100), np.uint8), "PNG"), PNG, {}, 413, "pixels"),
+    "a long row": (by_pillow(np.zeros((1, 2001), np.uint8), "PNG"), PNG, {}, 413, "sides of up to 2000"),
     "a claim of many pixels": (deep_png(np.zeros((8, 8, 3), np.uint16), (9000, 9000)), PNG, {}, 413, "pixels"),
     "a claim of too many": (deep_png(np.zeros((8, 8, 3), np.uint16), (900000, 900000)), PNG, {}, 422, "pixels"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,17 +170,17 @@ def image_size(path: str | Path) -> Size:
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
-def pixels_in_header(path: Path) -> int:
-    """The number of pixels that an image file claims; nothing is decoded, and no other file that it names is opened.
+def size_in_header(path: Path) -> Size:
+    """The (height, width) that an image file claims; nothing is decoded, and no other file that it names is opened.
 
     Raises `InputError` naming the file when its header cannot be read.
     """
     with decoding(path):
         if is_tiff(path):
             with open_tiff_file(path, alone=True) as tiff:
-                return math.prod(_sides(main_series(tiff)))
+                return _sides(main_series(tiff))
         with open_pillow(path) as image:
-            return image.width * image.height
+            return image.height, image.width
 
 
 def _sides(series: tifffile.TiffPageSeries) -> Size:

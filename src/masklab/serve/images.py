@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from masklab.images.read import pixels_in_header
+from masklab.images.read import size_in_header
 from masklab.images.reader import ImageReader, open_reader
 from masklab.serve.refusals import Refusal
 from masklab.serve.worker import Order
 from masklab.utils.types import Box
+
+_LONGEST_SIDE = 20  # times the side of a square of the most pixels
 
 
 class SentImage:
@@ -38,11 +41,20 @@ class SentImage:
 
 
 def check_pixels(path: Path, most: int) -> None:
-    """Raise `Refusal` for an image whose header claims more than ``most`` pixels, `InputError` for what is no image."""
-    found = pixels_in_header(path)
-    if found > most:
+    """Raise `Refusal` for an image whose header claims more than ``most`` pixels, `InputError` for what is no image.
+
+    An image of a few rows takes as long as one whose tiles are full, so a side has a limit too.
+    """
+    height, width = size_in_header(path)
+    if height * width > most:
         raise Refusal(
-            413, f"the image has {found} pixels and this server takes {most}: cut it into tiles or shrink it."
+            413, f"the image has {height * width} pixels and this server takes {most}: cut it into tiles or shrink it."
+        )
+    longest = _LONGEST_SIDE * math.isqrt(most)
+    if max(height, width) > longest:
+        raise Refusal(
+            413,
+            f"the image is {width} x {height} pixels and this server takes sides of up to {longest}: cut it into tiles.",
         )
 
 
