@@ -6,7 +6,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equality bit for bit is a promise of 
 from pathlib import Path
 
 import pytest
-import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -75,6 +74,8 @@ def classes():
 @pytest.fixture
 def one_thread():
     """One thread for each operation: how many there are changes the last digits, and a folder has one for each image."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
