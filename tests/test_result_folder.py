@@ -52,8 +52,8 @@ def model(tiny_config):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Predictions of another scene for each image, and the numbers of the images that were predicted."""
+def asked(monkeypatch, one_thread):
+    """Predictions of another scene for each image, and the numbers of the images that were predicted, in their order."""
     seen = []
 
     def predict(self, image, batch_size=8, check=None):
