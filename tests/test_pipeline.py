@@ -127,6 +127,26 @@ def test_stages_run_at_the_same_time_and_few_images_are_open(model, images, tmp_
     assert_no_threads()
 
 
+def test_large_images_are_at_the_network_alone(model, images, tmp_path, monkeypatch, finding):
+    """They have all threads, and nothing else takes memory meanwhile."""
+    under_way, together, threads, predict = set(), [], {}, Predictor.predict_reader
+
+    def predicting(self, image, *others):
+        under_way.add(image.path)
+        together.append(set(under_way))
+        threads[image.path] = torch.get_num_threads()
+        found = predict(self, image, *others)
+        under_way.remove(image.path)
+        return found
+
+    monkeypatch.setattr(Predictor, "predict_reader", predicting)
+    monkeypatch.setattr(pipeline, "_LARGE", 40 * 60)
+    predict_folder(predictor(model), images, tmp_path / "out")
+    large = images[6]  # of 50 x 50 pixels; no other has more than 40 x 60
+    assert {path for path, number in threads.items() if number == finding} == (set(images) if finding == 1 else {large})
+    assert all(some == {large} for some in together if large in some)
+
+
 def test_bytes_that_are_open_are_bounded(model, images, tmp_path, monkeypatch):
     """An image is opened when those that are open are below the bound, so that of large images there is one."""
     predict_folder(predictor(model), images, tmp_path / "whole")

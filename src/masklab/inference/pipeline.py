@@ -1,7 +1,7 @@
 """The images of a folder of results, in three stages at the same time: read ahead, find objects, write.
 
 Images are opened and decoded in a thread of their own, and results are written in another, while the network runs in the caller's
-thread, or on a CPU on several images in as many threads.  Images are opened and written in their order, so all files, records
+thread, or on a CPU on several images in as many threads; large ones have all processors and the memory for themselves.  Images are opened and written in their order, so all files, records
 and warnings are those of a plain loop.
 
 Each image has a forward pass of its own.  Neighbours in a batch change the last digits of its results: of 16 images of
@@ -23,6 +23,7 @@ from types import TracebackType
 
 from masklab.images.reader import DecodedReader, ImageReader, open_reader
 from masklab.images.rescaled import ImageIntensities
+from masklab.images.resize import network_size
 from masklab.inference.finder import ImageThreads, ObjectFinder
 from masklab.inference.output import ResultFolder, Totals
 from masklab.results.instances import Instances
@@ -36,6 +37,8 @@ _BYTES_AHEAD = 2**27
 """Bytes of images that are open, from which no other one is opened."""
 _RESULTS_WAITING = 2
 
+_LARGE = 2**20
+"""Pixels of the network's input from which an image is at the network alone."""
 _FOR_EACH_THREAD = 2
 """Images that are given to a thread of the network, so that none waits for a slow one."""
 
@@ -49,6 +52,7 @@ class _Image:
     path: Path
     kept: bool = False
     tiled: bool = False
+    large: bool = False
     error: Exception | None = None
     reader: ImageReader | None = None
     intensities: ImageIntensities | None = None
@@ -71,7 +75,7 @@ def write_results(
     """Write what ``find`` finds in each image of a folder of results, given its path and the image opened.
 
     ``pixel_size`` and ``magnification`` choose a level of a pyramid, as for `open_reader`.  ``find`` runs in the
-    calling thread or, with ``in_threads``, in as many as the predictor asks for.  An image that is predicted in tiles is
+    calling thread or, with ``in_threads`` and for all but large images, in as many as the predictor asks for.  An image that is predicted in tiles is
     predicted and written in the calling thread, before the next one.
 
     Images that cannot be used, or have another size than the JSON ``annotations`` says, are left out with a warning.
@@ -144,7 +148,7 @@ class _Pipeline:
         under_way: deque[tuple[_Image, Stage[_Image, _Image]]] = deque()
         stages = cycle(self._finding)
         for image in self._opened_images():
-            if not self._finding or image.kept or image.tiled or image.error is not None:
+            if not self._finding or image.kept or image.tiled or image.large or image.error is not None:
                 while under_way:
                     yield under_way.popleft()[1].take()
                 yield self._found(image)
@@ -194,6 +198,7 @@ class _Pipeline:
         if self._folder.listing is not None:
             _check_size(image.path, reader, self._folder.listing.images[image.path].size, self._annotations)
         image.tiled = self._predictor.tile_plan(reader.size) is not None
+        image.large = math.prod(network_size(reader.size, self._predictor.config.image)) > _LARGE
         if not image.tiled and image.num_bytes <= _BYTES_AHEAD:
             reader = DecodedReader(reader)
         image.intensities = ImageIntensities(reader, self._predictor.image_config)
