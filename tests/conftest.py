@@ -1,7 +1,13 @@
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equality bit for bit is a promise of the CPU
+# nohup and shells ignore these for what they start in the background, and what the tests start would inherit that
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from pathlib import Path
 
