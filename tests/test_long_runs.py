@@ -86,15 +86,6 @@ def killed_on_the_way(where, number, words):
     return main(words)
 
 
-@pytest.fixture
-def one_thread():
-    """Results depend on the number of threads in their last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def rows_of(run):
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     return [{name: value for name, value in row.items() if name != "GiB"} for row in rows]
