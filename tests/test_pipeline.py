@@ -140,7 +140,7 @@ def test_large_images_are_at_the_network_alone(model, images, tmp_path, monkeypa
         return found
 
     monkeypatch.setattr(Predictor, "predict_reader", predicting)
-    monkeypatch.setattr(pipeline, "_LARGE", 40 * 60)
+    monkeypatch.setattr("masklab.inference.finder._LARGE", 40 * 60)
     predict_folder(predictor(model), images, tmp_path / "out")
     large = images[6]  # of 50 x 50 pixels; no other has more than 40 x 60
     assert {path for path, number in threads.items() if number == finding} == (set(images) if finding == 1 else {large})

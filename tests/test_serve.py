@@ -26,6 +26,7 @@ from starlette.testclient import TestClient
 from masklab.cli.app import main
 from masklab.export.export import export
 from masklab.images.reader import open_reader
+from masklab.inference.finder import ImageThreads
 from masklab.inference.folder import predict_folder
 from masklab.inference.options import PredictionOptions
 from masklab.inference.predictor import load
@@ -106,7 +107,7 @@ def served(finder, tmp_path):
     def make(finder=finder, **limits):
         folder = tmp_path / "files-of-the-server"
         folder.mkdir(exist_ok=True)
-        return Client(Service(finder, Settings(**limits), folder))
+        return Client(Service(finder, Settings(**limits), folder, ImageThreads()))
 
     return make
 
@@ -507,6 +508,91 @@ def test_a_stop_finishes_what_runs_and_refuses_the_rest(served, finder, image):
         assert client.predict(image.read_bytes()).status_code == 503
 
 
+def test_images_are_at_the_network_at_the_same_time(finder, image, tmp_path):
+    slow = Slow(finder)
+    with Client(Service(slow, Settings(waiting=0), tmp_path, ImageThreads(2))) as client:
+        with sent(client, image.read_bytes(), 2) as answers:
+            assert all(slow.begun.acquire(timeout=30) for _ in range(2)), "both have begun"
+            assert client.predict(image.read_bytes()).status_code == 429
+            slow.go.set()
+        assert [answer.status_code for answer in answers] == [200, 200]
+
+
+@pytest.mark.parametrize("reason", ["tiles", "size"])
+def test_a_large_image_is_predicted_alone(finder, image, tmp_path, monkeypatch, reason):
+    slow, calls = Slow(finder), []
+    if reason == "tiles":
+        slow.tile_plan = lambda _: "a plan"
+    else:
+        monkeypatch.setattr("masklab.inference.finder._LARGE", 100)
+    threads = ImageThreads(2, lambda: calls.append("share"), lambda: calls.append("all"))
+    with Client(Service(slow, Settings(), tmp_path, threads)) as client:
+        with sent(client, image.read_bytes(), 2) as answers:
+            assert slow.begun.acquire(timeout=30)
+            assert not slow.begun.acquire(timeout=0.3), "the other one rests"
+            slow.go.set()
+        assert [answer.status_code for answer in answers] == [200, 200]
+    assert sorted(calls) == ["all"] * 2 + ["share"] * 4
+    assert calls[-1] == "share"
+
+
+def test_jobs_alone_and_among_others_take_turns():
+    worker = Worker("test", 20, ImageThreads(3))
+    lock, running, alone, seen = threading.Lock(), set(), set(), []
+
+    def job(number):
+        with lock:
+            assert not alone
+            running.add(number)
+            seen.append(len(running))
+        time.sleep(0.005)
+        if number % 3 == 0:
+            with lock:
+                running.remove(number)
+            with worker.alone(Order(30)):
+                with lock:
+                    assert not running
+                    assert not alone
+                    alone.add(number)
+                time.sleep(0.005)
+                with lock:
+                    alone.remove(number)
+                    running.add(number)
+        with lock:
+            running.remove(number)
+        return number
+
+    async def scene():
+        return await asyncio.gather(*(worker.run(lambda n=n: job(n), Order(30)) for n in range(20)))
+
+    assert asyncio.run(scene()) == list(range(20))
+    assert max(seen) > 1
+
+
+def test_a_job_that_waits_to_be_alone_is_given_up_at_its_time():
+    worker, go, begun = Worker("test", 0, ImageThreads(2)), threading.Event(), threading.Event()
+
+    def first():
+        begun.set()
+        return go.wait(30)
+
+    def second():
+        assert begun.wait(30)
+        order = Order(0.2)
+        with worker.alone(order):
+            pytest.fail("the other one still works")
+
+    async def scene():
+        one = asyncio.ensure_future(worker.run(first, Order(30)))
+        with pytest.raises(Refusal):
+            await worker.run(second, Order(30))
+        go.set()
+        assert await one
+        assert await worker.run(lambda: "others go on", Order(30)) == "others go on"
+
+    asyncio.run(scene())
+
+
 def test_a_client_that_leaves_makes_room():
     async def scene():
         worker, go = Worker("test", 1), threading.Event()
@@ -692,7 +778,7 @@ def live(weights, tmp_path_factory):
     import uvicorn
 
     finder = predictor(load(weights).model, score_threshold=SCORE)
-    service = Service(finder, Settings(keep=2), tmp_path_factory.mktemp("live"))
+    service = Service(finder, Settings(keep=2), tmp_path_factory.mktemp("live"), ImageThreads())
     config = uvicorn.Config(create_app(service, HOSTILE), port=0, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -26,7 +26,7 @@ def add_serve(parser: ArgumentParser) -> None:
         "--waiting",
         type=int,
         default=1,
-        help="requests that may wait while one is worked on; others are told to come again",
+        help="requests that may wait while others are worked on; the rest are told to come again",
     )
     parser.add_argument("--keep", type=int, default=16, help="results that are kept for the page, with their images")
     add_score(parser, "an object found")

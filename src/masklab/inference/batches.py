@@ -70,6 +70,8 @@ def image_threads(device: torch.device) -> Iterator[ImageThreads]:
     threads = torch.get_num_threads()
     number = min(threads, IMAGES_AT_ONCE) if device.type == "cpu" else 1
     try:
-        yield ImageThreads(number, lambda: torch.set_num_threads(threads // number))
+        yield ImageThreads(
+            number, lambda: torch.set_num_threads(threads // number), lambda: torch.set_num_threads(threads)
+        )
     finally:
         torch.set_num_threads(threads)  # torch gives threads that begin later what was set last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -12,9 +13,12 @@ from masklab.config.image import ImageConfig
 from masklab.config.schema import Config
 from masklab.images.exposure import InputCheck
 from masklab.images.reader import ImageReader
+from masklab.images.resize import network_size
 from masklab.inference.options import PredictionOptions
 from masklab.structures import ClassTable
 from masklab.utils.types import Size
+
+_LARGE = 2**20  # pixels of the network's input
 
 if TYPE_CHECKING:
     from masklab.inference.tiles.plan import TilePlan
@@ -23,10 +27,17 @@ if TYPE_CHECKING:
 
 
 class ImageThreads(NamedTuple):
-    """How many images are best predicted at the same time, and what each thread that does so calls first."""
+    """How many images are best predicted at the same time.  Each thread that does so calls ``begin`` first, to have its
+    share of the processors; in between it may call ``alone`` to have all of them while the others rest."""
 
     number: int = 1
     begin: Callable[[], object] = bool
+    alone: Callable[[], object] = bool
+
+
+def is_large(size: Size, config: ImageConfig) -> bool:
+    """Whether an image (height, width) is best predicted alone, with all processors and the memory for itself."""
+    return math.prod(network_size(size, config)) > _LARGE
 
 
 class ObjectFinder(Protocol):

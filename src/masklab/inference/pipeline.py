@@ -23,8 +23,7 @@ from types import TracebackType
 
 from masklab.images.reader import DecodedReader, ImageReader, open_reader
 from masklab.images.rescaled import ImageIntensities
-from masklab.images.resize import network_size
-from masklab.inference.finder import ImageThreads, ObjectFinder
+from masklab.inference.finder import ImageThreads, ObjectFinder, is_large
 from masklab.inference.output import ResultFolder, Totals
 from masklab.results.instances import Instances
 from masklab.utils.errors import InputError
@@ -37,8 +36,6 @@ _BYTES_AHEAD = 2**27
 """Bytes of images that are open, from which no other one is opened."""
 _RESULTS_WAITING = 2
 
-_LARGE = 2**20
-"""Pixels of the network's input from which an image is at the network alone."""
 _FOR_EACH_THREAD = 2
 """Images that are given to a thread of the network, so that none waits for a slow one."""
 
@@ -198,7 +195,7 @@ class _Pipeline:
         if self._folder.listing is not None:
             _check_size(image.path, reader, self._folder.listing.images[image.path].size, self._annotations)
         image.tiled = self._predictor.tile_plan(reader.size) is not None
-        image.large = math.prod(network_size(reader.size, self._predictor.config.image)) > _LARGE
+        image.large = is_large(reader.size, self._predictor.config.image)
         if not image.tiled and image.num_bytes <= _BYTES_AHEAD:
             reader = DecodedReader(reader)
         image.intensities = ImageIntensities(reader, self._predictor.image_config)

@@ -53,8 +53,12 @@ def serve(finder: ObjectFinder, name: str, port: int, settings: Settings) -> Non
     from masklab.serve.app import create_app
     from masklab.serve.service import Service
 
-    with tempfile.TemporaryDirectory(prefix="masklab-serve-") as folder, _listening(host, port) as listener:
-        service = Service(finder, settings, Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="masklab-serve-") as folder,
+        _listening(host, port) as listener,
+        finder.image_threads() as threads,
+    ):
+        service = Service(finder, settings, Path(folder), threads)
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from starlette.requests import Request
 
-from masklab.inference.finder import ObjectFinder
+from masklab.inference.finder import ImageThreads, ObjectFinder, is_large
 from masklab.results.instances import Instances
 from masklab.serve import pictures
 from masklab.serve.answers import Asked, document, written
@@ -31,11 +32,11 @@ _KEPT_BYTES = 2**31  # of the images of kept results
 
 
 class Service:
-    """A model and what its server keeps; files lie in ``folder``."""
+    """A model and what its server keeps; files lie in ``folder``, images are predicted in ``threads``."""
 
-    def __init__(self, finder: ObjectFinder, settings: Settings, folder: Path) -> None:
+    def __init__(self, finder: ObjectFinder, settings: Settings, folder: Path, threads: ImageThreads) -> None:
         self.finder, self.settings, self.folder = finder, settings, folder
-        self.model = Worker("model", settings.waiting)
+        self.model = Worker("model", settings.waiting, threads)
         self.drawing = Worker("pictures", _PICTURES_WAITING)
         self.kept = KeptResults(settings.keep, _KEPT_BYTES)
         self.metrics = Metrics(lambda: self.model.unfinished, lambda: len(self.kept))
@@ -84,7 +85,9 @@ class Service:
         check_pixels(path, self.settings.max_pixels)
         check = self.finder.input_check()
         with open_sent(path, self.finder.config.model.backbone.channels, order) as image:
-            found = self.finder.predict_reader(image, check.of(name))
+            large = self.finder.tile_plan(image.size) is not None or is_large(image.size, self.finder.config.image)
+            with self.model.alone(order) if large else nullcontext():
+                found = self.finder.predict_reader(image, check.of(name))
             found = replace(found, masks=np.zeros((len(found), 0, 0), np.float32), _rle=found.rle)
             self.metrics.pixels.inc(math.prod(found.size))
             self.metrics.objects.inc(len(found.above(self.threshold)))

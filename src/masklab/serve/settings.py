@@ -19,7 +19,7 @@ class Settings:
     ``max_body``    bytes of an image file
     ``max_pixels``  pixels of an image, by its header
     ``seconds``     from the beginning of a request to the end of its work
-    ``waiting``     requests that wait while one is worked on; with one, an answer takes about twice as long at most
+    ``waiting``     requests that wait while all threads work; with one, an answer takes about twice as long
     ``keep``        results that are kept for the page, with their images
     ``token``       what a request must carry to be answered, None for no such word
     ``host``        the name under which the server is reached without a token, besides those of this machine itself
