@@ -355,6 +355,18 @@ def test_intensities_far_from_the_model_are_said_once(weights, tmp_path, here, c
     assert caplog.text.count("3 of 3 images use less than a twelfth") == 1
 
 
+def test_sizes_unlike_those_of_the_training_are_said_of_whole_and_tiled_images(weights, tmp_path, here, caplog):
+    predictor = load(weights, "cpu", OPTIONS)
+    predictor.model.training_data = TrainingData((64, 80), 5.0, 5.5)
+    known = tmp_path / "small.safetensors"
+    save_model(predictor.model, known)
+    for seed in range(2):
+        draw(tmp_path / "fields" / f"{seed}.png", seed, (100, 170) if seed else (60, 76))
+    run(known, tmp_path / "fields", tmp_path / "out", None)
+    # the sizes that are known depend on that of the image, so each has a sentence of its own
+    assert caplog.text.count("1 of 2 images hold objects of a size") == 2
+
+
 def test_ray_that_is_missing_is_named(weights, images, tmp_path, capsys, monkeypatch):
     words = ["predict", str(weights), str(images), "--engine", "ray", "--output", str(tmp_path / "out")]
     monkeypatch.setitem(sys.modules, "ray", None)
