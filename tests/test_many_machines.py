@@ -308,6 +308,16 @@ def test_an_address_gives_what_the_folder_gives(weights, images, expected, tmp_p
     assert here.asked == [[("2.png", 0), ("broken.png", 0)]]
 
 
+def test_an_address_may_have_spaces_and_any_letters(images, tmp_path):
+    folder = tmp_path / "Platte Ä 1"
+    images.rename(folder)
+    as_shown, as_written = f"file://{folder}", folder.as_uri()
+    assert "%20" in as_written
+    names = [place.name for place in find_places([as_shown])]
+    assert len(names) == 11
+    assert names == [place.name for place in find_places([as_written])]
+
+
 def test_addresses_that_cannot_be_listed_are_refused_without_their_password(tmp_path):
     (tmp_path / "empty").mkdir()
     fails(["file://", "holds no image"], find_places, [(tmp_path / "empty").as_uri()])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from masklab.images.listing import left_out, list_images
 from masklab.images.opened import ZARR_SUFFIX
@@ -22,6 +23,7 @@ from masklab.utils.errors import InputError
 _log = logging.getLogger(__name__)
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_OF_ADDRESSES = "%:/?&=@#+,;$!*'()[]~"
 _READING = 16  # files at a time whose state is looked at
 
 
@@ -132,7 +134,8 @@ def _remote(source: str) -> list[Place]:
     shown = _shown(source)
     scheme = shown.partition("://")[0]
     try:
-        filesystem, path = fs.FileSystem.from_uri(source)
+        # names of plates have spaces and letters that an address may not have; what is written as one stays
+        filesystem, path = fs.FileSystem.from_uri(quote(source, safe=_OF_ADDRESSES))
         info = filesystem.get_file_info(path)
         entries = [info]
         if info.type == fs.FileType.Directory and not path.rstrip("/").lower().endswith(ZARR_SUFFIX):
