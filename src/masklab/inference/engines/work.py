@@ -185,9 +185,7 @@ class Worker:
             finder = TileFinder(predictor, image.reader, plan, KnownTiles(item.found), large.facts)
             tiles = find_in_tiles(finder, plan, predictor.threshold)
             instances = joined(predictor.classes, tiles.parts, plan.size)
-            check = (
-                predictor.input_check()
-            )  # without the overview, which was looked at before the image was cut into tiles
+            check = predictor.input_check()  # the overview was looked at before the image was cut into tiles
             check.add_boxes(instances.above(predictor.threshold).boxes, plan.size, large.place.address)
             found = results(large.place, large.state, instances, predictor.threshold, large.facts.rule)
             return Outcome(item.number, found=found, cut=tiles.cut, check=check)
