@@ -593,6 +593,47 @@ def test_a_job_that_waits_to_be_alone_is_given_up_at_its_time():
     asyncio.run(scene())
 
 
+def test_a_job_that_waits_to_be_alone_goes_before_new_ones():
+    worker, begun, go, done = Worker("test", 0, ImageThreads(3)), threading.Event(), threading.Event(), []
+
+    def first():
+        begun.set()
+        assert go.wait(30)
+        done.append("first")
+
+    def large():
+        assert begun.wait(30)
+        with worker.alone(Order(30)):
+            done.append("large")
+
+    async def scene():
+        jobs = [asyncio.ensure_future(worker.run(job, Order(30))) for job in (first, large)]
+        while not worker._turns._wanting_alone:
+            await asyncio.sleep(0.01)
+        jobs.append(asyncio.ensure_future(worker.run(lambda: done.append("new"), Order(30))))
+        await asyncio.sleep(0.1)
+        go.set()
+        await asyncio.gather(*jobs)
+
+    asyncio.run(scene())
+    assert done == ["first", "large", "new"]
+
+
+def test_when_to_come_again_counts_the_jobs_done_at_the_same_time():
+    async def scene():
+        worker, go = Worker("test", 0, ImageThreads(4)), threading.Event()
+        worker._mean = 20.0
+        jobs = [asyncio.ensure_future(worker.run(lambda: go.wait(30), Order(60))) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Refusal) as refused:
+            worker.check()
+        assert refused.value.headers["Retry-After"] == "5"
+        go.set()
+        await asyncio.gather(*jobs)
+
+    asyncio.run(scene())
+
+
 def test_a_client_that_leaves_makes_room():
     async def scene():
         worker, go = Worker("test", 1), threading.Event()

@@ -77,7 +77,7 @@ class _Turns:
             self._running -= 1
             self._changed.notify_all()
             try:
-                self._wait(lambda: not self._one_alone and not self._running, order)
+                self._wait(lambda: not self._running, order)
                 self._one_alone = True
             finally:
                 self._wanting_alone -= 1
