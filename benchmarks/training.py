@@ -55,19 +55,19 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         split = draw_split(Path(folder), "train", IMAGES, SIDE, OBJECTS)
-        batch = next(iter(train_loader(split, load_recipe("nuclei", {"train": {"workers": 0}}))))
-        times, consumed = step_against_backbone(split, batch, 3 if options.quick else 10)
+        times, consumed = step_against_backbone(split, 3 if options.quick else 10)
         delivered = loader_speed(split, 20 if options.quick else 100)
         print(f"loader: {delivered:.3g} images a second, {delivered / consumed:.3g} times what the step takes")
-        validation_share(Path(folder), len(batch.image_ids) / consumed, 4 if options.quick else IMAGES)
+        validation_share(Path(folder), consumed, 4 if options.quick else IMAGES)
         crowded_image(Path(folder))
     ratio(times)
 
 
-def step_against_backbone(split: Split, batch: Batch, rounds: int) -> tuple[float, float]:
+def step_against_backbone(split: Split, rounds: int) -> tuple[float, float]:
     """How many times as long as the backbone a step takes, and the images a second that it takes."""
     config, sides = load_recipe("nuclei"), {}
-    batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+    batches = {recipe: read_batch(split, recipe) for recipe in ("nuclei-1", "nuclei")}
+    batch = batches["nuclei"]
     parts = split_batch(batch, config.train.threads)
     for name, recipe, head in (
         ("recipe nuclei-1", "nuclei-1", "conv5"),
@@ -78,7 +78,7 @@ def step_against_backbone(split: Split, batch: Batch, rounds: int) -> tuple[floa
         model = build_model(changed, split.categories).train().to(memory_format=torch.channels_last)
         gradients = BatchGradients(InstanceTask(model, split), torch.device("cpu"))
         optimizer = build_optimizer(model, config.train)
-        sides[name] = partial(take_step, model, gradients, optimizer, batch)
+        sides[name] = partial(take_step, model, gradients, optimizer, batches[recipe])
 
     def backward(part: Batch) -> None:
         with autocast("cpu", config.train.precision):
@@ -95,6 +95,13 @@ def step_against_backbone(split: Split, batch: Batch, rounds: int) -> tuple[floa
     show(f"{images} images in {len(parts)} threads", ["", "ms", "images / s", "over backbone"], rows)
     show_parts(TrainingStep(model), config.train.precision, parts[0])
     return seconds["training step"] / seconds["backbone alone"], images / seconds["training step"]
+
+
+def read_batch(split: Split, recipe: str) -> Batch:
+    """The first batch of a recipe, whose masks have the size that it says."""
+    batch: Batch = next(iter(train_loader(split, load_recipe(recipe, {"train": {"workers": 0}}))))
+    batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+    return batch
 
 
 def take_step(model: MaskLab, gradients: BatchGradients, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
@@ -138,10 +145,11 @@ def loader_speed(split: Split, batches: int) -> float:
     return batches * resolved(config.train.batch_size, "train.batch_size") / (time.perf_counter() - began)
 
 
-def validation_share(folder: Path, step: float, images: int) -> None:
-    """The share of a training by the recipe, whose steps take ``step`` seconds, that validation and tuning take."""
+def validation_share(folder: Path, consumed: float, images: int) -> None:
+    """The share of a training by the recipe, which takes ``consumed`` images a second, that validation and tuning take."""
     split, model = draw_split(folder, "val", images, 256, 50), load_model("nuclei")
     task, settings = InstanceTask(model, split), load_recipe("nuclei").train
+    step = resolved(settings.batch_size, "train.batch_size") / consumed
     seconds = alternate({"": lambda: task.validate(model, range(images))}, 1)[""] / images
     validated = settings.steps // settings.validate_every * VALIDATED + task.tuned_images
     share = validated * seconds / (settings.steps * step + validated * seconds)
