@@ -153,15 +153,12 @@ class Worker:
 
     def _work(self, work: Callable[[], T], order: Order) -> T:
         with self._turns.among_others(order):
-            return self._timed(work, order)
-
-    def _timed(self, work: Callable[[], T], order: Order) -> T:
-        order.check()
-        began = time.monotonic()
-        try:
-            return work()
-        finally:
-            self._mean += _WEIGHT * (time.monotonic() - began - self._mean)
+            order.check()
+            began = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._mean += _WEIGHT * (time.monotonic() - began - self._mean)
 
     def _finished(self, future: Future[Any]) -> None:
         with self._lock:
