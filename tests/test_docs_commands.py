@@ -69,7 +69,12 @@ def run(command):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
 def test_every_command_is_understood(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for recipe in ("runs/a/config.yaml", "runs/first/config.yaml", "figures/train_suggestion.yaml"):
+    for recipe in (
+        "runs/a/config.yaml",
+        "runs/first/config.yaml",
+        "runs/mine/config.yaml",
+        "figures/train_suggestion.yaml",
+    ):
         Path(recipe).parent.mkdir(parents=True)
         Path(recipe).write_text("base: nuclei\n")
     for command in masklab_commands(path):
