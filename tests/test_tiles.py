@@ -1,5 +1,8 @@
 """Images larger than a tile: plan, merging, statistics of norms, the store, and the way through the predictor."""
 
+import ctypes
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -429,3 +432,28 @@ def test_empty_ground_is_no_dim_image(monkeypatch, caplog):
     assert "WARNING" not in caplog.text
     model.predict((wide // 30).astype(np.uint8))
     assert "1 of 1 images use less than a twelfth" in caplog.text
+
+
+_PINNED = """
+import re
+from pathlib import Path
+from masklab.utils.memory import release_freed
+
+def resident():
+    return int(re.search(r"VmRSS:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+blocks = [b"1" * 60_000 for _ in range(4_000)]
+kept = blocks[99::100]
+del blocks
+before = resident()
+release_freed()
+print(before, resident())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs the C library glibc"
+)
+def test_memory_that_small_blocks_hold_back_is_given_back():
+    before, after = map(int, subprocess.check_output([sys.executable, "-c", _PINNED], text=True).split())
+    assert before > 200 > 100 > after

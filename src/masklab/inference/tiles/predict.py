@@ -22,6 +22,7 @@ from masklab.masks.threshold import encode_masks
 from masklab.ops.box_index import BoxIndex
 from masklab.results.instances import Instances
 from masklab.structures import ClassTable
+from masklab.utils.memory import release_freed
 from masklab.utils.progress import track
 from masklab.utils.types import Box, Integers, Size
 
@@ -159,6 +160,7 @@ class TileFinder:
         if self._on_tiles is None:  # not before it is needed: all tiles may be known
             self._on_tiles = self._prepare()
         predictor, intensities = self._on_tiles
+        release_freed()
         unsaid = InputCheck(predictor.config.image)  # a tile of empty ground is no dim image
         instances = predictor.predict(intensities.read(tile), check=unsaid)
         full = int((instances.scores >= predictor.threshold).sum()) >= predictor.max_detections

@@ -16,6 +16,7 @@ from masklab.masks.packed import PackedRLEs
 from masklab.masks.threshold import encode_masks
 from masklab.ops.box_index import BoxIndex
 from masklab.results.instances import Instances
+from masklab.utils.memory import release_freed
 from masklab.utils.progress import track
 from masklab.utils.types import Box, Floats, Integers
 
@@ -36,6 +37,7 @@ def segment_tiles(
     on_tiles = cast("Predictor", tile_predictor(predictor, plan, intensities))
     masks = [b""] * len(boxes)
     for tile, rows in track(_assigned(plan, boxes).items(), "tiles"):
+        release_freed()
         offset = np.array([*tile[:2], *tile[:2]], np.float32)
         found = on_tiles.segment(intensities.read(tile), boxes[rows] - offset, labels[rows], scores[rows])
         packed = PackedRLEs.of(encode_masks(found.masks, found.boxes + offset, plan.size))
