@@ -15,6 +15,7 @@ With StarDist installed (``pip install stardist tensorflow``), its ``predict_ins
 
 ``--surroundings`` measures instead how far scores depend on what lies around an object: ten surroundings of the same
 256 x 256 pixels, in the middle of 768 x 768.  For each object, the largest difference from its mean score; bar: .03.
+A second line is of the same with black and white by those pixels alone: what is left of it is the network's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +38,13 @@ from numpy.typing import NDArray
 
 import masklab
 from masklab.datasets.open import open_split
+from masklab.images.intensity import intensity_range, rescale_intensity
 from masklab.images.reader import open_reader
 from masklab.inference.tiles.merge import bounds_of
 from masklab.masks import rle
 from masklab.masks.encode import encode_labels, encode_windows
 from masklab.masks.packed import PackedRLEs
+from masklab.results.instances import Instances
 from masklab.utils.device import number_format
 from masklab.utils.types import Bools, Integers, Size
 
@@ -275,6 +279,25 @@ def compare_stardist(path: Path, truth: Objects, size: Size) -> None:
 def show_surroundings(model: str, patches: list[Patch]) -> None:
     """How far the scores of the same pixels differ in ten surroundings."""
     predictor = masklab.load(model)
+    compare_surroundings("intensities of the whole image", predictor.predict, patches, predictor.threshold)
+    config = predictor.config.image
+    if config.percentiles is None:
+        return
+    full = config.model_copy(update={"percentiles": None, "value_range": (0.0, 255.0)})
+    fixed = predictor.on_tiles(
+        predictor.config.model_copy(update={"image": full}), replace(predictor.options, intensity="model"), {}
+    )
+
+    def rescaled(image: NDArray[np.uint8]) -> Instances:
+        middle = image[:, PATCH : 2 * PATCH, PATCH : 2 * PATCH]
+        return fixed.predict(rescale_intensity(image, config, intensity_range(middle, config)).astype(np.float32))
+
+    compare_surroundings("intensities of the same pixels alone", rescaled, patches, predictor.threshold)
+
+
+def compare_surroundings(
+    name: str, predict_image: Callable[[NDArray[np.uint8]], Instances], patches: list[Patch], threshold: float
+) -> None:
     middle = slice(PATCH, 2 * PATCH)
     brightest = sorted(patches, key=lambda patch: -np.percentile(patch.image, 99))
     means, largest, lost = [], [], []
@@ -286,21 +309,19 @@ def show_surroundings(model: str, patches: list[Patch]) -> None:
         found = []
         for image in around:
             image[:, middle, middle] = patch.image
-            result = predictor.predict(image)
+            result = predict_image(image)
             found.append((result.boxes - PATCH, result.scores))
-        boxes, first = max(found, key=lambda pair: int((pair[1] >= predictor.threshold).sum()))
-        clear = (
-            (first >= predictor.threshold) & (boxes[:, :2] > 24).all(axis=1) & (boxes[:, 2:] < PATCH - 24).all(axis=1)
-        )
+        boxes, first = max(found, key=lambda pair: int((pair[1] >= threshold).sum()))
+        clear = (first >= threshold) & (boxes[:, :2] > 24).all(axis=1) & (boxes[:, 2:] < PATCH - 24).all(axis=1)
         table = np.array([best_scores(boxes[clear], *each) for each in found])
         if table.size:
             away = np.abs(table - table.mean(axis=0)).max(axis=0)
             means.append(away.mean())
             largest.append(away.max())
-            lost.append((table < predictor.threshold).mean())
+            lost.append((table < threshold).mean())
     print(
-        f"{len(around)} surroundings of {len(means)} images: an object's score is at most {np.mean(means):.3f} from its mean on "
-        f"average, {np.max(largest):.3f} for the worst; lost {np.mean(lost):.1%}"
+        f"{name}: {len(around)} surroundings of {len(means)} images: an object's score is at most {np.mean(means):.3f} from its "
+        f"mean on average, {np.max(largest):.3f} for the worst; lost {np.mean(lost):.1%}"
     )
 
 
