@@ -13,6 +13,23 @@ from pathlib import Path
 
 import pytest
 
+WORKERS = 4  # at most: each has torch in memory
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Processes for the whole suite; a part of it, and one whose output is to be seen (-s), runs in this process."""
+    whole = config.args == config.getini("testpaths") and config.option.capture != "no"
+    return min(WORKERS, os.cpu_count() or 1) if whole else 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test wrote, in letters that a worker can send: some write bytes that are no text."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
