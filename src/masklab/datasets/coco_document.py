@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,11 +181,13 @@ class CocoDocument:
         """``categories`` without one that only stands above all others, as Roboflow writes it, unless it is ``used``."""
         if not isinstance(self.categories, list) or not all(isinstance(entry, dict) for entry in self.categories):
             return self.categories
+        above = Counter(name for entry in self.categories if isinstance(name := entry.get("supercategory"), str))
         for entry in self.categories:
-            name, others = entry.get("name"), [other for other in self.categories if other is not entry]
-            is_above = bool(others) and isinstance(name, str) and all(o.get("supercategory") == name for o in others)
-            if is_above and entry.get("supercategory") in ("none", "", None) and entry.get("id") not in used:
-                return others
+            name, own, others = entry.get("name"), entry.get("supercategory"), len(self.categories) - 1
+            if others and isinstance(name, str) and own in ("none", "", None):
+                is_above = above[name] - (own == name) == others
+                if is_above and entry.get("id") not in used:
+                    return [other for other in self.categories if other is not entry]
         return self.categories
 
     @classmethod
