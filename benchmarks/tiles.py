@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from numpy.typing import NDArray
 
 import masklab
 from masklab.datasets.open import open_split
-from masklab.images.intensity import intensity_range, rescale_intensity
+from masklab.images.intensity import intensity_range
 from masklab.images.reader import open_reader
 from masklab.inference.tiles.merge import bounds_of
 from masklab.masks import rle
@@ -283,16 +282,14 @@ def show_surroundings(model: str, patches: list[Patch]) -> None:
     config = predictor.config.image
     if config.percentiles is None:
         return
-    full = config.model_copy(update={"percentiles": None, "value_range": (0.0, 255.0)})
-    fixed = predictor.on_tiles(
-        predictor.config.model_copy(update={"image": full}), replace(predictor.options, intensity="model"), {}
-    )
 
-    def rescaled(image: NDArray[np.uint8]) -> Instances:
-        middle = image[:, PATCH : 2 * PATCH, PATCH : 2 * PATCH]
-        return fixed.predict(rescale_intensity(image, config, intensity_range(middle, config)).astype(np.float32))
+    def by_the_middle(image: NDArray[np.uint8]) -> Instances:
+        low, high = intensity_range(image[:, PATCH : 2 * PATCH, PATCH : 2 * PATCH], config)
+        own = config.model_copy(update={"percentiles": None, "value_range": (low[0], high[0])})  # of a grey image
+        fixed = predictor.config.model_copy(update={"image": own})
+        return predictor.on_tiles(fixed, predictor.options, {}).predict(image)
 
-    compare_surroundings("intensities of the same pixels alone", rescaled, patches, predictor.threshold)
+    compare_surroundings("intensities of the same pixels alone", by_the_middle, patches, predictor.threshold)
 
 
 def compare_surroundings(
